@@ -1,0 +1,111 @@
+"""Run the quickstart over several seeds of scenes and distillation, and write docs/quickstart.md.
+
+    python scripts/measure_quickstart.py                       # seeds 101 102 103, about five minutes each
+    python scripts/measure_quickstart.py --seeds 7 8 --out /tmp/page.md
+
+Each run is the command that a user types, in a process of its own, with another seed.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "spar_lightning" / "configs" / "quickstart.yaml"
+SMALL, LARGE = "scenes_64", "scenes_192"
+TEACHER_LEAD, STUDENT_LEAD, STUDENT_SHARE = 5.0, 4.0, 0.6  # mIoU points, mIoU points, share of the teacher's lead
+
+
+def measure(seed: int, runs: Path) -> dict[str, Any]:
+    """Run one seed and return its rows by stage, with the wall time in seconds."""
+    folder = runs / f"quickstart-seed-{seed}"
+    command = [
+        *(sys.executable, "-m", "spar_lightning", "fit", "--config", str(CONFIG)),
+        *("--seed_everything", str(seed), "--data.seed", str(seed)),
+        *("--run_dir", str(folder), "--data.root", str(runs / "scenes"), "--overwrite"),
+    ]
+    start = time.perf_counter()
+    subprocess.run(command, check=True)
+    seconds = time.perf_counter() - start
+    rows = {row["stage"]: row for row in json.loads((folder / "results.json").read_text())}
+    return {"seed": seed, "seconds": seconds, "folder": folder, **rows}
+
+
+def leads(run: dict[str, Any]) -> tuple[float, float, float]:
+    """Lead of the teacher, lead of the student, and its share of the teacher's, at three times the window."""
+    before, teacher, after = (run[stage]["miou"][LARGE] for stage in ("before", "teacher", "after"))
+    return teacher - before, after - before, (after - before) / (teacher - before)
+
+
+def verdict(runs: list[dict[str, Any]]) -> str:
+    """Which of the three aims each seed reaches."""
+    rows = []
+    for run in runs:
+        teacher, student, share = leads(run)
+        reached = teacher >= TEACHER_LEAD and student >= STUDENT_LEAD and share >= STUDENT_SHARE
+        rows.append(f"| {run['seed']} | {teacher:.1f} | {student:.1f} | {share:.0%} | {'yes' if reached else 'no'} |")
+    return "\n".join(rows)
+
+
+def page(runs: list[dict[str, Any]]) -> str:
+    """The text of docs/quickstart.md."""
+    rows = []
+    for run in runs:
+        for stage, title in (
+            ("before", "single pass, before"),
+            ("teacher", "sliding window (teacher)"),
+            ("after", "single pass, after (SPAR)"),
+        ):
+            small, large = (run[stage]["miou"][name] for name in (SMALL, LARGE))
+            rows.append(f"| {run['seed']} | {title} | {small:.1f} | {large:.1f} | {run[stage]['ms']:.1f} |")
+    ratio = statistics.median(run["teacher"]["ms"] / run["after"]["ms"] for run in runs)
+    minutes = ", ".join(f"{run['seconds'] / 60:.1f}" for run in runs)
+    images = runs[0]["after"]["images"]
+    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "lightning"))
+    template = (ROOT / "scripts" / "quickstart_page.md").read_text()
+    return template.format(
+        rows="\n".join(rows),
+        verdict=verdict(runs),
+        ratio=f"{ratio:.0f}",
+        minutes=minutes,
+        small=images[SMALL],
+        large=images[LARGE],
+        hardware=f"{platform.machine()}, {os.cpu_count()} CPU cores ({_processor()}), no GPU",
+        packages=packages,
+        seeds=" ".join(str(run["seed"]) for run in runs),
+        teacher_lead=TEACHER_LEAD,
+        student_lead=STUDENT_LEAD,
+        student_share=f"{STUDENT_SHARE:.0%}",
+    )
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102, 103])
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "measured")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "quickstart.md")
+    args = parser.parse_args()
+    runs = [measure(seed, args.runs) for seed in args.seeds]
+    args.out.write_text(page(runs), encoding="utf-8")
+    for name in ("predictions", "curves"):
+        shutil.copy(runs[0]["folder"] / "plots" / f"{name}.png", args.out.with_name(f"quickstart_{name}.png"))
+    print(f"wrote {args.out}\n{verdict(runs)}")
+
+
+if __name__ == "__main__":
+    main()

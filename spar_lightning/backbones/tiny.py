@@ -1,0 +1,217 @@
+"""Tiny: a ViT of 1.3 M parameters with its weights in the package, for the quickstart and the tests.
+
+It is a real vision-language model in small: learned absolute positions, one training resolution
+(64 px, as scripts/pretrain_tiny.py says), and a text encoder over words, so that class names are
+strings. Vision parameters carry timm's names: `vision_state_dict` loads in timm's VisionTransformer.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from spar_lightning.backbones.base import Backbone, Grid, TextTower
+from spar_lightning.errors import UserError, nearest
+from spar_lightning.sliding_window import check_sides
+
+
+class UnknownWordError(UserError):
+    """A prompt holds a word that the text encoder has never seen."""
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, kept inside each image of a pack."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, heads, T, dim/heads)
+        images = [F.scaled_dot_product_attention(*part) for part in qkv.split(list(lengths), dim=3)]
+        out: Tensor = self.proj(torch.cat(images, dim=2).transpose(1, 2).flatten(2))
+        return out
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU between."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, 4 * dim)
+
+    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        x = x + self.attn(self.norm1(x), lengths)
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class PatchEmbed(nn.Module):
+    """Cut an image into patches and project each: (B, 3, H, W) -> (B, D, h, w)."""
+
+    def __init__(self, patch_size: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches: Tensor = self.proj(images)
+        return patches
+
+
+class WordEncoder(nn.Module):
+    """Text tower: words -> embeddings with positions -> transformer -> mean over words -> (Q, d)."""
+
+    max_words = 24
+
+    def __init__(self, dim: int, heads: int, depth: int) -> None:
+        super().__init__()
+        self.words = _vocabulary()
+        self._index = {word: i for i, word in enumerate(self.words, start=1)}  # 0 pads
+        self.token_embedding = nn.Embedding(len(self.words) + 1, dim, padding_idx=0)
+        self.pos_embed = nn.Parameter(torch.randn(1, self.max_words, dim) * 0.02)
+        layer = nn.TransformerEncoderLayer(dim, heads, 4 * dim, 0.0, F.gelu, batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Word indices (Q, longest prompt), padded with 0; case and punctuation do not matter."""
+        rows = [self._words(prompt) for prompt in prompts]
+        longest = max(map(len, rows))
+        return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+
+    def _words(self, prompt: str) -> list[int]:
+        words = re.findall(r"\w+", prompt.lower())
+        if not 0 < len(words) <= self.max_words:
+            raise UserError(f"Tiny reads prompts of 1 to {self.max_words} words, but got {len(words)} in {prompt!r}.")
+        for word in words:
+            if word not in self._index:
+                raise UnknownWordError(
+                    f"Tiny does not know the word {word!r} of the class name or prompt {prompt!r}. "
+                    f"{nearest(word, self.words)}"
+                    f"Its {len(self.words)} words are listed in spar_lightning/backbones/tiny_words.txt; "
+                    "for any other word choose a backbone with a full text encoder."
+                )
+        return [self._index[word] for word in words]
+
+    def forward(self, prompts: Sequence[str]) -> Tensor:
+        tokens = self.tokenize(prompts).to(self.pos_embed.device)
+        x = self.token_embedding(tokens) + self.pos_embed[:, : tokens.shape[1]]
+        x = self.norm(self.blocks(x, src_key_padding_mask=tokens == 0))
+        present = (tokens > 0).unsqueeze(-1)
+        out: Tensor = self.proj((x * present).sum(1) / present.sum(1))
+        return out
+
+
+class Tiny(Backbone):
+    """A small ViT (patch 8, window 64) over the words of rendered scenes.
+
+    Args:
+        pretrained: `scenes` for the weights in the package, the path of a .safetensors file of the same
+            layout, or null for random weights.
+    """
+
+    patch_size = 8
+    window = 64
+    embed_dim = 128
+    mean = (0.5, 0.5, 0.5)
+    std = (0.25, 0.25, 0.25)
+    heads = 4
+
+    def __init__(self, pretrained: str | None = "scenes") -> None:
+        super().__init__()
+        dim, side = self.embed_dim, self.window // self.patch_size
+        self.pretrained = pretrained
+        self.patch_embed = PatchEmbed(self.patch_size, dim)
+        self.pos_embed = nn.Parameter(torch.randn(1, side**2, dim) * 0.02)
+        self.blocks = nn.ModuleList(Block(dim, self.heads) for _ in range(6))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.head = nn.Linear(dim, dim)
+        if pretrained is not None:
+            self.load_vision_state_dict(_weights(pretrained, "vision."))
+        self.eval()
+
+    def embed(self, images: Tensor) -> Tensor:
+        check_sides(images, self.patch_size)
+        tokens: Tensor = self.patch_embed(images)
+        return (tokens + self._positions(*tokens.shape[-2:])).flatten(2).transpose(1, 2)
+
+    def _positions(self, h: int, w: int) -> Tensor:
+        side = self.window // self.patch_size
+        table = self.pos_embed.transpose(1, 2).unflatten(2, (side, side))  # (1, D, side, side)
+        if (h, w) == (side, side):
+            return table
+        return F.interpolate(table, (h, w), mode="bicubic", align_corners=False, antialias=False)
+
+    def run_blocks(self, tokens: Tensor, grids: Sequence[Grid], start: int = 0, stop: int | None = None) -> Tensor:
+        lengths = [h * w for h, w in grids]
+        for block in self.blocks[start:stop]:
+            tokens = block(tokens, lengths)
+        return tokens
+
+    def project(self, tokens: Tensor, grids: Sequence[Grid]) -> Tensor:
+        features: Tensor = self.head(self.norm(tokens))
+        return features
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        groups = {"patch_embed": list(self.patch_embed.parameters()), "pos_embed": [self.pos_embed]}
+        for i, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            groups[f"blocks.{i}"] = list(block.parameters())
+            groups[f"blocks.{i}.mlp"] = list(block.mlp.parameters())
+            groups[f"blocks.{i}.qkv"] = list(block.attn.qkv.parameters())
+        return {**groups, "norm": list(self.norm.parameters()), "head": list(self.head.parameters())}
+
+    def vision_state_dict(self) -> dict[str, Tensor]:
+        return dict(self.state_dict())
+
+    def load_vision_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        self.load_state_dict(state_dict)
+
+    def build_text_tower(self) -> TextTower:
+        tower = WordEncoder(self.embed_dim, self.heads, depth=1)
+        if self.pretrained is not None:
+            tower.load_state_dict(_weights(self.pretrained, "text."))
+        return tower.eval().requires_grad_(False)
+
+
+def _vocabulary() -> list[str]:
+    return resources.files(__package__).joinpath("tiny_words.txt").read_text(encoding="ascii").split()
+
+
+def _weights(source: str, prefix: str) -> dict[str, Tensor]:
+    """The tensors of one tower, read from the package or from a file."""
+    if source == "scenes":
+        with resources.as_file(resources.files(__package__).joinpath("tiny.safetensors")) as path:
+            tensors = load_file(path)
+    elif Path(source).is_file():
+        tensors = load_file(source)
+    else:
+        raise UserError(
+            f"Tiny(pretrained={source!r}): no such file. Allowed are 'scenes' (the weights in the package), "
+            "the path of a .safetensors file made by scripts/pretrain_tiny.py, or null for random weights."
+        )
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

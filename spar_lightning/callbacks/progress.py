@@ -1,0 +1,75 @@
+"""Progress bars: one over the whole of `fit`, with rate, time left and loss, and one per validation."""
+
+import sys
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm import tqdm
+
+
+class FitProgress(ProgressBar):
+    """tqdm bars that count optimizer-independent steps of the whole run, not of one epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+        self._fit: tqdm[Any] | None = None
+        self._validation: tqdm[Any] | None = None
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def _bar(self, description: str, total: float, unit: str, leave: bool, initial: int = 0) -> "tqdm[Any]":
+        # A log file gets a line now and then instead of a redraw ten times a second.
+        interval = 0.1 if sys.stderr.isatty() else 10.0
+        count = None if total == float("inf") else int(total)
+        return tqdm(
+            desc=description, total=count, unit=unit, leave=leave, initial=initial, mininterval=interval,
+            dynamic_ncols=True, disable=not self._enabled,
+        )  # fmt: skip
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        per_epoch, done = trainer.num_training_batches, trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        epochs = float("inf") if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)
+        total = per_epoch * epochs
+        if trainer.max_steps > 0:
+            total = min(total, trainer.max_steps * trainer.accumulate_grad_batches)
+        self._fit = self._bar("distilling", total, "step", leave=True, initial=done)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert self._fit is not None
+        shown = self.get_metrics(trainer, pl_module)
+        self._fit.set_postfix(
+            {"epoch": trainer.current_epoch, **{k: v for k, v in shown.items() if k != "v_num"}}, refresh=False
+        )
+        self._fit.update()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._fit is not None:
+            self._fit.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        for bar in (self._fit, self._validation):
+            if bar is not None:
+                bar.close()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        total = sum(trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches)
+        self._validation = self._bar("validating", total, "image", leave=False)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        assert self._validation is not None
+        self._validation.update()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._validation is not None
+        self._validation.close()

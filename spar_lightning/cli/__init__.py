@@ -1,0 +1,59 @@
+"""The `spar` command: a table of verbs; a verb's module is imported after the choice.
+
+`spar --help` therefore costs an empty Python start. Errors that a user can mend are printed as a
+sentence and exit with 2; everything else keeps its traceback, because it is ours.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from spar_lightning import __version__
+from spar_lightning.errors import UserError, nearest
+
+VERBS = {
+    "fit": "Distil a student: teacher features first, then training and validation.",
+    "validate": "Measure the mIoU of a backbone or a trained student.",
+}
+
+USAGE = """usage: spar VERB [options]
+
+{version}: vision transformers at any resolution, for open-vocabulary segmentation.
+
+verbs:
+{verbs}
+
+options:
+  -h, --help     show this, or behind a verb the options of that verb
+  --version      show the version
+
+example:
+  spar fit --config configs/quickstart.yaml
+"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a verb and return the exit code: 0 done, 2 a mistake in what was given, 130 stopped by Ctrl-C."""
+    given = list(sys.argv[1:] if args is None else args)
+    if not given or given[0] in ("-h", "--help"):
+        rows = "\n".join(f"  {verb:<14} {text}" for verb, text in VERBS.items())
+        print(USAGE.format(version=f"spar_lightning {__version__}", verbs=rows), end="")
+        return 0
+    if given[0] == "--version":
+        print(__version__)
+        return 0
+    verb = given[0]
+    if verb not in VERBS:
+        return _fail("spar", f"There is no verb {verb!r}. {nearest(verb, VERBS)}Allowed are {', '.join(VERBS)}.")
+    try:
+        code: int = import_module(f"spar_lightning.cli.{verb}").run(given[1:])
+    except UserError as error:
+        return _fail(f"spar {verb}", str(error))
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _fail(command: str, sentence: str) -> int:
+    print(f"{command}: error: {sentence}", file=sys.stderr)
+    return 2

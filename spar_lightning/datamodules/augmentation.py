@@ -1,0 +1,109 @@
+"""Resolution and aspect augmentation, once per image, seeded by the image's key.
+
+The defaults are the released configuration of the paper (supplement): RandomResize, then crop or
+whole image with sides floored to multiples of 16, then a flip. What was drawn depends on the seed
+and the key alone, never on workers, ranks or order, and is kept as a record beside the sample.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spar_lightning.errors import UserError
+
+
+class Record(NamedTuple):
+    """What was done to an image, in pixels: resized to (height, width), then cropped, then perhaps flipped."""
+
+    height: int
+    width: int
+    top: int
+    left: int
+    crop_height: int
+    crop_width: int
+    flip: bool
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random size, crop and flip of one image.
+
+    Args:
+        scale: Long and short bound of the resized image in pixels, before the ratio.
+        ratio_range: The bounds are multiplied by a ratio drawn uniformly from this range.
+        min_side: Smallest side of the result in pixels; images that come out smaller are enlarged.
+        multiple: Both sides of the result are floored to multiples of this; the patch size must divide it.
+        crop_probability: How often a crop is taken instead of the whole image.
+        crop_range: Side of a crop as a share of the image's side, drawn for each axis on its own.
+        flip_probability: How often the image is mirrored left to right.
+    """
+
+    scale: tuple[int, int] = (2048, 1024)
+    ratio_range: tuple[float, float] = (0.5, 1.0)
+    min_side: int = 512
+    multiple: int = 16
+    crop_probability: float = 0.5
+    crop_range: tuple[float, float] = (0.4, 1.0)
+    flip_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.min_side % self.multiple:
+            raise UserError(
+                f"augmentation: min_side must be a multiple of multiple, but got {self.min_side} and {self.multiple}."
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """What a cache records of it."""
+        return {"name": type(self).__name__, **asdict(self)}
+
+    def draw(self, height: int, width: int, seed: int, key: str) -> Record:
+        """Decide what happens to the image `key` of height x width pixels."""
+        digest = hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=16).digest()
+        rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+        ratio = rng.uniform(*self.ratio_range)
+        height, width = rescaled(height, width, (int(self.scale[0] * ratio), int(self.scale[1] * ratio)))
+        crop = rng.uniform() < self.crop_probability
+        shares = rng.uniform(size=4)  # drawn always, so that every image takes the same draws
+        flip = bool(rng.uniform() < self.flip_probability)
+
+        if min(height, width) < self.min_side:
+            short = min(height, width)
+            height, width = (self._floor(int(side * self.min_side / short)) for side in (height, width))
+            crop = False
+        if not crop:
+            height, width = self._floor(height), self._floor(width)
+            return Record(height, width, 0, 0, height, width, flip)
+        crop_height, crop_width = (
+            self._floor(int(_integer(int(self.crop_range[0] * side), int(self.crop_range[1] * side), share)))
+            for side, share in ((height, shares[0]), (width, shares[1]))
+        )
+        top, left = _integer(0, height - crop_height, shares[2]), _integer(0, width - crop_width, shares[3])
+        return Record(height, width, top, left, crop_height, crop_width, flip)
+
+    def _floor(self, side: int) -> int:
+        return max(side, self.min_side) // self.multiple * self.multiple
+
+    def apply(self, image: Tensor, record: Record) -> Tensor:
+        """Turn an image (3, H, W) uint8 into the recorded one, bilinear without antialias as the released code."""
+        pixels = F.interpolate(image[None].float(), (record.height, record.width), mode="bilinear")[0]
+        pixels = pixels.round().clamp(0, 255).to(torch.uint8)
+        rows = slice(record.top, record.top + record.crop_height)
+        columns = slice(record.left, record.left + record.crop_width)
+        pixels = pixels[:, rows, columns]
+        return pixels.flip(-1) if record.flip else pixels
+
+
+def rescaled(height: int, width: int, bounds: tuple[int, int]) -> tuple[int, int]:
+    """Largest size with the same aspect whose long and short side stay within the bounds (mmcv's rule)."""
+    factor = min(max(bounds) / max(height, width), min(bounds) / min(height, width))
+    return int(height * factor + 0.5), int(width * factor + 0.5)
+
+
+def _integer(low: int, high: int, share: float) -> int:
+    """Uniform integer in low..high, both included, from a uniform share in [0, 1)."""
+    return low + int(share * (high - low + 1))

@@ -1,0 +1,187 @@
+"""Distillation: a frozen teacher that slides, a student that sees the image once (paper, section 3).
+
+The module owns one registered network, the student. The teacher is the student with its trainable
+tensors as they were at the start, so it needs no memory of its own until somebody asks for it: it
+is in no state dict, DDP never sees it, and it stays right after a resume.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jsonargparse import lazy_instance  # type: ignore[attr-defined]  # exported, but not by the name mypy wants
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from spar_lightning import __version__
+from spar_lightning.backbones.base import Backbone
+from spar_lightning.datamodules.sample import LabelledImage, Sample
+from spar_lightning.errors import UserError
+from spar_lightning.segmenter import Inference, Segmenter
+from spar_lightning.sliding_window import SlidingWindow
+from spar_lightning.trainable import set_trainable
+from spar_lightning.zero_shot import TEMPLATES, TextClassifier
+
+
+class ResumeError(UserError):
+    """A checkpoint does not belong to this configuration."""
+
+
+class Distillation(LightningModule):
+    """Teach a backbone to give in one pass what it gives in sliding windows.
+
+    Args:
+        backbone: The pretrained network: teacher as it is, student as it becomes.
+        stride: Step between the teacher's windows in pixels; the paper takes 24 with patches of 16.
+        trainable: Parts of the student that train: names or patterns of parameter groups, or `all`.
+        loss: Compares student and teacher features of one image, both (h, w, d).
+        lr: Learning rate of AdamW.
+        weight_decay: Weight decay of AdamW.
+        lr_schedule: Made from the optimizer, stepped after every optimizer step; null keeps lr constant.
+        window_batch: Teacher windows per forward pass.
+        templates: Prompt templates for validation, averaged; `{}` stands for the class name.
+        inference: How validation segments: `single` pass of the student, or `sliding` window.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        stride: int = 24,
+        trainable: Sequence[str] = ("blocks.-2", "blocks.-1"),
+        loss: nn.Module = lazy_instance(nn.MSELoss),
+        lr: float = 2e-5,
+        weight_decay: float = 1e-4,
+        lr_schedule: Callable[[Optimizer], LRScheduler] | None = None,
+        window_batch: int = 60,
+        templates: Sequence[str] = TEMPLATES,
+        inference: Inference = "single",
+    ) -> None:
+        super().__init__()
+        self.student = backbone
+        self.stride = stride
+        self.trainable = list(trainable)
+        self.loss = loss
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.lr_schedule = lr_schedule
+        self.window_batch = window_batch
+        self.templates = list(templates)
+        self.inference: Inference = inference
+        set_trainable(backbone, backbone.parameter_groups(), self.trainable)
+        self._start = {name: p.detach().clone() for name, p in backbone.named_parameters() if p.requires_grad}
+        self._teacher: list[SlidingWindow] = []  # a list: no submodule
+        self._classifiers: dict[tuple[tuple[str, tuple[str, ...]], ...], TextClassifier] = {}
+        SlidingWindow(backbone, stride, batch_size=window_batch)  # refuses a bad stride now, not after the data
+
+    def build_teacher(self) -> SlidingWindow:
+        """A frozen copy of the backbone as it was before training, in sliding windows, on this module's device."""
+        backbone = copy.deepcopy(self.student)
+        backbone.load_state_dict(self._start, strict=False)
+        backbone.requires_grad_(False)
+        return SlidingWindow(backbone, self.stride, batch_size=self.window_batch).to(self.device)
+
+    def teacher_identity(self) -> dict[str, Any]:
+        """What the teacher's features depend on: weights, windows and the arithmetic between them."""
+        teacher = self.build_teacher()
+        assert isinstance(teacher.backbone, Backbone)
+        return {
+            "backbone": f"{type(self.student).__module__}.{type(self.student).__qualname__}",
+            "weights": teacher.backbone.weights_digest(),
+            **teacher.identity(),
+        }
+
+    def segmenter(self, classes: Mapping[str, Sequence[str]], inference: Inference | None = None) -> Segmenter:
+        """The student as a segmenter of these classes; text embeddings are made once per list of classes."""
+        return self._segmenter(self.student, classes, inference or self.inference)
+
+    def teacher_segmenter(self, classes: Mapping[str, Sequence[str]]) -> Segmenter:
+        """The teacher as a segmenter: the pretrained backbone in sliding windows."""
+        teacher = self.build_teacher().backbone
+        assert isinstance(teacher, Backbone)
+        return self._segmenter(teacher, classes, "sliding")
+
+    def _segmenter(self, backbone: Backbone, classes: Mapping[str, Sequence[str]], inference: Inference) -> Segmenter:
+        key = tuple((label, tuple(names)) for label, names in classes.items())
+        if key not in self._classifiers:
+            self._classifiers[key] = TextClassifier.from_classes(self.student.encode_text, classes, self.templates)
+        return Segmenter(backbone, self._classifiers[key], inference, self.stride, self.window_batch)
+
+    def training_step(self, batch: list[Sample], batch_idx: int) -> Tensor:
+        loss = torch.stack([self.loss(*self._student_and_target(sample)) for sample in batch]).mean()
+        self.log("loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def _student_and_target(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """Both (h, w, d), in fp32: whatever the network ran in, the loss is exact."""
+        pixels = self.student.normalize(sample.image[None])
+        student = self.student(pixels)[0]
+        target = self._online_teacher(pixels)[0] if sample.features is None else sample.features
+        return student.float(), target.float()
+
+    @torch.no_grad()
+    def _online_teacher(self, pixels: Tensor) -> Tensor:
+        if not self._teacher:
+            self._teacher.append(self.build_teacher())
+        features: Tensor = self._teacher[0](pixels)
+        return features
+
+    def on_validation_start(self) -> None:
+        self._segmenters = [self.segmenter(b.classes) for b in self._benchmarks()]
+
+    def validation_step(
+        self, batch: list[LabelledImage], batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, list[Tensor]]:
+        return {"labels": [self._segmenters[dataloader_idx](image.image) for image in batch]}
+
+    def _benchmarks(self) -> Sequence[Any]:
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit and Trainer.validate
+        return datamodule.benchmarks  # type: ignore[no-any-return]
+
+    def configure_optimizers(self) -> Any:
+        parameters = [p for p in self.student.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+        if self.lr_schedule is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.lr_schedule(optimizer), "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # No save_hyperparameters: LightningCLI would read them back over the user's command line on resume.
+        checkpoint["spar"] = {
+            "version": __version__,
+            "trainable": self.trainable,
+            "lr": self.lr,
+            "weight_decay": self.weight_decay,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        spar = checkpoint.get("spar")
+        if spar is None:
+            raise ResumeError("The checkpoint was not written by spar fit: it lacks the entry 'spar'.")
+        if not checkpoint.get("optimizer_states"):
+            return
+        if spar["trainable"] != self.trainable:
+            raise ResumeError(
+                f"The checkpoint trained {spar['trainable']}, but model.trainable is {self.trainable}. An optimizer's "
+                "state fits one selection only: give the old one, or start anew with another --run_dir."
+            )
+        if spar["lr"] != self.lr:
+            _scale_learning_rate(checkpoint, self.lr / spar["lr"])
+        for optimizer in checkpoint["optimizer_states"]:
+            for group in optimizer["param_groups"]:
+                group["weight_decay"] = self.weight_decay
+
+
+def _scale_learning_rate(checkpoint: dict[str, Any], scale: float) -> None:
+    """Let the configuration win over the saved optimizer and schedule, which hold the old run's rates."""
+    for optimizer in checkpoint["optimizer_states"]:
+        for group in optimizer["param_groups"]:
+            group.update({key: group[key] * scale for key in ("lr", "initial_lr") if key in group})
+    for schedule in checkpoint.get("lr_schedulers", []):
+        keys = [key for key in ("base_lrs", "_last_lr") if key in schedule]
+        schedule.update({key: [lr * scale for lr in schedule[key]] for key in keys})

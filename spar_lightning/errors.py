@@ -1,0 +1,17 @@
+"""Errors that a user can mend: the command prints their sentence, without a traceback, and exits 2.
+
+A sentence says what was given, what is allowed, and what mends it. Standard library only.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Base of every error whose cause lies in what the user gave."""
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str:
+    """A sentence that names up to three likely meanings of `given`, or nothing."""
+    close = difflib.get_close_matches(given, list(allowed), n=3)
+    return f"Did you mean {' or '.join(close)}? " if close else ""

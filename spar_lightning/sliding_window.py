@@ -1,0 +1,140 @@
+"""Sliding-window features: a backbone over overlapping windows, stitched to the image's patch grid.
+
+This is the teacher's arithmetic (paper, section 3). Where the stride s is no multiple of the patch
+P, windows meet between patches, so each window's map is upsampled r = P / gcd(P, s) times
+(bilinear), maps are averaged where they overlap, and the average is brought back to the patch grid
+(bilinear). All of it, the overlap counts too, is linear and separable in y and x. The contribution
+of a window is therefore A_y map A_x^T with two small matrices, and the r-times canvas is never made.
+
+Shapes: B images, H x W pixels, h x w patches; a window has k x l patches; d channels.
+"""
+
+import math
+from itertools import groupby
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spar_lightning.errors import UserError
+
+ALGORITHM = 1  # raised by hand when the same backbone, window and stride give other features
+
+
+class DenseEncoder(Protocol):
+    """What slides: normalised images (B, 3, H, W), sides multiples of the patch, to features (B, h, w, d)."""
+
+    patch_size: int
+    window: int
+
+    def __call__(self, images: Tensor, /) -> Tensor: ...
+
+
+def check_sides(images: Tensor, patch_size: int) -> None:
+    """Raise UserError unless both sides of (B, 3, H, W) are positive multiples of the patch."""
+    height, width = images.shape[-2:]
+    if not height or not width or height % patch_size or width % patch_size:
+        raise UserError(
+            f"Images must have sides that are multiples of the patch size {patch_size}, but got "
+            f"{height} x {width}. Resize the image first; Segmenter does it for you."
+        )
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Starts 0, s, 2s, .. and length - window, in pixels; a window longer than the axis starts at 0."""
+    last = max(length - window, 0)
+    return [*range(0, last, stride), last]
+
+
+def stitch_matrices(length: int, window: int, stride: int, patch: int) -> Tensor:
+    """Matrices (n, length/P, window/P), float64: what each window adds to the patches of one axis.
+
+    The window is clamped to the axis. Row sums over all windows are 1: constants are preserved.
+    """
+    window = min(window, length)
+    r = patch // math.gcd(patch, stride)
+    fine, k = length // patch * r, window // patch
+    up = _interpolation(k, k * r)
+    starts = [start * r // patch for start in window_starts(length, window, stride)]
+    placed = torch.zeros(len(starts), fine, k, dtype=torch.float64)
+    for matrix, start in zip(placed, starts, strict=True):
+        matrix[start : start + k * r] = up
+    count = placed.sum(dim=(0, 2))  # windows over each fine position: rows of `up` sum to 1
+    return _interpolation(fine, fine // r) @ (placed / count[:, None])
+
+
+def _interpolation(source: int, target: int) -> Tensor:
+    """Bilinear interpolation (align_corners False) along one axis as a matrix (target, source)."""
+    basis = torch.eye(source, dtype=torch.float64)[None]
+    return F.interpolate(basis, target, mode="linear", align_corners=False)[0].T
+
+
+class SlidingWindow(nn.Module):
+    """Dense features of an image of any size from windows of the backbone's native size.
+
+    Args:
+        backbone: The network that sees the windows.
+        stride: Step between windows in pixels; need not be a multiple of the patch.
+        window: Side of a window in pixels, a multiple of the patch; null takes the backbone's own.
+        batch_size: Windows per forward pass.
+    """
+
+    def __init__(
+        self, backbone: DenseEncoder, stride: int = 24, window: int | None = None, batch_size: int = 60
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.stride = stride
+        self.window = backbone.window if window is None else window
+        self.batch_size = batch_size
+        if stride < 1 or batch_size < 1:
+            raise UserError(f"stride and window batch must be at least 1, but got {stride} and {batch_size}.")
+        if self.window < 1 or self.window % backbone.patch_size:
+            raise UserError(
+                f"window must be a positive multiple of the patch size {backbone.patch_size}, but got {self.window}."
+            )
+        if stride > self.window:
+            raise UserError(
+                f"stride {stride} is larger than the window of {self.window} pixels: patches between windows would "
+                f"have no features. Give a stride from 1 to {self.window}."
+            )
+
+    def identity(self) -> dict[str, int]:
+        """What the stitched features depend on, apart from the backbone; batch_size changes nothing."""
+        return {"window": self.window, "stride": self.stride, "algorithm": ALGORITHM}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, h, w, d) of normalised images (B, 3, H, W), accumulated in at least fp32."""
+        check_sides(images, self.backbone.patch_size)
+        return torch.stack([self._stitch(image) for image in images])
+
+    def _stitch(self, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        patch = self.backbone.patch_size
+        k, l = min(self.window, height), min(self.window, width)
+        tops = window_starts(height, self.window, self.stride)
+        lefts = window_starts(width, self.window, self.stride)
+        a_y = stitch_matrices(height, self.window, self.stride, patch)  # (rows, h, k/P)
+        a_x = stitch_matrices(width, self.window, self.stride, patch)  # (columns, w, l/P)
+
+        places = [(i, j) for i in range(len(tops)) for j in range(len(lefts))]
+        total: Tensor | None = None
+        for first in range(0, len(places), self.batch_size):
+            batch = places[first : first + self.batch_size]
+            # Views of the image: only this batch of windows is ever copied.
+            windows = torch.stack([image[:, tops[i] : tops[i] + k, lefts[j] : lefts[j] + l] for i, j in batch])
+            maps = self.backbone(windows)
+            maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # (n, k/P, l/P, d)
+            if total is None:
+                a_y, a_x = a_y.to(maps), a_x.to(maps)
+                total = maps.new_zeros(height // patch, width // patch, maps.shape[-1])
+            done = 0
+            for i, row in groupby(batch, key=lambda place: place[0]):
+                columns = [j for _, j in row]
+                part = maps[done : done + len(columns)]
+                strip = torch.einsum("nxl,nkld->kxd", a_x[columns], part)  # one row of windows, widthwise
+                total += torch.einsum("yk,kxd->yxd", a_y[i], strip)
+                done += len(columns)
+        assert total is not None
+        return total

@@ -1,0 +1,153 @@
+"""Bad input: a sentence that says what was given, what is allowed and what mends it; exit code 2."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from spar_lightning.cli import main
+
+Capture = pytest.CaptureFixture[str]
+
+
+def sentence(args: list[str], capsys: Capture) -> str:
+    """What `spar` prints about bad input: one screen, no traceback."""
+    try:
+        code: object = main(args)
+    except SystemExit as exit:
+        code = exit.code
+    assert code == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed and "error: " in printed
+    text = printed[printed.index("error: ") + 7 :]
+    assert len(text) < 1500
+    return " ".join(text.split())
+
+
+def test_missing_config(capsys: Capture) -> None:
+    text = sentence(["fit", "--config", "nowhere.yaml"], capsys)
+    assert "nowhere.yaml. Give an existing YAML file; shipped are configs/quickstart.yaml" in text
+
+
+def test_broken_yaml(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "broken.yaml").write_text("model: [1, 2\n")
+    assert "line 2" in sentence(["fit", "--config", str(tmp_path / "broken.yaml")], capsys)
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("--model.strid", "Did you mean stride"),
+        ("--data.train_scene", "Did you mean train_scenes"),
+        ("--run_dirr", "Did you mean run_dir"),
+    ],
+)
+def test_unknown_key(option: str, hint: str, small: list[str], capsys: Capture) -> None:
+    text = sentence(["fit", *small, option, "3"], capsys)
+    assert option.split(".")[-1].lstrip("-") in text and hint in text and "spar fit --help" in text
+
+
+def test_unknown_key_in_a_file(tmp_path: Path, small: list[str], capsys: Capture) -> None:
+    (tmp_path / "more.yaml").write_text("model:\n  wieght_decay: 1\n")
+    text = sentence(["fit", *small, "--config", str(tmp_path / "more.yaml")], capsys)
+    assert "wieght_decay" in text and "Did you mean weight_decay" in text
+
+
+def test_wrong_type(small: list[str], capsys: Capture) -> None:
+    text = sentence(["fit", *small, "--model.stride", "five"], capsys)
+    assert "model.stride" in text and "int" in text and "five" in text
+
+
+def test_unknown_class(small: list[str], capsys: Capture) -> None:
+    text = sentence(["fit", *small, "--model.backbone", "Tinny"], capsys)
+    assert "no class is called 'Tinny'. Did you mean Tiny" in text and "package.module.Class" in text
+
+
+def test_nothing_given(capsys: Capture) -> None:
+    assert "--config configs/quickstart.yaml" in sentence(["fit"], capsys)
+
+
+def test_missing_shard(tmp_path: Path, capsys: Capture) -> None:
+    text = sentence(["fit", *shards(tmp_path, tmp_path / "sa_{000000..000001}.tar")], capsys)
+    assert "of which 2 do not exist" in text and "sa_000000.tar" in text and "Give existing tar files" in text
+
+
+def test_empty_shard(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "sa_000000.tar").touch()
+    text = sentence(["fit", *shards(tmp_path, tmp_path / "sa_000000.tar")], capsys)
+    assert "sa_000000.tar is empty (0 bytes). Fetch it again" in text
+    # A start that failed before anything was measured does not block the next one.
+    assert "is empty" in sentence(["fit", *shards(tmp_path, tmp_path / "sa_000000.tar")], capsys)
+
+
+def shards(tmp_path: Path, pattern: Path) -> list[str]:
+    return [
+        "--model.backbone=Tiny", "--data=SA1B", f"--data.shards={pattern}", f"--data.cache={tmp_path / 'cache'}",
+        "--data.augmentation.multiple=8", f"--run_dir={tmp_path / 'run'}", "--trainer.accelerator=cpu",
+    ]  # fmt: skip
+
+
+def test_unknown_class_name(tmp_path: Path, scenes: Path, small: list[str], capsys: Capture) -> None:
+    from spar_lightning.datamodules import RenderedScenes  # the folder exists after this
+
+    where = ["--data.root", str(tmp_path), "--run_dir", str(tmp_path / "run")]
+    data = RenderedScenes(root=str(tmp_path), train_scenes=1, val_scenes=1, val_sizes=(64,))
+    data.draw()
+    path = tmp_path / "seed-0" / "val_64" / "benchmark.yaml"
+    path.write_text(path.read_text().replace("- disc", "- disk"))
+    more = ["--data.train_scenes", "1", "--data.val_scenes", "1", "--data.val_sizes", "[64]"]
+    text = sentence(["validate", *small, *more, *where[:2]], capsys)
+    assert "does not know the word 'disk' of the class name" in text and "Did you mean disc" in text
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere; test_a_run_folder_below_a_file covers this")
+def test_unwritable_run_folder(tmp_path: Path, scenes: Path, small: list[str], capsys: Capture) -> None:
+    tmp_path.chmod(0o500)
+    text = sentence(["fit", *small, "--data.root", str(scenes), "--run_dir", str(tmp_path / "run")], capsys)
+    assert "cannot write in" in text and "Give a --run_dir where you may write" in text
+
+
+def test_a_run_folder_below_a_file(tmp_path: Path, scenes: Path, small: list[str], capsys: Capture) -> None:
+    (tmp_path / "file").touch()
+    text = sentence(["fit", *small, "--data.root", str(scenes), "--run_dir", str(tmp_path / "file" / "run")], capsys)
+    assert "cannot write in" in text and "Give a --run_dir where you may write" in text
+
+
+def test_existing_run_folder(tmp_path: Path, small: list[str], capsys: Capture) -> None:
+    (tmp_path / "train.log").touch()
+    (tmp_path / "metrics.jsonl").touch()
+    text = sentence(["fit", *small, "--run_dir", str(tmp_path)], capsys)
+    assert "holds a run already" in text and "--resume auto" in text and "--overwrite" in text
+
+
+def test_a_folder_of_something_else(tmp_path: Path, small: list[str], capsys: Capture) -> None:
+    (tmp_path / "thesis.tex").touch()
+    for extra in ([], ["--overwrite"]):
+        assert "is not empty and holds no run" in sentence(["fit", *small, "--run_dir", str(tmp_path), *extra], capsys)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_resume_and_overwrite(tmp_path: Path, small: list[str], capsys: Capture) -> None:
+    args = ["fit", *small, "--run_dir", str(tmp_path), "--resume", "auto", "--overwrite"]
+    assert "exclude each other" in sentence(args, capsys)
+
+
+def test_a_missing_checkpoint(tmp_path: Path, small: list[str], capsys: Capture) -> None:
+    text = sentence(["fit", *small, "--run_dir", str(tmp_path / "run"), "--resume", "x.ckpt"], capsys)
+    assert "--resume x.ckpt: no such checkpoint. Allowed are auto, never, and the path of a .ckpt file" in text
+    text = sentence(["validate", *small, "--ckpt_path", "x.ckpt"], capsys)
+    assert "--ckpt_path x.ckpt: no such checkpoint" in text
+
+
+def test_a_bad_selector(tmp_path: Path, small: list[str], capsys: Capture) -> None:
+    text = sentence(["fit", *small, "--run_dir", str(tmp_path / "run"), "--model.trainable", "[blocks.9]"], capsys)
+    assert "trainable: 'blocks.9' matches no group" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_scenes_in_the_folder(tmp_path: Path, scenes: Path, small: list[str], capsys: Capture) -> None:
+    folder = tmp_path / "seed-0"
+    folder.mkdir()
+    (folder / "scenes.json").write_text('{"seed": 0, "train_scenes": 3}')
+    text = sentence(["fit", *small, "--data.root", str(tmp_path), "--run_dir", str(tmp_path / "run")], capsys)
+    assert "holds other scenes: train_scenes 3 instead of 12" in text and "data.root" in text

@@ -1,0 +1,62 @@
+"""Fixtures: one thread, and a small run of the quickstart that several tests look at."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning.pytorch  # noqa: F401  # its log handler keeps the stderr of the first import
+import pytest
+import torch
+
+torch.set_num_threads(1)  # tests with two processes share two cores
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = ROOT / "spar_lightning" / "configs" / "quickstart.yaml"
+
+
+@dataclass
+class Finished:
+    """A `spar` process that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def small() -> list[str]:
+    """Arguments that make the quickstart small: 12 scenes to train on, 5 to validate on."""
+    return [
+        "--config", str(QUICKSTART),
+        "--data.train_scenes", "12",
+        "--data.val_scenes", "5",
+        "--data.val_sizes", "[64,96]",
+        "--trainer.max_epochs", "2",
+        "--trainer.log_every_n_steps", "1",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the small runs of all tests keep scenes and features: drawn once."""
+    return tmp_path_factory.mktemp("scenes")
+
+
+@pytest.fixture(scope="session")
+def spar() -> Callable[..., Finished]:
+    """Run `spar` in a process of its own."""
+
+    def run(args: Sequence[str], cwd: Path | None = None) -> Finished:
+        command = [sys.executable, "-m", "spar_lightning", *args]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300, env=environment())
+        return Finished(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+def environment() -> dict[str, str]:
+    """The process environment with one thread per process."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,75 @@
+"""Sizes, crops and flips follow the released configuration and depend on seed and key alone."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spar_lightning.datamodules.augmentation import Augmentation, rescaled
+from spar_lightning.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    [
+        (500, 375, (896, 672)),
+        (500, 333, (1009, 672)),
+        (375, 500, (672, 896)),
+        (500, 281, (1196, 672)),
+        (683, 512, (896, 672)),
+        (500, 112, (2048, 459)),
+        (256, 256, (672, 672)),
+        (2592, 1944, (896, 672)),
+    ],
+)
+def test_keep_ratio_rule(width: int, height: int, expected: tuple[int, int]) -> None:
+    assert rescaled(height, width, (2048, 672)) == (expected[1], expected[0])
+
+
+@given(st.integers(300, 3000), st.integers(300, 3000), st.text(min_size=1, max_size=8))
+def test_results_are_multiples_of_16_and_at_least_512(height: int, width: int, key: str) -> None:
+    record = Augmentation().draw(height, width, 0, key)
+    assert record.crop_height % 16 == record.crop_width % 16 == 0
+    assert min(record.crop_height, record.crop_width) >= 512
+    assert 0 <= record.top <= record.height - record.crop_height
+    assert 0 <= record.left <= record.width - record.crop_width
+
+
+def test_token_statistics_of_the_released_configuration() -> None:
+    # 3:2 images of SA-1B: mean 2712 tokens, maximum 5985 (simulated independently)
+    records = [Augmentation().draw(1500, 2250, 0, f"sa_{i}") for i in range(4000)]
+    tokens = np.array([r.crop_height * r.crop_width / 256 for r in records])
+    assert abs(tokens.mean() - 2712) < 60
+    assert tokens.max() <= 5985
+    cropped = np.mean([(r.height, r.width) != (r.crop_height, r.crop_width) for r in records])
+    assert 0.45 < cropped < 0.52
+    assert abs(np.mean([r.flip for r in records]) - 0.5) < 0.03
+
+
+def test_the_draw_depends_on_seed_and_key() -> None:
+    draw = Augmentation().draw
+    assert draw(1500, 2250, 0, "sa_1") == draw(1500, 2250, 0, "sa_1")
+    assert draw(1500, 2250, 0, "sa_1") != draw(1500, 2250, 1, "sa_1")
+    assert draw(1500, 2250, 0, "sa_1") != draw(1500, 2250, 0, "sa_2")
+
+
+def test_apply_gives_the_recorded_size() -> None:
+    augmentation = Augmentation(scale=(96, 64), min_side=32, multiple=8)
+    image = torch.randint(0, 256, (3, 60, 90), dtype=torch.uint8)
+    for key in map(str, range(20)):
+        record = augmentation.draw(60, 90, 0, key)
+        result = augmentation.apply(image, record)
+        assert result.shape == (3, record.crop_height, record.crop_width)
+        assert result.dtype == torch.uint8
+
+
+def test_no_augmentation_keeps_the_pixels() -> None:
+    augmentation = Augmentation((96, 64), (1.0, 1.0), 32, 8, crop_probability=0, flip_probability=0)
+    image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
+    assert torch.equal(augmentation.apply(image, augmentation.draw(64, 96, 0, "a")), image)
+
+
+def test_min_side_must_fit_the_multiple() -> None:
+    with pytest.raises(UserError, match="min_side must be a multiple"):
+        Augmentation(min_side=500)

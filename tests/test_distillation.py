@@ -1,0 +1,132 @@
+"""Teacher and student: who trains, what is saved, and what a resume keeps."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from spar_lightning.backbones import Tiny
+from spar_lightning.datamodules.sample import Sample
+from spar_lightning.distillation import Distillation, ResumeError
+from spar_lightning.sliding_window import SlidingWindow
+from spar_lightning.trainable import SelectorError
+
+
+def sample(height: int = 96, width: int = 80, features: torch.Tensor | None = None) -> Sample:
+    generator = torch.Generator().manual_seed(height)
+    return Sample("sa_1", torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator), features)
+
+
+def module(**kwargs: Any) -> Distillation:
+    distillation = Distillation(Tiny(), stride=16, **kwargs)
+    distillation.log = lambda *_, **__: None  # type: ignore[method-assign]  # no Trainer here
+    return distillation
+
+
+def change(distillation: Distillation) -> None:
+    """Take a large step."""
+    with torch.no_grad():
+        for parameter in distillation.student.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+
+
+def test_defaults_are_the_papers() -> None:
+    distillation = Distillation(Tiny(pretrained=None))
+    optimizer = distillation.configure_optimizers()
+    assert isinstance(optimizer, torch.optim.AdamW) and isinstance(distillation.loss, nn.MSELoss)
+    assert distillation.stride == 24
+    assert optimizer.defaults["lr"] == 2e-5 and optimizer.defaults["weight_decay"] == 1e-4
+    trained = {name.split(".")[2] for name, p in distillation.named_parameters() if p.requires_grad}
+    assert trained == {"4", "5"}
+
+
+def test_only_the_student_is_in_the_state_dict_and_teacher_stays_as_it_was() -> None:
+    distillation = module()
+    names = set(distillation.state_dict())
+    before = distillation.teacher_identity()["weights"]
+    change(distillation)
+    distillation.training_step([sample()], 0)  # runs the teacher
+    assert set(distillation.state_dict()) == names == {f"student.{name}" for name in Tiny().state_dict()}
+    assert distillation.teacher_identity()["weights"] == before == Tiny().weights_digest()
+    assert distillation.student.weights_digest() != before
+    assert not any(p.requires_grad for p in distillation.build_teacher().parameters())
+
+
+def test_loss_is_the_distance_to_the_sliding_window() -> None:
+    distillation = module()
+    pixels = distillation.student.normalize(sample().image[None])
+    with torch.no_grad():
+        target, student = SlidingWindow(Tiny(), 16)(pixels), Tiny()(pixels)
+    expected = (target - student).square().mean()
+    torch.testing.assert_close(distillation.training_step([sample()], 0), expected)
+    cached = distillation.training_step([sample(features=target[0].half())], 0)
+    torch.testing.assert_close(cached, expected, rtol=1e-3, atol=0)
+
+
+def test_a_batch_is_the_mean_over_images() -> None:
+    distillation = module()
+    batch = [sample(96, 80), sample(64, 128), sample(72, 72)]
+    singles = torch.stack([distillation.training_step([one], 0) for one in batch])
+    torch.testing.assert_close(distillation.training_step(batch, 0), singles.mean())
+
+
+def test_gradient_reaches_the_trainable_parameters_and_no_other() -> None:
+    distillation = module()
+    distillation.training_step([sample()], 0).backward()
+    for name, parameter in distillation.student.named_parameters():
+        assert (parameter.grad is not None) == name.startswith(("blocks.4.", "blocks.5.")), name
+
+
+def test_a_selector_without_match() -> None:
+    with pytest.raises(SelectorError, match="matches no group"):
+        module(trainable=["blocks.9"])
+
+
+def checkpoint(distillation: Distillation, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    saved: dict[str, Any] = {"optimizer_states": [optimizer.state_dict()], "lr_schedulers": []}
+    distillation.on_save_checkpoint(saved)
+    return saved
+
+
+def test_a_resume_takes_the_users_rates_not_the_saved_ones() -> None:
+    old = module(lr=1e-3, weight_decay=0.1)
+    saved = checkpoint(old, old.configure_optimizers())
+    module(lr=5e-4, weight_decay=0.2).on_load_checkpoint(saved)
+    group = saved["optimizer_states"][0]["param_groups"][0]
+    assert group["lr"] == pytest.approx(5e-4) and group["weight_decay"] == 0.2
+
+
+def test_a_resume_keeps_the_place_in_the_schedule() -> None:
+    def scheduled(lr: float) -> Distillation:
+        return module(lr=lr, lr_schedule=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5))
+
+    old = scheduled(1e-3)
+    configured = old.configure_optimizers()
+    optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    optimizer.step()
+    schedule.step()
+    saved = checkpoint(old, optimizer)
+    saved["lr_schedulers"] = [schedule.state_dict()]
+    scheduled(4e-3).on_load_checkpoint(saved)
+    assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(2e-3)
+    assert saved["lr_schedulers"][0]["base_lrs"] == [pytest.approx(4e-3)]
+
+
+def test_a_checkpoint_of_another_selection_is_refused() -> None:
+    old = module(trainable=["blocks.-1"])
+    saved = checkpoint(old, old.configure_optimizers())
+    with pytest.raises(ResumeError, match=r"trained \['blocks.-1'\], but model.trainable is"):
+        module().on_load_checkpoint(saved)
+
+
+def test_a_foreign_checkpoint_is_refused() -> None:
+    with pytest.raises(ResumeError, match="not written by spar fit"):
+        module().on_load_checkpoint({"state_dict": {}})
+
+
+def test_no_hyperparameters_are_saved() -> None:
+    distillation = module()
+    saved = checkpoint(distillation, distillation.configure_optimizers())
+    assert not distillation.hparams and "hyper_parameters" not in saved

@@ -1,0 +1,118 @@
+"""Windows cover the image, and stitching by matrices equals the explicit r-times canvas."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from spar_lightning.backbones import Tiny
+from spar_lightning.errors import UserError
+from spar_lightning.sliding_window import SlidingWindow, stitch_matrices, window_starts
+
+
+class Local(nn.Module):
+    """Features that depend on the whole window, in float64: a patch's pixels times a number of its window."""
+
+    def __init__(self, patch_size: int, window: int) -> None:
+        super().__init__()
+        self.patch_size, self.window = patch_size, window
+        generator = torch.Generator().manual_seed(0)
+        self.weight = torch.randn(5, 3, patch_size, patch_size, generator=generator, dtype=torch.float64)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = F.conv2d(images, self.weight, stride=self.patch_size)
+        return (maps * (1 + images.mean((1, 2, 3), keepdim=True))).permute(0, 2, 3, 1)
+
+
+def stitch_on_canvas(encoder: Local, image: Tensor, stride: int, window: int) -> Tensor:
+    """The definition: every window's map upsampled r times, summed on a canvas, divided by counts, brought back."""
+    patch = encoder.patch_size
+    r = patch // math.gcd(patch, stride)
+    height, width = image.shape[-2:]
+    k, l = min(window, height), min(window, width)
+    canvas = torch.zeros(1, 5, height // patch * r, width // patch * r, dtype=torch.float64)
+    count = torch.zeros_like(canvas)
+    for y in sorted({*range(0, height - k + 1, stride), height - k}):
+        for x in sorted({*range(0, width - l + 1, stride), width - l}):
+            features = encoder(image[None, :, y : y + k, x : x + l]).permute(0, 3, 1, 2)
+            fine = F.interpolate(features, scale_factor=r, mode="bilinear", align_corners=False)
+            top, left = y * r // patch, x * r // patch
+            canvas[:, :, top : top + fine.shape[2], left : left + fine.shape[3]] += fine
+            count[:, :, top : top + fine.shape[2], left : left + fine.shape[3]] += 1
+    mean = canvas / count
+    size = (height // patch, width // patch)
+    return F.interpolate(mean, size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
+
+
+geometry = st.tuples(
+    st.sampled_from([2, 4, 8, 14, 16]),  # patch
+    st.integers(1, 5),  # window in patches
+    st.integers(1, 9),  # height in patches
+    st.integers(1, 9),  # width in patches
+    st.floats(0.05, 1.3),  # stride as a share of the window
+)
+
+
+@given(geometry, st.integers(1, 7))
+@settings(max_examples=60, deadline=None)
+def test_equals_the_canvas(sizes: tuple[int, int, int, int, float], batch_size: int) -> None:
+    patch, k, h, w, share = sizes
+    window = k * patch
+    stride = max(1, min(window, round(share * window)))
+    encoder = Local(patch, window)
+    generator = torch.Generator().manual_seed(h * 100 + w)
+    image = torch.randn(3, h * patch, w * patch, dtype=torch.float64, generator=generator)
+    stitched = SlidingWindow(encoder, stride, batch_size=batch_size)(image[None])[0]
+    torch.testing.assert_close(stitched, stitch_on_canvas(encoder, image, stride, window), rtol=0, atol=1e-10)
+
+
+@given(st.integers(1, 400), st.integers(1, 200), st.integers(1, 200))
+def test_windows_cover_the_axis(length: int, window: int, stride: int) -> None:
+    stride = min(stride, window)
+    starts = window_starts(length, window, stride)
+    covered = {i for start in starts for i in range(start, min(start + window, length))}
+    assert covered == set(range(length))
+    assert starts == sorted(set(starts))
+    assert starts[-1] == max(length - window, 0)
+
+
+def test_constants_are_preserved() -> None:
+    matrices = stitch_matrices(length=176, window=64, stride=24, patch=16)
+    assert matrices.shape == (6, 11, 4)
+    torch.testing.assert_close(matrices.sum((0, 2)), torch.ones(11, dtype=torch.float64))
+
+
+def test_one_window_is_the_single_pass() -> None:
+    tiny = Tiny()
+    image = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(SlidingWindow(tiny, 16)(image), tiny(image), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("stride", [8, 12, 20])
+def test_batch_size_changes_nothing(stride: int) -> None:
+    tiny = Tiny()
+    image = torch.randn(1, 3, 96, 120, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = SlidingWindow(tiny, stride, batch_size=1000)(image)
+        pieces = SlidingWindow(tiny, stride, batch_size=3)(image)
+    torch.testing.assert_close(pieces, whole, rtol=0, atol=2e-6)
+
+
+def test_sides_must_be_multiples_of_the_patch() -> None:
+    with pytest.raises(UserError, match=r"multiples of the patch size 8, but got 100 x 64"):
+        SlidingWindow(Tiny())(torch.zeros(1, 3, 100, 64))
+
+
+def test_window_must_be_a_multiple_of_the_patch() -> None:
+    with pytest.raises(UserError, match=r"multiple of the patch size 8, but got 60"):
+        SlidingWindow(Tiny(), window=60)
+
+
+def test_a_stride_that_leaves_gaps_is_refused() -> None:
+    with pytest.raises(UserError, match="stride 65 is larger than the window of 64 pixels"):
+        SlidingWindow(Tiny(pretrained=None), stride=65)
