@@ -6,6 +6,7 @@ is in no state dict, DDP never sees it, and it stays right after a resume.
 """
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from spar_lightning import __version__
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.datamodules.sample import LabelledImage, Sample
 from spar_lightning.errors import UserError
+from spar_lightning.packing import dense_features
 from spar_lightning.segmenter import Inference, Segmenter
 from spar_lightning.sliding_window import SlidingWindow
 from spar_lightning.trainable import set_trainable
@@ -40,7 +42,8 @@ class Distillation(LightningModule):
         loss: Compares student and teacher features of one image, both (h, w, d).
         lr: Learning rate of AdamW.
         weight_decay: Weight decay of AdamW.
-        lr_schedule: Made from the optimizer, stepped after every optimizer step; null keeps lr constant.
+        lr_schedule: Made from the optimizer and the number of optimizer steps of the run, stepped after each of
+            them, such as torch.optim.lr_scheduler.CosineAnnealingLR; null keeps lr constant.
         window_batch: Teacher windows per forward pass.
         templates: Prompt templates for validation, averaged; `{}` stands for the class name.
         inference: How validation segments: `single` pass of the student, or `sliding` window.
@@ -54,7 +57,7 @@ class Distillation(LightningModule):
         loss: nn.Module = lazy_instance(nn.MSELoss),
         lr: float = 2e-5,
         weight_decay: float = 1e-4,
-        lr_schedule: Callable[[Optimizer], LRScheduler] | None = None,
+        lr_schedule: Callable[[Optimizer, int], LRScheduler] | None = None,
         window_batch: int = 60,
         templates: Sequence[str] = TEMPLATES,
         inference: Inference = "single",
@@ -110,22 +113,23 @@ class Distillation(LightningModule):
         return Segmenter(backbone, self._classifiers[key], inference, self.stride, self.window_batch)
 
     def training_step(self, batch: list[Sample], batch_idx: int) -> Tensor:
-        loss = torch.stack([self.loss(*self._student_and_target(sample)) for sample in batch]).mean()
+        images = [self.student.normalize(sample.image) for sample in batch]
+        targets = [self._target(sample, image) for sample, image in zip(batch, images, strict=True)]
+        students = dense_features(self.student, images)
+        # In fp32 whatever the network ran in; every image counts the same, whatever its size.
+        losses = [self.loss(s.float(), t.float()) for s, t in zip(students, targets, strict=True)]
+        loss = torch.stack(losses).mean()
         self.log("loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
 
-    def _student_and_target(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        """Both (h, w, d), in fp32: whatever the network ran in, the loss is exact."""
-        pixels = self.student.normalize(sample.image[None])
-        student = self.student(pixels)[0]
-        target = self._online_teacher(pixels)[0] if sample.features is None else sample.features
-        return student.float(), target.float()
-
     @torch.no_grad()
-    def _online_teacher(self, pixels: Tensor) -> Tensor:
+    def _target(self, sample: Sample, image: Tensor) -> Tensor:
+        """The teacher's features (h, w, d), from the cache or computed now."""
+        if sample.features is not None:
+            return sample.features
         if not self._teacher:
             self._teacher.append(self.build_teacher())
-        features: Tensor = self._teacher[0](pixels)
+        features: Tensor = self._teacher[0](image[None])[0]
         return features
 
     def on_validation_start(self) -> None:
@@ -147,8 +151,23 @@ class Distillation(LightningModule):
             return optimizer
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.lr_schedule(optimizer), "interval": "step"},
+            "lr_scheduler": {"scheduler": self.lr_schedule(optimizer, self._total_steps()), "interval": "step"},
         }
+
+    def _total_steps(self) -> int:
+        """Optimizer steps of the whole run, from what the Trainer was told and the length of an epoch."""
+        trainer = self.trainer
+        epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else math.inf
+        # Not trainer.estimated_stepping_batches: reading it makes a loader forget where it was to resume.
+        batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        if isinstance(trainer.limit_train_batches, int):
+            batches = min(batches, trainer.limit_train_batches)
+        steps = epochs * math.ceil(batches / trainer.accumulate_grad_batches)
+        if trainer.max_steps > 0:
+            steps = min(steps, trainer.max_steps)
+        if steps == math.inf:
+            raise UserError("model.lr_schedule needs to know where a run ends. Set trainer.max_epochs or max_steps.")
+        return int(steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # No save_hyperparameters: LightningCLI would read them back over the user's command line on resume.
@@ -175,6 +194,9 @@ class Distillation(LightningModule):
         for optimizer in checkpoint["optimizer_states"]:
             for group in optimizer["param_groups"]:
                 group["weight_decay"] = self.weight_decay
+        for schedule in checkpoint["lr_schedulers"]:
+            for horizon in ("T_max", "total_steps", "total_iters"):  # the configuration may have another end by now
+                schedule.pop(horizon, None)
 
 
 def _scale_learning_rate(checkpoint: dict[str, Any], scale: float) -> None:
@@ -182,6 +204,6 @@ def _scale_learning_rate(checkpoint: dict[str, Any], scale: float) -> None:
     for optimizer in checkpoint["optimizer_states"]:
         for group in optimizer["param_groups"]:
             group.update({key: group[key] * scale for key in ("lr", "initial_lr") if key in group})
-    for schedule in checkpoint.get("lr_schedulers", []):
+    for schedule in checkpoint["lr_schedulers"]:
         keys = [key for key in ("base_lrs", "_last_lr") if key in schedule]
         schedule.update({key: [lr * scale for lr in schedule[key]] for key in keys})

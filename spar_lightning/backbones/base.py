@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Grid = tuple[int, int]
+from spar_lightning.packing import Grid
+
 TextTower = Callable[[Sequence[str]], Tensor]
 
 

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from spar_lightning.backbones.base import Backbone, Grid, TextTower
+from spar_lightning.backbones.base import Backbone, TextTower
 from spar_lightning.errors import UserError, nearest
+from spar_lightning.packing import Grid
 from spar_lightning.sliding_window import check_sides
 
 

@@ -25,7 +25,7 @@ from spar_lightning.datamodules.scenes import CLASSES, render
 from spar_lightning.errors import UserError
 
 IMAGES_PER_TAR = 256
-SMALL = Augmentation(scale=(320, 240), ratio_range=(0.7, 1.0), min_side=96, multiple=8)
+SMALL = Augmentation((224, 192), (0.7, 1.0), min_side=64, multiple=8, crop_probability=0.25)
 VALIDATION = 1_000_000  # first scene index of validation; training scenes are counted from 1
 
 
@@ -51,7 +51,7 @@ class RenderedScenes(SA1B):
         augmentation: Augmentation = SMALL,
         cached: bool = True,
         train_scenes: int = 500,
-        train_canvas: tuple[int, int] = (192, 320),
+        train_canvas: tuple[int, int] = (128, 208),
         val_scenes: int = 100,
         val_sizes: Sequence[int] = (64, 192),
         batch_size: int = 1,

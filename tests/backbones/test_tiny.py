@@ -48,16 +48,6 @@ def test_splitting_the_blocks_changes_nothing() -> None:
         assert torch.equal(tiny.run_blocks(tiny.run_blocks(tokens, grid, stop=cut), grid, start=cut), whole)
 
 
-def test_a_pack_equals_its_images_one_by_one() -> None:
-    tiny = Tiny()
-    singles = [images(64, 64), images(40, 96), images(72, 24)]
-    grids = [(x.shape[2] // 8, x.shape[3] // 8) for x in singles]
-    pack = torch.cat([tiny.embed(x) for x in singles], dim=1)
-    packed = tiny.project(tiny.run_blocks(pack, grids), grids)
-    expected = torch.cat([tiny(x).flatten(1, 2) for x in singles], dim=1)
-    torch.testing.assert_close(packed, expected, rtol=0, atol=2e-5)
-
-
 def test_patches_are_row_major() -> None:
     tiny = Tiny(pretrained=None)
     torch.nn.init.zeros_(tiny.pos_embed)
