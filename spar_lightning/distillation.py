@@ -15,7 +15,7 @@ from jsonargparse import lazy_instance  # type: ignore[attr-defined]  # exported
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from spar_lightning import __version__
 from spar_lightning.backbones.base import Backbone
@@ -26,6 +26,16 @@ from spar_lightning.segmenter import Inference, Segmenter
 from spar_lightning.sliding_window import SlidingWindow
 from spar_lightning.trainable import set_trainable
 from spar_lightning.zero_shot import TEMPLATES, TextClassifier
+
+
+class CosineDecay(LambdaLR):
+    """Half a cosine from the learning rate to zero at the end of the run.
+
+    Closed form, unlike torch's CosineAnnealingLR: a resumed run may have another end.
+    """
+
+    def __init__(self, optimizer: Optimizer, total_steps: int) -> None:
+        super().__init__(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / total_steps, 1))))
 
 
 class ResumeError(UserError):
@@ -42,8 +52,8 @@ class Distillation(LightningModule):
         loss: Compares student and teacher features of one image, both (h, w, d).
         lr: Learning rate of AdamW.
         weight_decay: Weight decay of AdamW.
-        lr_schedule: Made from the optimizer and the number of optimizer steps of the run, stepped after each of
-            them, such as torch.optim.lr_scheduler.CosineAnnealingLR; null keeps lr constant.
+        lr_schedule: A class whose first two arguments are the optimizer and the number of optimizer steps of the
+            run, such as spar_lightning.distillation.CosineDecay; stepped after every step. null keeps lr constant.
         window_batch: Teacher windows per forward pass.
         templates: Prompt templates for validation, averaged; `{}` stands for the class name.
         inference: How validation segments: `single` pass of the student, or `sliding` window.
@@ -63,6 +73,8 @@ class Distillation(LightningModule):
         inference: Inference = "single",
     ) -> None:
         super().__init__()
+        if lr <= 0 or weight_decay < 0:
+            raise UserError(f"lr must be positive and weight_decay not negative, but got {lr} and {weight_decay}.")
         self.student = backbone
         self.stride = stride
         self.trainable = list(trainable)
@@ -76,8 +88,12 @@ class Distillation(LightningModule):
         set_trainable(backbone, backbone.parameter_groups(), self.trainable)
         self._start = {name: p.detach().clone() for name, p in backbone.named_parameters() if p.requires_grad}
         self._teacher: list[SlidingWindow] = []  # a list: no submodule
+        self._fitting = True
         self._classifiers: dict[tuple[tuple[str, tuple[str, ...]], ...], TextClassifier] = {}
         SlidingWindow(backbone, stride, batch_size=window_batch)  # refuses a bad stride now, not after the data
+
+    def setup(self, stage: str) -> None:
+        self._fitting = stage == "fit"
 
     def build_teacher(self) -> SlidingWindow:
         """A frozen copy of the backbone as it was before training, in sliding windows, on this module's device."""
@@ -160,8 +176,9 @@ class Distillation(LightningModule):
         epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else math.inf
         # Not trainer.estimated_stepping_batches: reading it makes a loader forget where it was to resume.
         batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-        if isinstance(trainer.limit_train_batches, int):
-            batches = min(batches, trainer.limit_train_batches)
+        limit = trainer.limit_train_batches
+        if limit is not None:
+            batches = min(batches, limit) if isinstance(limit, int) else int(limit * batches)
         steps = epochs * math.ceil(batches / trainer.accumulate_grad_batches)
         if trainer.max_steps > 0:
             steps = min(steps, trainer.max_steps)
@@ -182,7 +199,15 @@ class Distillation(LightningModule):
         spar = checkpoint.get("spar")
         if spar is None:
             raise ResumeError("The checkpoint was not written by spar fit: it lacks the entry 'spar'.")
-        if not checkpoint.get("optimizer_states"):
+        ours = {name: tensor.shape for name, tensor in self.state_dict().items()}
+        theirs = {name: tensor.shape for name, tensor in checkpoint["state_dict"].items()}
+        for name in [*ours, *theirs]:
+            if ours.get(name) != theirs.get(name):
+                raise ResumeError(
+                    f"The checkpoint does not fit {type(self.student).__name__}: {name} is {_shape(theirs, name)} "
+                    f"there and {_shape(ours, name)} here. Give the model.backbone that it was trained with."
+                )
+        if not self._fitting:
             return
         if spar["trainable"] != self.trainable:
             raise ResumeError(
@@ -194,9 +219,10 @@ class Distillation(LightningModule):
         for optimizer in checkpoint["optimizer_states"]:
             for group in optimizer["param_groups"]:
                 group["weight_decay"] = self.weight_decay
-        for schedule in checkpoint["lr_schedulers"]:
-            for horizon in ("T_max", "total_steps", "total_iters"):  # the configuration may have another end by now
-                schedule.pop(horizon, None)
+
+
+def _shape(shapes: Mapping[str, torch.Size], name: str) -> str:
+    return str(tuple(shapes[name])) if name in shapes else "missing"
 
 
 def _scale_learning_rate(checkpoint: dict[str, Any], scale: float) -> None:

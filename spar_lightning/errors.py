@@ -11,6 +11,13 @@ class UserError(ValueError):
     """Base of every error whose cause lies in what the user gave."""
 
 
+def check_at_least(minimum: int, **values: int | None) -> None:
+    """Raise UserError for every number below the minimum; None is no number."""
+    for name, value in values.items():
+        if value is not None and value < minimum:
+            raise UserError(f"{name} must be at least {minimum}, but got {value}.")
+
+
 def nearest(given: str, allowed: Iterable[str]) -> str:
     """A sentence that names up to three likely meanings of `given`, or nothing."""
     close = difflib.get_close_matches(given, list(allowed), n=3)

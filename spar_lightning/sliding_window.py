@@ -130,11 +130,12 @@ class SlidingWindow(nn.Module):
                 a_y, a_x = a_y.to(maps), a_x.to(maps)
                 total = maps.new_zeros(height // patch, width // patch, maps.shape[-1])
             done = 0
-            for i, row in groupby(batch, key=lambda place: place[0]):
-                columns = [j for _, j in row]
-                part = maps[done : done + len(columns)]
-                strip = torch.einsum("nxl,nkld->kxd", a_x[columns], part)  # one row of windows, widthwise
-                total += torch.einsum("yk,kxd->yxd", a_y[i], strip)
-                done += len(columns)
+            with torch.autocast(maps.device.type, enabled=False):  # autocast would round the matrices
+                for i, row in groupby(batch, key=lambda place: place[0]):
+                    columns = [j for _, j in row]
+                    part = maps[done : done + len(columns)]
+                    strip = torch.einsum("nxl,nkld->kxd", a_x[columns], part)  # one row of windows, widthwise
+                    total += torch.einsum("yk,kxd->yxd", a_y[i], strip)
+                    done += len(columns)
         assert total is not None
         return total

@@ -70,7 +70,8 @@ class TextClassifier:
         best = torch.full(size, -torch.inf, device=features.device)
         labels = torch.zeros(size, dtype=torch.long, device=features.device)
         for first in range(0, len(embeddings), chunk):
-            cosines = torch.einsum("hwd,qd->qhw", unit, embeddings[first : first + chunk])
+            with torch.autocast(features.device.type, enabled=False):  # close classes differ by less than bf16 holds
+                cosines = torch.einsum("hwd,qd->qhw", unit, embeddings[first : first + chunk])
             pixels = F.interpolate(cosines[None], size, mode="bilinear", align_corners=False)[0]  # (chunk, H, W)
             score, name = pixels.max(0)
             better = score > best

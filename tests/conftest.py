@@ -34,7 +34,10 @@ def small() -> list[str]:
         "--data.train_scenes", "12",
         "--data.val_scenes", "5",
         "--data.val_sizes", "[64,96]",
+        "--data.batch_size", "1",
         "--trainer.max_epochs", "2",
+        "--trainer.check_val_every_n_epoch", "1",
+        "--model.lr_schedule", "null",
         "--trainer.log_every_n_steps", "1",
     ]  # fmt: skip
 

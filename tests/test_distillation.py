@@ -1,5 +1,6 @@
 """Teacher and student: who trains, what is saved, and what a resume keeps."""
 
+import math
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ from torch import nn
 
 from spar_lightning.backbones import Tiny
 from spar_lightning.datamodules.sample import Sample
-from spar_lightning.distillation import Distillation, ResumeError
+from spar_lightning.distillation import CosineDecay, Distillation, ResumeError
+from spar_lightning.errors import UserError
 from spar_lightning.sliding_window import SlidingWindow
 from spar_lightning.trainable import SelectorError
 
@@ -85,7 +87,11 @@ def test_a_selector_without_match() -> None:
 
 
 def checkpoint(distillation: Distillation, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    saved: dict[str, Any] = {"optimizer_states": [optimizer.state_dict()], "lr_schedulers": []}
+    saved: dict[str, Any] = {
+        "state_dict": distillation.state_dict(),
+        "optimizer_states": [optimizer.state_dict()],
+        "lr_schedulers": [],
+    }
     distillation.on_save_checkpoint(saved)
     return saved
 
@@ -135,3 +141,36 @@ def test_no_hyperparameters_are_saved() -> None:
     distillation = module()
     saved = checkpoint(distillation, distillation.configure_optimizers())
     assert not distillation.hparams and "hyper_parameters" not in saved
+
+
+def test_cosine_decay_follows_the_end_of_the_run() -> None:
+    def rates(steps: int, state: dict[str, Any] | None = None) -> tuple[list[float], dict[str, Any]]:
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+        schedule = CosineDecay(optimizer, steps)
+        if state:
+            schedule.load_state_dict(state)
+        seen = []
+        for _ in range(4):
+            optimizer.step()
+            schedule.step()
+            seen.append(optimizer.param_groups[0]["lr"])
+        return seen, schedule.state_dict()
+
+    first, state = rates(4)
+    assert first[1] == pytest.approx(1.0) and first[3] == pytest.approx(0.0)
+    extended, _ = rates(8, state)  # resumed with twice the steps: the second half of the longer curve
+    assert extended == pytest.approx([math.cos(math.pi * step / 8) + 1 for step in (5, 6, 7, 8)])
+
+
+def test_a_checkpoint_of_another_backbone_names_the_tensor() -> None:
+    old = module()
+    saved = checkpoint(old, old.configure_optimizers())
+    saved["state_dict"] = {**old.state_dict(), "student.head.bias": torch.zeros(7)}
+    with pytest.raises(ResumeError, match=r"student.head.bias is \(7,\) there and \(128,\) here"):
+        module().on_load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("lr", [0.0, -1.0])
+def test_a_rate_that_is_no_rate(lr: float) -> None:
+    with pytest.raises(UserError, match="lr must be positive"):
+        module(lr=lr)

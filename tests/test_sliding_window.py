@@ -116,3 +116,15 @@ def test_window_must_be_a_multiple_of_the_patch() -> None:
 def test_a_stride_that_leaves_gaps_is_refused() -> None:
     with pytest.raises(UserError, match="stride 65 is larger than the window of 64 pixels"):
         SlidingWindow(Tiny(pretrained=None), stride=65)
+
+
+def test_autocast_does_not_round_the_stitching() -> None:
+    class Fixed(Local):
+        def forward(self, images: Tensor) -> Tensor:  # nothing that autocast touches
+            maps: Tensor = images.unflatten(2, (-1, 8)).unflatten(4, (-1, 8)).mean((3, 5))
+            return maps.permute(0, 2, 3, 1)
+
+    image = torch.randn(1, 3, 48, 56, generator=torch.Generator().manual_seed(0))
+    plain = SlidingWindow(Fixed(8, 32), 12)(image)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(SlidingWindow(Fixed(8, 32), 12)(image), plain)

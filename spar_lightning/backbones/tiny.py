@@ -162,7 +162,7 @@ class Tiny(Backbone):
 
     def _positions(self, h: int, w: int) -> Tensor:
         side = self.window // self.patch_size
-        table = self.pos_embed.transpose(1, 2).unflatten(2, (side, side))  # (1, D, side, side)
+        table: Tensor = self.pos_embed.transpose(1, 2).unflatten(2, (side, side))  # (1, D, side, side)
         if (h, w) == (side, side):
             return table
         return F.interpolate(table, (h, w), mode="bicubic", align_corners=False, antialias=False)

@@ -87,6 +87,7 @@ class MeanIoU(Callback):
         pl_module.log_dict(named(self.results))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU by now
         self._measure(trainer, "after")
         self._write(trainer)
 
@@ -130,10 +131,10 @@ class MeanIoU(Callback):
 
 def table(rows: Sequence[Row]) -> str:
     """One line per way of inference, mIoU per benchmark, milliseconds per image of the last benchmark."""
-    names = list(rows[0]["miou"])
+    names = list(dict.fromkeys(name for row in rows for name in row["miou"]))
     head = ["inference", *(f"mIoU {name}" for name in names), f"ms per image ({names[-1]})"]
-    body = [[TITLES[row["stage"]], *(f"{row['miou'][n]:.1f}" for n in names), f"{row['ms']:.1f}"] for row in rows]
-    counted = ", ".join(f"{rows[-1]['images'][name]} images of {name}" for name in names)
+    body = [[TITLES[row["stage"]], *(f"{row['miou'][n]:.1f}" if n in row["miou"] else "-" for n in names), f"{row['ms']:.1f}"] for row in rows]
+    counted = ", ".join(f"{count} images of {name}" for name, count in rows[-1]["images"].items())
     note = f"mIoU in percent over {counted}; ms: median, segmentation alone, one image at a time"
     return f"{markdown([head, *body])}\n\n{note}"
 

@@ -4,6 +4,7 @@
 sentence and exit with 2; everything else keeps its traceback, because it is ours.
 """
 
+import errno
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -47,11 +48,34 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail("spar", f"There is no verb {verb!r}. {nearest(verb, VERBS)}Allowed are {', '.join(VERBS)}.")
     try:
         code: int = import_module(f"spar_lightning.cli.{verb}").run(given[1:])
-    except UserError as error:
-        return _fail(f"spar {verb}", str(error))
+    except ValueError as error:
+        if cause := _user_error(error):
+            return _fail(f"spar {verb}", _sentence(cause))
+        raise
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return _fail(
+            f"spar {verb}",
+            f"cannot write {where}. Make room there, or give run_dir, data.root or data.cache elsewhere.",
+        )
     except KeyboardInterrupt:
         return 130
     return code
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The error, or what it was raised from: jsonargparse wraps what a constructor raises."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _sentence(error: UserError) -> str:
+    """The error's own words; a loader process wraps them in its traceback."""
+    text = str(error)
+    return text.rsplit(f"{type(error).__name__}: ", 1)[-1].strip() if "Original Traceback" in text else text
 
 
 def _fail(command: str, sentence: str) -> int:

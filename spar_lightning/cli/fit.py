@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from spar_lightning import __version__
 from spar_lightning.callbacks.interrupt import SaveOnInterrupt
 from spar_lightning.callbacks.jsonl import JSONLLogger
-from spar_lightning.cli.lightning_cli import SparCLI, progress
+from spar_lightning.cli.lightning_cli import SparCLI, check_checkpoint, progress
 from spar_lightning.cli.run_folder import RunFolder, is_first_process
+from spar_lightning.errors import UserError
 
 log = logging.getLogger("spar_lightning")
 
@@ -48,6 +50,8 @@ class FitCLI(SparCLI):
         config = self.config.fit
         self.folder = RunFolder(config.run_dir, config.resume, config.overwrite)
         self.resumed = self.folder.checkpoint()
+        if self.resumed:
+            check_checkpoint(self.resumed)
         self.interrupt = SaveOnInterrupt(str(self.folder.checkpoints))
 
     def before_fit(self) -> None:
@@ -100,7 +104,13 @@ class FitCLI(SparCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Train, from the checkpoint that --resume chose."""
-        self.trainer.fit(**kwargs, ckpt_path=self.resumed)
+        try:
+            self.trainer.fit(**kwargs, ckpt_path=self.resumed)
+        except UserError:
+            # Lightning's other processes would wait for this one and then print tracebacks.
+            if kill := getattr(self.trainer.strategy.launcher, "kill", None):
+                kill(signal.SIGKILL)
+            raise
 
 
 def _loggers(chosen: Any, root: str) -> Sequence[Logger]:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -22,6 +23,7 @@ from spar_lightning.callbacks.progress import FitProgress
 from spar_lightning.cli.parser import Parser
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
+from spar_lightning.errors import UserError
 
 log = logging.getLogger("spar_lightning")
 
@@ -75,6 +77,19 @@ class SparCLI(LightningCLI):
         settings: dict[str, Any] = dumped[self.subcommand]
         settings.pop("config", None)
         return settings
+
+
+def check_checkpoint(path: str) -> None:
+    """Raise UserError unless the file is a checkpoint of `spar fit`."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a zip of something else, a pickle, a text: each fails in its own way
+        raise UserError(f"{path} is no checkpoint that can be read ({type(error).__name__}). {_GIVE}") from error
+    if not isinstance(checkpoint, dict) or "spar" not in checkpoint:
+        raise UserError(f"{path} was not written by spar fit: it lacks the entry 'spar'. {_GIVE}")
+
+
+_GIVE = "Give a .ckpt file such as runs/NAME/checkpoints/best.ckpt."
 
 
 def progress(trainer: Any) -> list[Callback]:

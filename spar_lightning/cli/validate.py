@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
 
 from spar_lightning.callbacks.mean_iou import MeanIoU, markdown
-from spar_lightning.cli.lightning_cli import SparCLI, progress
+from spar_lightning.cli.lightning_cli import SparCLI, check_checkpoint, progress
 from spar_lightning.errors import UserError
 
 
@@ -22,13 +23,17 @@ class ValidateCLI(SparCLI):
         self.trainer_defaults["callbacks"] = progress(self.config_init.validate.trainer)
         return super().instantiate_trainer(logger=False, enable_checkpointing=False, **kwargs)
 
-    def before_validate(self) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        # Here, because LightningCLI loads the file next, and shows what torch says of a bad one.
         path = self.config.validate.ckpt_path
         if path is not None and not Path(path).is_file():
             raise UserError(
                 f"--ckpt_path {path}: no such checkpoint. Give a .ckpt file, such as runs/NAME/checkpoints/best.ckpt, "
                 "or leave it out to measure the backbone as it is."
             )
+        if path is not None:
+            check_checkpoint(path)
 
     def validate(self, **kwargs: Any) -> None:
         """Run the Trainer's validation and print a line per benchmark."""

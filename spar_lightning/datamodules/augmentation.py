@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spar_lightning.errors import UserError
+from spar_lightning.errors import UserError, check_at_least
 
 
 class Record(NamedTuple):
@@ -52,6 +52,7 @@ class Augmentation:
     flip_probability: float = 0.5
 
     def __post_init__(self) -> None:
+        check_at_least(1, multiple=self.multiple, min_side=self.min_side)
         if self.min_side % self.multiple:
             raise UserError(
                 f"augmentation: min_side must be a multiple of multiple, but got {self.min_side} and {self.multiple}."

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from torch.utils.data import Dataset
 
-from spar_lightning.datamodules.feature_shard import decode_image
+from spar_lightning.datamodules.image import decode_image
 from spar_lightning.datamodules.sample import IGNORED, LabelledImage
 from spar_lightning.errors import UserError
 
@@ -50,8 +50,7 @@ class Benchmark(Dataset[LabelledImage]):
                 f"The validation set {self.name} should lie in {self.root}, but {description} does not exist. "
                 "Expected there: benchmark.yaml with classes, images/*.png or *.jpg, labels/*.png."
             )
-        classes = yaml.safe_load(description.read_text())["classes"]
-        self.classes = {entry["label"]: tuple(entry["names"]) for entry in classes}
+        self.classes = _read_classes(description)
         files = sorted(path for path in (self.root / "images").glob("*") if path.suffix in (".png", ".jpg"))
         self.files = files[: self.max_images]
         if not self.files:
@@ -62,18 +61,36 @@ class Benchmark(Dataset[LabelledImage]):
 
     def __getitem__(self, index: int) -> LabelledImage:
         path = self.files[index]
-        image = decode_image(path.read_bytes())
         label_path = self.root / "labels" / f"{path.stem}.png"
         if not label_path.is_file():
             raise BenchmarkError(f"{path} has no labels: {label_path} does not exist.")
-        with Image.open(label_path) as file:
-            labels = torch.from_numpy(np.array(file, np.uint8))
-        if labels.shape != image.shape[-2:]:
-            raise BenchmarkError(f"{label_path} is {tuple(labels.shape)}, but its image {tuple(image.shape[-2:])}.")
+        try:
+            image = decode_image(path.read_bytes())
+            with Image.open(label_path) as file:
+                labels = np.array(file)
+        except OSError as error:
+            raise BenchmarkError(f"{path} or its labels cannot be read: {error}. Restore the file.") from error
+        if labels.shape != tuple(image.shape[-2:]):
+            raise BenchmarkError(f"{label_path} is {labels.shape}, but its image {tuple(image.shape[-2:])}.")
         counted = labels[labels != IGNORED]
-        if counted.numel() and int(counted.max()) >= len(self.classes):
+        if counted.size and int(counted.max()) >= len(self.classes):
             raise BenchmarkError(
                 f"{label_path} holds class {int(counted.max())}, but {self.name} has {len(self.classes)} classes: "
                 f"0 to {len(self.classes) - 1}, and {IGNORED} for pixels that do not count."
             )
-        return LabelledImage(path.stem, image, labels)
+        return LabelledImage(path.stem, image, torch.from_numpy(labels.astype(np.uint8)))
+
+
+def _read_classes(description: Path) -> dict[str, tuple[str, ...]]:
+    """Label -> names, in the order of the class ids."""
+    content = yaml.safe_load(description.read_text())
+    entries = content.get("classes") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("label"), str) and isinstance(entry.get("names"), list)
+        for entry in entries
+    ):
+        raise BenchmarkError(f"{description} must hold classes: [{{label: disc, names: [disc, circle]}}, ..].")
+    classes = {entry["label"]: tuple(map(str, entry["names"])) for entry in entries}
+    if len(classes) < len(entries) or not all(classes.values()):
+        raise BenchmarkError(f"{description}: every class needs a label of its own and at least one name.")
+    return classes

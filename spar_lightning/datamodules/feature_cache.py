@@ -9,6 +9,7 @@ The list of images is no part of the identity: more images extend a cache, and t
 selects from it. A shard is done when it exists under its final name; nothing else is believed.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -75,19 +76,12 @@ class FeatureCache:
         )
 
     def build(self, sources: Sequence[Source], make: Callable[[Source], Entry]) -> None:
-        """Compute the shards that are missing for these images; every finished shard stays if this is cut off."""
-        wanted = {source.key for source in sources}
-        plan = self._extend_plan(sources)
-        missing = {
-            shard: rows
-            for shard, rows in plan.items()
-            if not self._path(shard).exists() and any(row.key in wanted for row in rows)
-        }
-        total = sum(map(len, missing.values()))
-        if not total:
+        """Compute the features that are missing; every finished shard stays if this is cut off."""
+        planned = self._extend_plan(sources)
+        if not planned:
             return
-        with tqdm(total=total, desc="teacher features", unit="image") as bar:
-            for shard, rows in missing.items():
+        with tqdm(total=sum(map(len, planned.values())), desc="teacher features", unit="image") as bar:
+            for shard, rows in planned.items():
                 entries = []
                 for row in rows:
                     entries.append(make(row))
@@ -100,10 +94,9 @@ class FeatureCache:
         Raises:
             CacheError: Some of them are not in the cache.
         """
-        places = {
-            row.key: (self._path(shard), i) for shard, rows in self._plan().items() for i, row in enumerate(rows)
-        }
-        missing = [key for key in keys if key not in places or not places[key][0].exists()]
+        built = self._built(self._plan())
+        places = {row.key: (self._path(shard), i) for shard, rows in built.items() for i, row in enumerate(rows)}
+        missing = [key for key in keys if key not in places]
         if missing:
             raise CacheError(
                 f"{len(missing)} of {len(keys)} images have no features in {self.root}, the first of them "
@@ -125,28 +118,29 @@ class FeatureCache:
                     plan.setdefault(row.pop("shard"), []).append(Source(**row))
         return plan
 
+    def _built(self, plan: dict[int, list[Source]]) -> dict[int, list[Source]]:
+        """The shards that are done. A planned shard that is not binds nobody: its images may be planned anew."""
+        return {shard: rows for shard, rows in plan.items() if self._path(shard).exists()}
+
     def _extend_plan(self, sources: Sequence[Source]) -> dict[int, list[Source]]:
-        """Append the images that are not planned yet, in shards of their own."""
-        plan = self._plan()
-        known = {row.key: row for rows in plan.values() for row in rows}
-        for source in sources:
-            if source.key in known and known[source.key].digest != source.digest:
-                raise CacheError(
-                    f"The image {source.key} in {source.tar} is not the one whose features lie in {self.root}. "
-                    "Name another folder in data.cache, or restore the old shard."
-                )
-        new = [source for source in sources if source.key not in known]
-        first = max(plan, default=-1) + 1
-        lines = []
-        for i, source in enumerate(new):
-            shard = first + i // SAMPLES_PER_SHARD
-            plan.setdefault(shard, []).append(source)
-            lines.append(json.dumps({"shard": shard, **asdict(source)}) + "\n")
-        if lines:
-            _append(self.root / "plan.jsonl", "".join(lines))
-        # Where a tar was moved, its new place counts.
-        current = {source.key: source for source in sources}
-        return {shard: [current.get(row.key, row) for row in rows] for shard, rows in plan.items()}
+        """Append the images without features to the plan, in shards of their own, and return these shards."""
+        with open(self.root / "plan.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two builders must not give one number to different shards
+            plan = self._plan()
+            known = {row.key: row for rows in self._built(plan).values() for row in rows}
+            for source in sources:
+                if source.key in known and known[source.key].digest != source.digest:
+                    raise CacheError(
+                        f"The image {source.key} in {source.tar} is not the one whose features lie in {self.root}. "
+                        "Name another folder in data.cache, or restore the old shard."
+                    )
+            first = max(plan, default=-1) + 1
+            new: dict[int, list[Source]] = {}
+            for i, source in enumerate(source for source in sources if source.key not in known):
+                new.setdefault(first + i // SAMPLES_PER_SHARD, []).append(source)
+            rows = [{"shard": shard, **asdict(row)} for shard, members in new.items() for row in members]
+            _append(self.root / "plan.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        return new
 
 
 class CachedFeatures(Dataset[Sample]):

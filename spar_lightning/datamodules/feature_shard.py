@@ -6,7 +6,6 @@ maps lie one behind the other in one flat dataset; every sample carries its own 
 checksums do not cover chunks that were never written.
 """
 
-import io
 import os
 import socket
 import zlib
@@ -18,10 +17,10 @@ import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from spar_lightning.datamodules.augmentation import Record
+from spar_lightning.datamodules.image import decode_image
 from spar_lightning.errors import UserError
 
 FORMAT = 1
@@ -40,19 +39,6 @@ class Entry(NamedTuple):
     png: bytes
     features: NDArray[Any]
     record: Record
-
-
-def encode_image(image: Tensor) -> bytes:
-    """Lossless PNG bytes of an image (3, H, W) uint8."""
-    buffer = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "png", compress_level=1)
-    return buffer.getvalue()
-
-
-def decode_image(content: bytes) -> Tensor:
-    """Image (3, H, W) uint8 from the bytes of any format that Pillow reads."""
-    with Image.open(io.BytesIO(content)) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
 def write_shard(path: Path, entries: Sequence[Entry], fingerprint: str, private: Path) -> None:

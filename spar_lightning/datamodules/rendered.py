@@ -6,8 +6,8 @@ code that real SA-1B shards go through; only the writing is added here.
 
 import io
 import json
-import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from spar_lightning.datamodules.augmentation import Augmentation
 from spar_lightning.datamodules.benchmark import Benchmark
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.datamodules.scenes import CLASSES, render
-from spar_lightning.errors import UserError
+from spar_lightning.errors import UserError, check_at_least
 
 IMAGES_PER_TAR = 256
+MIN_CANVAS = 8  # px
 SMALL = Augmentation((224, 192), (0.7, 1.0), min_side=64, multiple=8, crop_probability=0.25)
 VALIDATION = 1_000_000  # first scene index of validation; training scenes are counted from 1
 
@@ -58,6 +59,9 @@ class RenderedScenes(SA1B):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
+        check_at_least(1, train_scenes=train_scenes, val_scenes=val_scenes)
+        check_at_least(MIN_CANVAS, **{"train_canvas": train_canvas[0], "val_sizes": min(val_sizes, default=None)})
+        check_at_least(train_canvas[0], **{"the larger side of train_canvas": train_canvas[1]})
         self.folder = Path(root) / f"seed-{seed}"
         self.train_scenes, self.train_canvas = train_scenes, tuple(train_canvas)
         self.val_scenes, self.val_sizes = val_scenes, tuple(val_sizes)
@@ -103,8 +107,18 @@ class RenderedScenes(SA1B):
 
     def _draw(self, wanted: dict[str, object]) -> None:
         """Write everything under a private name and publish the folder at once."""
-        unfinished = self.folder.with_name(f"{self.folder.name}.tmp-{os.getpid()}")
-        (unfinished / "train").mkdir(parents=True)
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f"{self.folder.name}.unfinished-", dir=self.folder.parent))
+        try:
+            self._write(unfinished, wanted)
+            unfinished.chmod(0o755)
+            if not self.folder.exists():  # otherwise another process was first, with the same scenes
+                unfinished.rename(self.folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def _write(self, unfinished: Path, wanted: dict[str, object]) -> None:
+        (unfinished / "train").mkdir()
         total = self.train_scenes + self.val_scenes * len(self.val_sizes)
         bar: tqdm[Any]
         with tqdm(total=total, desc="drawing scenes", unit="scene") as bar:
@@ -112,10 +126,6 @@ class RenderedScenes(SA1B):
             for size in self.val_sizes:
                 self._write_benchmark(unfinished / f"val_{size}", size, bar)
         (unfinished / "scenes.json").write_text(json.dumps(wanted, indent=2) + "\n")
-        try:
-            unfinished.rename(self.folder)
-        except OSError:  # another process was first, with the same scenes
-            shutil.rmtree(unfinished)
 
     def _write_tars(self, folder: Path, bar: "tqdm[Any]") -> None:
         low, high = self.train_canvas

@@ -16,14 +16,15 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from spar_lightning.datamodules.augmentation import Augmentation
+from spar_lightning.datamodules.augmentation import Augmentation, Record
 from spar_lightning.datamodules.benchmark import Benchmark
 from spar_lightning.datamodules.feature_cache import FeatureCache
-from spar_lightning.datamodules.feature_shard import CacheError, Entry, decode_image, encode_image
+from spar_lightning.datamodules.feature_shard import CacheError, Entry
+from spar_lightning.datamodules.image import decode_image, encode_image
 from spar_lightning.datamodules.loader import EpochOrder, RankSlice, ResumableLoader
-from spar_lightning.datamodules.plan import Source, list_keys, scan
+from spar_lightning.datamodules.plan import ShardError, Source, list_keys, scan
 from spar_lightning.datamodules.sample import LabelledImage, Sample
-from spar_lightning.errors import UserError
+from spar_lightning.errors import UserError, check_at_least
 
 
 class TarImages(Dataset[Sample]):
@@ -37,9 +38,25 @@ class TarImages(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         source = self.sources[index]
-        image = decode_image(source.read())
-        record = self.augmentation.draw(image.shape[-2], image.shape[-1], self.seed, source.key)
-        return Sample(source.key, self.augmentation.apply(image, record), None)
+        image, _ = augmented(source, self.augmentation, self.seed)
+        return Sample(source.key, image, None)
+
+
+def augmented(source: Source, augmentation: Augmentation, seed: int) -> tuple[Tensor, Record]:
+    """The image as it is trained on (3, H, W) uint8, and what was done to it.
+
+    Raises:
+        ShardError: The bytes are no image that can be read whole.
+    """
+    content = source.read()
+    try:
+        image = decode_image(content)
+    except OSError as error:
+        raise ShardError(
+            f"{source.tar}: {source.key} cannot be decoded ({error}). Repair or remove this image in the tar."
+        ) from error
+    record = augmentation.draw(image.shape[-2], image.shape[-1], seed, source.key)
+    return augmentation.apply(image, record), record
 
 
 class SA1B(LightningDataModule):
@@ -70,6 +87,11 @@ class SA1B(LightningDataModule):
         cache_dtype: Literal["float16", "float32"] = "float16",
     ) -> None:
         super().__init__()
+        check_at_least(1, batch_size=batch_size, max_images=max_images)
+        check_at_least(0, num_workers=num_workers, seed=seed)
+        names = [benchmark.name for benchmark in benchmarks or []]
+        if len(set(names)) < len(names):
+            raise UserError(f"data.benchmarks: two have the same name, of {', '.join(names)}. Give each its own `name`.")
         self.shards = shards
         self.cache = None if cache is None else Path(cache)
         self.augmentation = augmentation
@@ -163,9 +185,8 @@ class SA1B(LightningDataModule):
     def _entry(self, teacher: Any, source: Source) -> Entry:
         """Augment one image and compute its features from the very bytes that are stored."""
         assert self.trainer is not None
-        image = decode_image(source.read())
-        record = self.augmentation.draw(image.shape[-2], image.shape[-1], self.seed, source.key)
-        png = encode_image(self.augmentation.apply(image, record))
+        image, record = augmented(source, self.augmentation, self.seed)
+        png = encode_image(image)
         pixels = decode_image(png).to(self.trainer.strategy.root_device)
         with self.trainer.precision_plugin.forward_context():
             features: Tensor = teacher(self._module.student.normalize(pixels[None]))[0]

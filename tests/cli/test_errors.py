@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from spar_lightning.cli import main
+from tests.datamodules.test_plan import write_tar
 
 Capture = pytest.CaptureFixture[str]
 
@@ -151,3 +153,32 @@ def test_other_scenes_in_the_folder(tmp_path: Path, scenes: Path, small: list[st
     (folder / "scenes.json").write_text('{"seed": 0, "train_scenes": 3}')
     text = sentence(["fit", *small, "--data.root", str(tmp_path), "--run_dir", str(tmp_path / "run")], capsys)
     assert "holds other scenes: train_scenes 3 instead of 12" in text and "data.root" in text
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_an_image_that_cannot_be_decoded(cache: bool, tmp_path: Path, capsys: Capture) -> None:
+    write_tar(tmp_path / "sa_000000.tar", {"sa_1.jpg": b"\xff\xd8\xff not a jpeg", "sa_1.json": b"{}"})
+    args = shards(tmp_path, tmp_path / "sa_000000.tar")
+    text = sentence(["fit", *args, *([] if cache else ["--data.cache=null"])], capsys)
+    assert "sa_000000.tar: sa_1 cannot be decoded" in text and "Repair or remove this image" in text
+
+
+def test_an_error_in_a_loader_process_is_a_sentence_too(tmp_path: Path, capsys: Capture) -> None:
+    write_tar(tmp_path / "sa_000000.tar", {"sa_1.jpg": b"\xff\xd8\xff not a jpeg"})
+    args = [*shards(tmp_path, tmp_path / "sa_000000.tar"), "--data.cache=null", "--data.num_workers=1"]
+    assert "sa_1 cannot be decoded" in sentence(["fit", *args], capsys)
+
+
+@pytest.mark.parametrize("option", ["batch_size", "train_scenes"])
+def test_a_number_below_its_range(option: str, tmp_path: Path, small: list[str], capsys: Capture) -> None:
+    text = sentence(["fit", *small, f"--data.{option}", "0", "--run_dir", str(tmp_path / "run")], capsys)
+    assert f"{option} must be at least 1, but got 0" in text
+
+
+def test_a_file_that_is_no_checkpoint(tmp_path: Path, small: list[str], capsys: Capture) -> None:
+    path = tmp_path / "notes.ckpt"
+    path.write_text("not a checkpoint")
+    for args in (["fit", *small, "--run_dir", str(tmp_path / "run"), "--resume"], ["validate", *small, "--ckpt_path"]):
+        assert "is no checkpoint that can be read" in sentence([*args, str(path)], capsys)
+    torch.save({"state_dict": {}}, path)
+    assert "was not written by spar fit" in sentence(["validate", *small, "--ckpt_path", str(path)], capsys)

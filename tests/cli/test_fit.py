@@ -51,7 +51,7 @@ def test_the_checkpoint_is_plain_data(run: Path) -> None:
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert "hyper_parameters" not in checkpoint and "datamodule_hyper_parameters" not in checkpoint
     assert all(name.startswith("student.") for name in checkpoint["state_dict"])
-    assert checkpoint["spar"]["trainable"] == ["blocks.-2", "blocks.-1"]
+    assert checkpoint["spar"]["trainable"] == ["blocks.-3", "blocks.-2", "blocks.-1"]
 
 
 def test_the_saved_config_repeats_the_run(run: Path, tmp_path: Path) -> None:

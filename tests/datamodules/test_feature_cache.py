@@ -11,7 +11,8 @@ import torch
 
 from spar_lightning.datamodules.augmentation import Record
 from spar_lightning.datamodules.feature_cache import FeatureCache
-from spar_lightning.datamodules.feature_shard import CacheError, Entry, encode_image
+from spar_lightning.datamodules.feature_shard import CacheError, Entry
+from spar_lightning.datamodules.image import encode_image
 from spar_lightning.datamodules.plan import Source
 
 IDENTITY = {"teacher": {"stride": 24, "weights": "abc"}, "seed": 0}

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from spar_lightning.datamodules import RenderedScenes
-from spar_lightning.datamodules.feature_shard import decode_image
+from spar_lightning.datamodules.image import decode_image
 from spar_lightning.datamodules.plan import scan
 
 
