@@ -98,7 +98,8 @@ def draw_curves(metrics: Path, path: Path) -> None:
         curve = {**values.get(f"before/{name}", {}), **values[name]}
         right.plot(list(curve), list(curve.values()), "o-", color=f"C{colour}", label=f"student, {name[5:]}")
         for value in values.get(f"teacher/{name}", {}).values():
-            right.axhline(value, linestyle="--", color=f"C{colour}", alpha=0.7, label=f"teacher, {name[5:]}")
+            ends = [min(curve), max(curve)]
+            right.plot(ends, [value] * 2, "--", color=f"C{colour}", alpha=0.7, label=f"teacher, {name[5:]}")
     right.set(xlabel="step", ylabel="mIoU (%)", title="segmentation")
     if names:
         right.legend(fontsize=7)
