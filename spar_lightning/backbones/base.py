@@ -70,7 +70,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
-        """Name the trainable parts: patch_embed, pos_embed, prefix, blocks.0 .., blocks.0.mlp, blocks.0.qkv, norm, head.
+        """Name the parts: patch_embed, pos_embed, prefix, blocks.0 .., blocks.0.mlp, blocks.0.qkv, norm, head.
 
         Parameters that take no part in dense features are left out: they can never be trained.
         """

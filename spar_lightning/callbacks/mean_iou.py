@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from spar_lightning.callbacks.score import Result, Score
 from spar_lightning.datamodules.benchmark import Benchmark
-from spar_lightning.datamodules.sample import LabelledImage
 from spar_lightning.datamodules.sa1b import SA1B
+from spar_lightning.datamodules.sample import LabelledImage
 from spar_lightning.distillation import Distillation
 from spar_lightning.segmenter import Segmenter
 
@@ -133,7 +133,14 @@ def table(rows: Sequence[Row]) -> str:
     """One line per way of inference, mIoU per benchmark, milliseconds per image of the last benchmark."""
     names = list(dict.fromkeys(name for row in rows for name in row["miou"]))
     head = ["inference", *(f"mIoU {name}" for name in names), f"ms per image ({names[-1]})"]
-    body = [[TITLES[row["stage"]], *(f"{row['miou'][n]:.1f}" if n in row["miou"] else "-" for n in names), f"{row['ms']:.1f}"] for row in rows]
+    body = [
+        [
+            TITLES[row["stage"]],
+            *(f"{row['miou'][n]:.1f}" if n in row["miou"] else "-" for n in names),
+            f"{row['ms']:.1f}",
+        ]
+        for row in rows
+    ]
     counted = ", ".join(f"{count} images of {name}" for name, count in rows[-1]["images"].items())
     note = f"mIoU in percent over {counted}; ms: median, segmentation alone, one image at a time"
     return f"{markdown([head, *body])}\n\n{note}"

@@ -67,7 +67,9 @@ def draw_predictions(
     from matplotlib.patches import Patch
 
     colours = palette(len(classes))
-    figure, axes = plt.subplots(len(rows), len(titles), figsize=(2.4 * len(titles), 2.4 * len(rows) + 0.9), squeeze=False)
+    figure, axes = plt.subplots(
+        len(rows), len(titles), figsize=(2.4 * len(titles), 2.4 * len(rows) + 0.9), squeeze=False
+    )
     for row, cells in zip(rows, axes, strict=True):
         for i, (content, cell) in enumerate(zip(row, cells, strict=True)):
             labels = np.where(content == IGNORED, len(classes), content) if i else content
@@ -115,7 +117,7 @@ def _running_mean(curve: dict[int, float], width: int = 20) -> tuple[list[int], 
 
 
 def _pyplot() -> Any:
-    """matplotlib without a screen, imported when a picture is drawn."""
+    """Matplotlib without a screen, imported when a picture is drawn."""
     import matplotlib
 
     matplotlib.use("Agg")

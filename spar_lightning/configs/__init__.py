@@ -1,0 +1,1 @@
+"""The YAML files that ship, as data of the package."""

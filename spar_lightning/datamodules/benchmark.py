@@ -1,8 +1,8 @@
 """A labelled validation set in a folder: images/, labels/ and benchmark.yaml with the class names.
 
-    benchmark.yaml      classes: [{label: disc, names: [disc, circle]}, ..]; the order is the class id
-    images/NAME.png     or .jpg
-    labels/NAME.png     one channel, class ids; 255 is not counted
+benchmark.yaml      classes: [{label: disc, names: [disc, circle]}, ..]; the order is the class id
+images/NAME.png     or .jpg
+labels/NAME.png     one channel, class ids; 255 is not counted
 """
 
 from pathlib import Path

@@ -136,7 +136,9 @@ class RenderedScenes(SA1B):
                     rng = np.random.default_rng([self.seed, image_id])
                     height, width = (int(side) for side in rng.integers(low, high, size=2, endpoint=True))
                     image = render(self.seed, image_id, height, width).image
-                    tar.write({"__key__": f"sa_{image_id}", "jpg": _jpeg(image), "json": _json(image_id, height, width)})
+                    tar.write(
+                        {"__key__": f"sa_{image_id}", "jpg": _jpeg(image), "json": _json(image_id, height, width)}
+                    )
                     bar.update()
 
     def _write_benchmark(self, folder: Path, size: int, bar: "tqdm[Any]") -> None:

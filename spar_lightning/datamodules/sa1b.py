@@ -91,7 +91,9 @@ class SA1B(LightningDataModule):
         check_at_least(0, num_workers=num_workers, seed=seed)
         names = [benchmark.name for benchmark in benchmarks or []]
         if len(set(names)) < len(names):
-            raise UserError(f"data.benchmarks: two have the same name, of {', '.join(names)}. Give each its own `name`.")
+            raise UserError(
+                f"data.benchmarks: two have the same name, of {', '.join(names)}. Give each its own `name`."
+            )
         self.shards = shards
         self.cache = None if cache is None else Path(cache)
         self.augmentation = augmentation
@@ -128,7 +130,8 @@ class SA1B(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches of `Sample`s, in an order that depends on the seed, the epoch and the number of ranks."""
-        assert self._train is not None and self.trainer is not None
+        assert self._train is not None
+        assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         order = EpochOrder(len(self._train), self.batch_size, rank, world_size, self.seed)  # type: ignore[arg-type]
         return ResumableLoader(self._train, order, self.num_workers)
@@ -171,7 +174,8 @@ class SA1B(LightningDataModule):
             )
 
     def _open_cache(self) -> FeatureCache:
-        assert self.cache is not None and self.trainer is not None
+        assert self.cache is not None
+        assert self.trainer is not None
         identity = {
             "teacher": self._module.teacher_identity(),
             "augmentation": self.augmentation.identity(),
@@ -193,7 +197,8 @@ class SA1B(LightningDataModule):
         stored = features.cpu().numpy().astype(self.cache_dtype)
         if not np.isfinite(stored).all():
             raise CacheError(
-                f"The features of {source.key} do not fit into {self.cache_dtype} (largest {features.abs().max():.3g}). "
+                f"The features of {source.key} do not fit into {self.cache_dtype} "
+                f"(largest {features.abs().max():.3g}). "
                 "Set data.cache_dtype: float32."
             )
         return Entry(source.key, png, stored, record)

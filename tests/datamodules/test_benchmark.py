@@ -56,5 +56,5 @@ def test_labels_of_another_size(folder: Path) -> None:
 
 def test_a_label_without_class(folder: Path) -> None:
     Image.fromarray(np.full((4, 6), 2, np.uint8)).save(folder / "labels" / "0.png")
-    with pytest.raises(BenchmarkError, match="holds class 2, but .* has 2 classes: 0 to 1"):
+    with pytest.raises(BenchmarkError, match=r"holds class 2, but .* has 2 classes: 0 to 1"):
         opened(folder)[0]

@@ -72,10 +72,10 @@ def test_empty_missing_and_imageless(tmp_path: Path) -> None:
         scan(str(tmp_path / "sa_{0..1}.tar"))
     with pytest.raises(ShardError, match="holds no images"):
         scan(str(write_tar(tmp_path / "texts.tar", {"a.txt": b"a"})))
-    with pytest.raises(ShardError, match="data.shards is empty"):
+    with pytest.raises(ShardError, match=r"data\.shards is empty"):
         expand([])
     (tmp_path / "page.tar").write_text("<html>not found</html>" * 100)
-    with pytest.raises(ShardError, match="page.tar is damaged at byte 0"):
+    with pytest.raises(ShardError, match=r"page\.tar is damaged at byte 0"):
         scan(str(tmp_path / "page.tar"))
 
 

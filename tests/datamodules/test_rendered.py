@@ -12,7 +12,9 @@ from spar_lightning.datamodules.plan import scan
 
 
 def drawn(root: Path) -> RenderedScenes:
-    data = RenderedScenes(root=str(root), train_scenes=4, train_canvas=(48, 80), val_scenes=2, val_sizes=(32, 40), seed=9)
+    data = RenderedScenes(
+        root=str(root), train_scenes=4, train_canvas=(48, 80), val_scenes=2, val_sizes=(32, 40), seed=9
+    )
     data.draw()
     return data
 
