@@ -62,7 +62,9 @@ class Repeated(Tiny):
 
     def _positions(self, h: int, w: int) -> Tensor:
         side = self.window // self.patch_size
-        return super()._positions(side, side).repeat(1, 1, h // side, w // side)
+        table = self.pos_embed.unflatten(1, (side, side))  # (1, side, side, D)
+        repeated: Tensor = table.repeat(1, h // side, w // side, 1).flatten(1, 2)
+        return repeated
 
 
 def changed(grid: int, blocks: Sequence[int], patches: int | None = None, sharpness: float = 1.0) -> Tiny:

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from spar_lightning import __version__
 from spar_lightning.backbones.base import Backbone
+from spar_lightning.backbones.weights import difference
 from spar_lightning.datamodules.sample import LabelledImage, Sample
 from spar_lightning.errors import UserError
 from spar_lightning.packing import dense_features
@@ -199,14 +200,11 @@ class Distillation(LightningModule):
         spar = checkpoint.get("spar")
         if spar is None:
             raise ResumeError("The checkpoint was not written by spar fit: it lacks the entry 'spar'.")
-        ours = {name: tensor.shape for name, tensor in self.state_dict().items()}
-        theirs = {name: tensor.shape for name, tensor in checkpoint["state_dict"].items()}
-        for name in [*ours, *theirs]:
-            if ours.get(name) != theirs.get(name):
-                raise ResumeError(
-                    f"The checkpoint does not fit {type(self.student).__name__}: {name} is {_shape(theirs, name)} "
-                    f"there and {_shape(ours, name)} here. Give the model.backbone that it was trained with."
-                )
+        if found := difference(checkpoint["state_dict"], self.state_dict()):
+            raise ResumeError(
+                f"The checkpoint does not fit {type(self.student).__name__}: {found}. "
+                "Give the model.backbone that it was trained with."
+            )
         if not self._fitting:
             return
         if spar["trainable"] != self.trainable:
@@ -219,10 +217,6 @@ class Distillation(LightningModule):
         for optimizer in checkpoint["optimizer_states"]:
             for group in optimizer["param_groups"]:
                 group["weight_decay"] = self.weight_decay
-
-
-def _shape(shapes: Mapping[str, torch.Size], name: str) -> str:
-    return str(tuple(shapes[name])) if name in shapes else "missing"
 
 
 def _scale_learning_rate(checkpoint: dict[str, Any], scale: float) -> None:

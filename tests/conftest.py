@@ -60,6 +60,20 @@ def spar() -> Callable[..., Finished]:
     return run
 
 
+@pytest.fixture(scope="session")
+def small_naflex(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a small NaFlex model, as `save_pretrained` lays it out."""
+    from transformers import Siglip2VisionConfig, Siglip2VisionModel
+
+    config = Siglip2VisionConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_patches=16
+    )
+    folder = tmp_path_factory.mktemp("naflex")
+    torch.manual_seed(0)
+    Siglip2VisionModel(config).save_pretrained(folder)
+    return str(folder)
+
+
 def environment() -> dict[str, str]:
     """The process environment with one thread per process."""
     return {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -16,7 +16,7 @@ LAYERS = [
     ["backbones", "datamodules"],
     ["segmenter"],
     ["distillation"],
-    ["callbacks"],
+    ["callbacks", "testing"],
     ["cli"],
     ["__main__"],
 ]

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spar_lightning.backbones.base import Backbone, TextTower
+from spar_lightning.backbones.position_table import resized
 from spar_lightning.errors import UserError, nearest
 from spar_lightning.packing import Grid
 from spar_lightning.sliding_window import check_sides
@@ -158,14 +159,11 @@ class Tiny(Backbone):
     def embed(self, images: Tensor) -> Tensor:
         check_sides(images, self.patch_size)
         tokens: Tensor = self.patch_embed(images)
-        return (tokens + self._positions(*tokens.shape[-2:])).flatten(2).transpose(1, 2)
+        return tokens.flatten(2).transpose(1, 2) + self._positions(tokens.shape[-2], tokens.shape[-1])
 
     def _positions(self, h: int, w: int) -> Tensor:
         side = self.window // self.patch_size
-        table: Tensor = self.pos_embed.transpose(1, 2).unflatten(2, (side, side))  # (1, D, side, side)
-        if (h, w) == (side, side):
-            return table
-        return F.interpolate(table, (h, w), mode="bicubic", align_corners=False, antialias=False)
+        return resized(self.pos_embed, (h, w), (side, side))  # (1, h * w, D)
 
     def run_blocks(self, tokens: Tensor, grids: Sequence[Grid], start: int = 0, stop: int | None = None) -> Tensor:
         lengths = [h * w for h, w in grids]

@@ -15,6 +15,7 @@ from spar_lightning.errors import UserError, nearest
 VERBS = {
     "fit": "Distil a student: teacher features first, then training and validation.",
     "validate": "Measure the mIoU of a backbone or a trained student.",
+    "backbones": "List backbones and plugins, show the parts of one, check that it keeps the contract.",
 }
 
 USAGE = """usage: spar VERB [options]

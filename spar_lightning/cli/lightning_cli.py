@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from spar_lightning.backbones.plugins import plugins
 from spar_lightning.callbacks.mean_iou import MeanIoU
 from spar_lightning.callbacks.pictures import Pictures
 from spar_lightning.callbacks.progress import FitProgress
@@ -41,6 +42,7 @@ class SparCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str], **kwargs: Any) -> None:
         _silence()
+        plugins()  # imported, their classes have short names
         verb = next(iter(self.subcommands()))
         # LightningCLI warns about arguments given beside those of the process, even where they are the same.
         given = None if list(args) == sys.argv[2:] and sys.argv[1:2] == [verb] else [verb, *args]

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from lightning.pytorch.cli import LightningArgumentParser
 
 from spar_lightning.backbones.base import Backbone
+from spar_lightning.backbones.plugins import check_usable
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import nearest
@@ -44,7 +45,8 @@ def explain(message: str) -> str:
         given = found[1].lstrip("-").split("=")[0]
         return f"{text}. {_nearest_key(given)}`spar fit --help` lists all keys."
     if found := re.search(r'key "([\w.]+)": .*Expected a dot import path string: (\S+)', text):
-        classes = [cls.__name__ for base in BASES for cls in _subclasses(base)]
+        check_usable(found[2])
+        classes = [cls.__name__ for base in BASES for cls in subclasses(base)]
         return (
             f"{found[1]}: no class is called {found[2]!r}. {nearest(found[2], classes)}"
             f"Known are {', '.join(classes)}, and the full path of any other class, such as package.module.Class."
@@ -56,16 +58,16 @@ def explain(message: str) -> str:
 
 def _nearest_key(given: str) -> str:
     """Valid names like a key, looked for in the verb's own keys and in the arguments of known classes."""
-    classes = [Distillation, *(cls for base in BASES for cls in _subclasses(base))]
+    classes = [Distillation, *(cls for base in BASES for cls in subclasses(base))]
     names = {name for cls in classes for name in inspect.signature(cls).parameters}
     names |= {"config", "seed_everything", "run_dir", "resume", "overwrite", "trainer", "model", "data"}
     return nearest(given.split(".")[-1], names)
 
 
-def _subclasses(base: type) -> Iterator[type]:
+def subclasses(base: type) -> Iterator[type]:
     """The base and everything below it that can be constructed."""
     if not inspect.isabstract(base):
         yield base
     below: list[type] = base.__subclasses__()
     for cls in below:
-        yield from _subclasses(cls)
+        yield from subclasses(cls)

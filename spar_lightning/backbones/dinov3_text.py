@@ -1,0 +1,203 @@
+"""DINOv3.txt: the ViT of timm and the text tower of open_clip, from Meta's two official files.
+
+Dense features are the patch tokens after the trunk's final norm; the text embedding's second half
+belongs to them (its first half to the class token). The vision head of the official model takes no
+part. The official code keeps its RoPE periods rounded to bf16, timm's are not: they are rounded here
+whatever the weights come from, or patch tokens differ by 1e-3.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spar_lightning.backbones.base import Backbone, TextTower
+from spar_lightning.backbones.weights import WeightsError, check_fit, read
+from spar_lightning.errors import UserError
+from spar_lightning.packing import Grid, patch_tokens, per_image
+from spar_lightning.sliding_window import check_sides
+
+FORM = "https://ai.meta.com/resources/models-and-libraries/dinov3-downloads/"
+VISION_FILE = "dinov3_vitl16_pretrain_lvd1689m-8aa4cbdd.pth"
+TEXT_FILE = "dinov3_vitl16_dinotxt_vision_head_and_text_encoder-a442d8f5.pth"
+
+
+class DINOv3Text(Backbone):
+    """DINOv3.txt ViT-L/16 (or another size of timm's), dense by its patch tokens.
+
+    Args:
+        model: timm's name of the trunk; only the default has official text weights.
+        backbone_weights: Path of Meta's backbone file or of a released student, or null for random weights.
+        text_weights: Path of Meta's file with vision head and text encoder; needed for class names only.
+        window: Side of the teacher's windows in pixels; the paper takes 384.
+    """
+
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
+
+    def __init__(
+        self,
+        model: str = "vit_large_patch16_dinov3_qkvb",
+        backbone_weights: str | None = None,
+        text_weights: str | None = None,
+        window: int = 384,
+    ) -> None:
+        import timm
+
+        super().__init__()
+        if model not in timm.list_models("*dinov3_qkvb"):
+            raise UserError(f"DINOv3Text: {model!r} is none of {', '.join(timm.list_models('*dinov3_qkvb'))}.")
+        self.model, self.backbone_weights, self.text_weights, self.window = (
+            model,
+            backbone_weights,
+            text_weights,
+            window,
+        )
+        trunk = _trunk(model, backbone_weights)
+        self.trunk = trunk
+        self.patch_size = trunk.patch_embed.patch_size[0]
+        self.embed_dim = trunk.num_features
+        self.eval()
+        self._round_periods()
+
+    def _round_periods(self) -> None:
+        periods = self.trunk.rope.periods
+        periods.copy_(periods.bfloat16())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DINOv3Text":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._round_periods()  # timm computes them anew after a change of type
+        return self
+
+    def embed(self, images: Tensor) -> Tensor:
+        check_sides(images, self.patch_size)
+        patches = self.trunk.patch_embed.proj(images).flatten(2).transpose(1, 2)  # (B, N, D)
+        prefix = [token.expand(len(images), -1, -1) for token in (self.trunk.cls_token, self.trunk.reg_token)]
+        return torch.cat([*prefix, patches], dim=1)
+
+    def run_blocks(self, tokens: Tensor, grids: Sequence[Grid], start: int = 0, stop: int | None = None) -> Tensor:
+        lengths = [self.trunk.num_prefix_tokens + h * w for h, w in grids]
+        ropes = [self.trunk.rope.get_embed(shape=list(grid)) for grid in grids]
+        for block in self.trunk.blocks[start:stop]:
+            tokens = tokens + block.gamma_1 * per_image(block.attn, block.norm1(tokens), lengths, ropes)
+            tokens = tokens + block.gamma_2 * block.mlp(block.norm2(tokens))
+        return tokens
+
+    def project(self, tokens: Tensor, grids: Sequence[Grid]) -> Tensor:
+        features: Tensor = self.trunk.norm(patch_tokens(tokens, grids, self.trunk.num_prefix_tokens))
+        return features
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        trunk = self.trunk
+        groups = {
+            "patch_embed": list(trunk.patch_embed.parameters()),
+            "prefix": [trunk.cls_token, trunk.reg_token],
+        }
+        for i, block in enumerate(trunk.blocks):
+            groups[f"blocks.{i}"] = list(block.parameters())
+            groups[f"blocks.{i}.mlp"] = list(block.mlp.parameters())
+            groups[f"blocks.{i}.qkv"] = [block.attn.qkv.weight, block.attn.q_bias, block.attn.v_bias]
+        return {**groups, "norm": list(trunk.norm.parameters())}
+
+    def vision_state_dict(self) -> dict[str, Tensor]:
+        return dict(self.trunk.state_dict())  # timm's names
+
+    def load_vision_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        check_fit(state_dict, self.trunk.state_dict(), "the state dict", self.model)
+        self.trunk.load_state_dict(state_dict)
+
+    def build_text_tower(self) -> TextTower:
+        if self.text_weights is None:
+            raise UserError(
+                f"DINOv3Text has no text_weights, so it cannot read class names. Request {TEXT_FILE} at {FORM} and "
+                "give its path as model.backbone.init_args.text_weights."
+            )
+        return _text_tower(_official(self.text_weights, TEXT_FILE, "text_model."), self.text_weights, self.embed_dim)
+
+
+def _trunk(model: str, source: str | None) -> Any:
+    """Timm's trunk with the weights of a file, in official names, timm's or our own checkpoint's, or with random ones."""
+    import timm
+
+    if source is None:
+        return timm.create_model(model, num_classes=0)
+    tensors = _official(source, VISION_FILE, "visual_model.backbone.")
+    if "storage_tokens" in tensors:  # the official names: timm's own loading knows them
+        try:
+            overlay = {"state_dict": tensors}
+            return timm.create_model(model, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0)
+        except (RuntimeError, KeyError) as error:
+            raise WeightsError(f"{source} does not fit {model}: {' '.join(str(error).split())}") from error
+    trunk: Any = timm.create_model(model, num_classes=0)
+    tensors = {name.removeprefix("trunk."): tensor for name, tensor in tensors.items()}
+    check_fit(tensors, trunk.state_dict(), source, model)
+    trunk.load_state_dict(tensors)
+    return trunk
+
+
+def _official(source: str, file: str, prefix: str) -> dict[str, Tensor]:
+    """The tensors of one tower, from an official file or from a released student that holds both towers."""
+    try:
+        tensors = read(source)
+    except WeightsError as error:
+        raise WeightsError(
+            f"{error} DINOv3.txt comes in two files, {VISION_FILE} and {TEXT_FILE}, on request at {FORM}. "
+            f"Here {file} is needed."
+        ) from error
+    inside = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    return inside or tensors
+
+
+# open_clip's names for the parts of a block of the official text tower.
+_PARTS = {
+    "attention_norm": "ln_1",
+    "attention.qkv.weight": "attn.in_proj_weight",
+    "attention.proj": "attn.out_proj",
+    "ffn_norm": "ln_2",
+    "feed_forward.fc1": "mlp.c_fc",
+    "feed_forward.fc2": "mlp.c_proj",
+}
+
+
+def _renamed(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The official text tower in open_clip's names, with the zero bias that its attention always has."""
+    tensors = {}
+    for name, tensor in official.items():
+        if name == "head.linear_projection.weight":
+            tensors["text_projection"] = tensor.T
+            continue
+        name = name.removeprefix("backbone.").replace("blocks.", "transformer.resblocks.")
+        for theirs, ours in _PARTS.items():
+            name = name.replace(theirs, ours)
+        tensors[name] = tensor
+        if name.endswith("in_proj_weight"):
+            tensors[name.replace("weight", "bias")] = tensor.new_zeros(len(tensor))
+    return tensors
+
+
+def _text_tower(official: Mapping[str, Tensor], source: str, embed_dim: int) -> TextTower:
+    from open_clip import SimpleTokenizer
+    from open_clip.transformer import TextTransformer
+
+    tensors = _renamed(official)
+    missing = {"token_embedding.weight", "positional_embedding", "text_projection"} - tensors.keys()
+    if missing:
+        raise WeightsError(f"{source} holds no DINOv3.txt text encoder: {', '.join(sorted(missing))} is missing.")
+    (vocabulary, width), (context, _) = tensors["token_embedding.weight"].shape, tensors["positional_embedding"].shape
+    outputs = tensors["text_projection"].shape[1]
+    if outputs != 2 * embed_dim:
+        raise WeightsError(f"{source} gives text of {outputs // 2} channels per half, but the trunk has {embed_dim}.")
+    tower = TextTransformer(
+        context_length=context,
+        vocab_size=vocabulary,
+        width=width,
+        heads=width // 64,
+        layers=sum(name.endswith("in_proj_weight") for name in tensors),
+        output_dim=outputs,
+    )
+    check_fit(tensors, tower.state_dict(), source, "the text encoder of DINOv3.txt")
+    tower.load_state_dict(tensors)
+    tower.eval().requires_grad_(False)
+    tokenize = SimpleTokenizer(context_length=context)
+    return lambda prompts: tower(tokenize(list(prompts)))[:, embed_dim:]

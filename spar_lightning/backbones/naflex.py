@@ -1,0 +1,129 @@
+"""SigLIP2 NaFlex through transformers: trained on many sizes and aspects, the paper's baseline.
+
+No padding: an image is as many patches as it has, and the position table (16 x 16) is resized to its
+grid as the model was trained, bilinear with antialias. Dense features take the value path of the
+attention pooling, as in `siglip2.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spar_lightning.backbones.base import Backbone, TextTower
+from spar_lightning.backbones.weights import WeightsError, check_fit
+from spar_lightning.packing import Grid, per_image
+from spar_lightning.sliding_window import check_sides
+
+HUB = "google/siglip2-base-patch16-naflex"
+
+
+class NaFlex(Backbone):
+    """SigLIP2 NaFlex, dense by the value path of its pooling.
+
+    Args:
+        pretrained: Name on the hub, a local folder with config.json, model.safetensors and the
+            tokenizer's files, or null for random weights in the base size.
+        tokenizer: Folder with the tokenizer's files, if not beside the weights.
+    """
+
+    mean = (0.5, 0.5, 0.5)
+    std = (0.5, 0.5, 0.5)
+
+    def __init__(self, pretrained: str | None = HUB, tokenizer: str | None = None) -> None:
+        from transformers import Siglip2VisionConfig, Siglip2VisionModel
+
+        super().__init__()
+        self.pretrained, self.tokenizer = pretrained, tokenizer
+        if pretrained is None:
+            self.vision_model: Any = Siglip2VisionModel(Siglip2VisionConfig())
+        else:
+            self.vision_model = _from_pretrained(Siglip2VisionModel, pretrained)
+        config = self.vision_model.config
+        self.patch_size = config.patch_size
+        side = int(config.num_patches**0.5)
+        self.grid: Grid = (side, side)
+        self.window = side * self.patch_size
+        self.embed_dim = config.hidden_size
+        self.eval()
+
+    def embed(self, images: Tensor) -> Tensor:
+        check_sides(images, self.patch_size)
+        p, embeddings = self.patch_size, self.vision_model.embeddings
+        h, w = images.shape[-2] // p, images.shape[-1] // p
+        # Flattened patches, channels last: (B, 3, H, W) -> (B, N, P * P * 3)
+        patches = images.unflatten(2, (h, p)).unflatten(4, (w, p)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        table = embeddings.position_embedding.weight.T.unflatten(1, self.grid)[None]  # (1, D, 16, 16)
+        positions = F.interpolate(table.float(), (h, w), mode="bilinear", align_corners=False, antialias=True)
+        tokens: Tensor = embeddings.patch_embedding(patches) + positions.flatten(2).transpose(1, 2).to(images.dtype)
+        return tokens
+
+    def run_blocks(self, tokens: Tensor, grids: Sequence[Grid], start: int = 0, stop: int | None = None) -> Tensor:
+        lengths = [h * w for h, w in grids]
+        for layer in self.vision_model.encoder.layers[start:stop]:
+            attend = lambda part, layer=layer: layer.self_attn(part)[0]  # noqa: E731
+            tokens = tokens + per_image(attend, layer.layer_norm1(tokens), lengths)
+            tokens = tokens + layer.mlp(layer.layer_norm2(tokens))
+        return tokens
+
+    def project(self, tokens: Tensor, grids: Sequence[Grid]) -> Tensor:
+        head, width = self.vision_model.head, self.embed_dim
+        pool = head.attention
+        values = F.linear(
+            self.vision_model.post_layernorm(tokens), pool.in_proj_weight[2 * width :], pool.in_proj_bias[2 * width :]
+        )
+        values = pool.out_proj(values)
+        features: Tensor = values + head.mlp(head.layernorm(values))
+        return features
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        model = self.vision_model
+        groups = {
+            "patch_embed": list(model.embeddings.patch_embedding.parameters()),
+            "pos_embed": [model.embeddings.position_embedding.weight],
+        }
+        for i, layer in enumerate(model.encoder.layers):
+            attn = layer.self_attn
+            groups[f"blocks.{i}"] = list(layer.parameters())
+            groups[f"blocks.{i}.mlp"] = list(layer.mlp.parameters())
+            groups[f"blocks.{i}.qkv"] = [
+                p for part in (attn.q_proj, attn.k_proj, attn.v_proj) for p in part.parameters()
+            ]
+        head = [p for name, p in model.head.named_parameters() if name != "probe"]
+        return {**groups, "norm": list(model.post_layernorm.parameters()), "head": head}
+
+    def vision_state_dict(self) -> dict[str, Tensor]:
+        return dict(self.state_dict())  # transformers' names: vision_model. ..
+
+    def load_vision_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        check_fit(state_dict, self.state_dict(), "the state dict", "NaFlex")
+        self.load_state_dict(state_dict)
+
+    def build_text_tower(self) -> TextTower:
+        from transformers import AutoTokenizer, Siglip2TextModel
+
+        source = self.pretrained or HUB
+        model = _from_pretrained(Siglip2TextModel, source)
+        tokenizer = _from_pretrained(AutoTokenizer, self.tokenizer or source)
+        tower = model.eval().requires_grad_(False)
+
+        def encode(prompts: Sequence[str]) -> Tensor:
+            # The text is pooled at the last position: padding must fill the right, to the trained length.
+            texts = [prompt.lower() for prompt in prompts]
+            tokens = tokenizer(texts, padding="max_length", max_length=64, truncation=True, padding_side="right",
+                               return_tensors="pt")  # fmt: skip
+            embeddings: Tensor = tower(input_ids=tokens["input_ids"]).pooler_output
+            return embeddings
+
+        return encode
+
+
+def _from_pretrained(cls: Any, source: str) -> Any:
+    try:
+        return cls.from_pretrained(source)
+    except Exception as error:  # transformers, the hub's client and sockets each raise their own
+        raise WeightsError(
+            f"NaFlex could not load {cls.__name__} of {source} ({type(error).__name__}). Give a name on the hub, or a "
+            f"local folder with config.json, model.safetensors and the tokenizer's files of {HUB}."
+        ) from error

@@ -1,0 +1,118 @@
+"""What the families of open_clip share: one tower of a model, its weights by tag or path, its text tower.
+
+A tower is built alone: SigLIP2's text tower is twice as large as its vision tower, and training needs
+no text. open_clip is imported where it is called: with torchvision and torch's compiler it takes
+seconds, which `spar fit --help` and runs of other backbones need not pay.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spar_lightning.backbones.base import TextTower
+from spar_lightning.backbones.weights import WeightsError, check_fit, read
+from spar_lightning.errors import UserError, nearest
+
+FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+def model_config(model: str) -> dict[str, Any]:
+    """open_clip's configuration of a model.
+
+    Raises:
+        UserError: open_clip lists no such model.
+    """
+    import open_clip
+
+    config: dict[str, Any] | None = open_clip.get_model_config(model)
+    if config is None:
+        names = open_clip.list_models()
+        raise UserError(
+            f"open_clip has no model {model!r}. {nearest(model, names)}open_clip.list_models() names all {len(names)}."
+        )
+    return config
+
+
+def pretrained_config(model: str, pretrained: str | None) -> dict[str, Any]:
+    """What open_clip knows about a tag of pretrained weights; empty for a path or None."""
+    import open_clip
+
+    tags: list[str] = open_clip.list_pretrained_tags_by_model(model)
+    return dict(open_clip.get_pretrained_cfg(model, pretrained)) if pretrained in tags else {}
+
+
+def vision_tower(model: str, quick_gelu: bool = False) -> nn.Module:
+    """The vision tower with random weights."""
+    from open_clip.model import _build_vision_tower
+
+    config = model_config(model)
+    # open_clip has no public way to a single tower: its factory builds both.
+    tower: nn.Module = _build_vision_tower(config["embed_dim"], config["vision_cfg"], quick_gelu)
+    return tower
+
+
+def weights(model: str, pretrained: str) -> dict[str, Tensor]:
+    """All tensors of a model, in open_clip's names, from a local file or folder or from the hub by tag.
+
+    Raises:
+        WeightsError: Neither a tag nor a path, or no network; the sentence names the file that is needed.
+    """
+    import open_clip
+
+    config = pretrained_config(model, pretrained)
+    if not config:
+        return read(pretrained, FILES)
+    try:
+        path = open_clip.download_pretrained(config)
+    except Exception as error:  # the hub's client, sockets and proxies each raise their own
+        where = config.get("hf_hub", "").rstrip("/") or config["url"]
+        raise WeightsError(
+            f"The weights {pretrained!r} of {model} could not be downloaded ({type(error).__name__}). Without a "
+            f"network, copy {FILES[0]} of {where} here and give its path as `pretrained`."
+        ) from error
+    return read(path)
+
+
+def load_vision(tower: nn.Module, tensors: Mapping[str, Tensor], source: str, model: str) -> None:
+    """Load the entries `visual.*` into a vision tower, strictly."""
+    own = {name.removeprefix("visual."): t for name, t in tensors.items() if name.startswith("visual.")}
+    check_fit(own, tower.state_dict(), source, model)
+    tower.load_state_dict(own)
+
+
+def text_tower(model: str, pretrained: str | None, tokenizer: str | None) -> TextTower:
+    """The frozen text tower with its tokenizer, prompts -> (Q, d)."""
+    import open_clip
+
+    tokenize = _tokenizer(model, tokenizer)
+    clip = open_clip.create_model(model, require_pretrained=False)
+    del clip.visual
+    if pretrained is not None:
+        own = {name: t for name, t in weights(model, pretrained).items() if not name.startswith("visual.")}
+        check_fit(own, clip.state_dict(), pretrained, f"the text tower of {model}")
+        clip.load_state_dict(own)
+    clip.eval().requires_grad_(False)
+    return lambda prompts: torch.as_tensor(clip.encode_text(tokenize(list(prompts))))
+
+
+def _tokenizer(model: str, path: str | None) -> Any:
+    import open_clip
+
+    text = model_config(model)["text_cfg"]
+    name = text.get("hf_tokenizer_name")
+    if name is None:
+        return open_clip.get_tokenizer(model)
+    try:
+        tokenizer = open_clip.tokenizer.HFTokenizer(
+            path or name, context_length=text.get("context_length", 77), **text.get("tokenizer_kwargs", {})
+        )
+    except Exception as error:  # as above
+        raise UserError(
+            f"The tokenizer {path or name} of {model} could not be loaded ({type(error).__name__}). Copy its files "
+            "(tokenizer.json, tokenizer_config.json) into a folder and give that as `tokenizer`."
+        ) from error
+    # SigLIP pools the last position and was trained with padding on the right.
+    tokenizer.tokenizer.padding_side = "right"
+    return tokenizer

@@ -1,0 +1,68 @@
+"""Backbones of other packages, found through the entry point group `spar_lightning.backbones`.
+
+An installed package names its class under that group; importing it makes it a subclass of
+`Backbone`, and so a short name in configurations. A plugin that cannot be imported is reported
+and costs nothing else; its error is raised only when somebody asks for it by name.
+"""
+
+import logging
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+
+from spar_lightning.backbones.base import Backbone
+from spar_lightning.errors import UserError
+
+GROUP = "spar_lightning.backbones"
+log = logging.getLogger("spar_lightning")
+
+
+class PluginError(UserError):
+    """A plugin was asked for that cannot be imported."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One entry point: its class, or the error that importing it raised."""
+
+    name: str
+    path: str
+    package: str
+    backbone: type[Backbone] | None
+    error: Exception | None
+
+
+@cache
+def plugins() -> tuple[Plugin, ...]:
+    """All plugins that are installed, imported once per process; broken ones are warned about."""
+    found = tuple(_load(entry) for entry in entry_points(group=GROUP))
+    for plugin in found:
+        if plugin.error is not None:
+            log.warning(
+                f"The backbone plugin {plugin.name} of {plugin.package} cannot be used: "
+                f"{type(plugin.error).__name__}: {plugin.error}"
+            )
+    return found
+
+
+def check_usable(name: str) -> None:
+    """Raise PluginError, from the original error, if `name` is the name or class path of a broken plugin."""
+    for plugin in plugins():
+        if plugin.error is not None and name in (plugin.name, plugin.path):
+            raise PluginError(
+                f"The backbone plugin {name} of {plugin.package} cannot be imported: "
+                f"{type(plugin.error).__name__}: {plugin.error}. Mend or uninstall that package."
+            ) from plugin.error
+
+
+def _load(entry: EntryPoint) -> Plugin:
+    distribution = entry.dist
+    package = f"{distribution.name} {distribution.version}" if distribution else "an unknown package"
+    path = entry.value.replace(":", ".")
+    try:
+        backbone = entry.load()
+        if not (isinstance(backbone, type) and issubclass(backbone, Backbone)):
+            raise TypeError(f"{path} is no subclass of spar_lightning.backbones.Backbone")
+    except Exception as error:  # whatever a foreign import raises
+        return Plugin(entry.name, path, package, None, error)
+    return Plugin(entry.name, path, package, backbone, None)

@@ -1,0 +1,144 @@
+"""`spar backbones`: what there is, what a backbone consists of, whether it keeps the contract.
+
+Facts come from the class itself, made with random weights on the meta device: nothing is
+downloaded and no memory is taken.
+"""
+
+import inspect
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+
+import torch
+from jsonargparse import ArgumentParser as ConfigParser
+
+from spar_lightning.backbones.base import Backbone
+from spar_lightning.backbones.plugins import check_usable, plugins
+from spar_lightning.cli.parser import subclasses
+from spar_lightning.errors import UserError, nearest
+from spar_lightning.testing import backbone_checks
+
+EPILOG = """examples:
+  spar backbones
+  spar backbones show SigLIP2 --model ViT-L-16-SigLIP2-512
+  spar backbones check mypackage.backbones.MyViT --depth 2
+"""
+
+
+def run(args: Sequence[str]) -> int:
+    """List, show or check; arguments behind the name go to the class, weights are random unless given."""
+    parser = ArgumentParser(
+        "spar backbones", description=__doc__, epilog=EPILOG, formatter_class=RawDescriptionHelpFormatter
+    )
+    parser.add_argument("action", nargs="?", choices=["list", "show", "check"], default="list")
+    parser.add_argument("name", nargs="?", help="short name or full path of a class")
+    given, arguments = parser.parse_known_args(args)
+    if given.action == "list":
+        if given.name or arguments:
+            raise UserError(f"spar backbones list takes nothing more, but got {given.name or arguments[0]}.")
+        return _list()
+    if given.name is None:
+        raise UserError(
+            f"Give the name of a backbone: spar backbones {given.action} NAME. `spar backbones` lists them."
+        )
+    cls = find(given.name)
+    return _show(cls, arguments) if given.action == "show" else _check(cls, arguments)
+
+
+def find(name: str) -> type[Backbone]:
+    """The backbone class of a short name or a full path.
+
+    Raises:
+        UserError: There is none.
+        PluginError: A plugin of that name cannot be imported.
+    """
+    check_usable(name)
+    known = {cls.__name__: cls for cls in subclasses(Backbone)}
+    if name in known:
+        return known[name]
+    module, _, attribute = name.rpartition(".")
+    try:
+        cls = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"No backbone is called {name!r}. {nearest(name, known)}Known are {', '.join(known)}, and the full path of "
+            f"any other class ({error})."
+        ) from error
+    if not (isinstance(cls, type) and issubclass(cls, Backbone)):
+        raise UserError(f"{name} is no subclass of spar_lightning.backbones.Backbone.")
+    return cls
+
+
+def make(cls: type[Backbone], arguments: Sequence[str]) -> Backbone:
+    """The backbone with random weights, unless the arguments say otherwise."""
+    parser = ConfigParser(f"spar backbones ... {cls.__name__}", exit_on_error=False)
+    parser.add_class_arguments(cls, as_positional=False)
+    if "pretrained" in inspect.signature(cls).parameters:
+        parser.set_defaults(pretrained=None)
+    try:
+        return cls(**parser.parse_args(list(arguments)))
+    except UserError:
+        raise
+    except Exception as error:  # of jsonargparse
+        raise UserError(f"{cls.__name__}: {' '.join(str(error).split())}") from error
+
+
+def _list() -> int:
+    loaded = plugins()
+    packages = {plugin.backbone: plugin.package for plugin in loaded if plugin.backbone}
+    own = f"spar-lightning {version('spar-lightning')}"
+    rows = [("name", "class", "package", "window", "patch", "dimension", "status")]
+    for cls in subclasses(Backbone):
+        path = f"{cls.__module__}.{cls.__qualname__}"
+        rows.append((cls.__name__, path, packages.get(cls, own), *_facts(cls)))
+    for plugin in loaded:
+        if plugin.error is not None:
+            status = f"broken: {type(plugin.error).__name__}: {plugin.error}"
+            rows.append((plugin.name, plugin.path, plugin.package, "-", "-", "-", status))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def _facts(cls: type[Backbone]) -> tuple[str, str, str, str]:
+    try:
+        with torch.device("meta"):
+            backbone = make(cls, [])
+    except Exception as error:  # a plugin's constructor may ask for anything
+        return "-", "-", "-", f"not made without arguments: {error}"
+    return str(backbone.window), str(backbone.patch_size), str(backbone.embed_dim), "ok"
+
+
+def _show(cls: type[Backbone], arguments: Sequence[str]) -> int:
+    with torch.device("meta"):
+        backbone = make(cls, arguments)
+    print(f"{cls.__name__} ({cls.__module__}.{cls.__qualname__})")
+    print(f"window {backbone.window} px, patch {backbone.patch_size} px, dimension {backbone.embed_dim}")
+    print(f"mean {backbone.mean}, std {backbone.std}, {'packs' if backbone.packs else 'image by image'}\n")
+    groups = backbone.parameter_groups()
+    for name, members in groups.items():
+        print(f"{name:<16} {sum(p.numel() for p in members) / 1e6:8.2f} M")
+    grouped = {id(p) for members in groups.values() for p in members}
+    unused = [p for p in backbone.parameters() if id(p) not in grouped]
+    total = sum(p.numel() for p in backbone.parameters())
+    print(f"{'(never trained)':<16} {sum(p.numel() for p in unused) / 1e6:8.2f} M  no part in dense features")
+    print(f"{'all':<16} {total / 1e6:8.2f} M")
+    return 0
+
+
+def _check(cls: type[Backbone], arguments: Sequence[str]) -> int:
+    failed = 0
+    for check in backbone_checks(lambda: make(cls, arguments)):
+        try:
+            check()
+        except Exception as error:  # a broken backbone may raise anything
+            failed += 1
+            print(f"FAILED  {check}: {type(error).__name__}: {error}", flush=True)
+        else:
+            print(f"passed  {check}", flush=True)
+    if failed:
+        print(f"{failed} checks failed: {cls.__name__} does not keep the contract of a backbone.", file=sys.stderr)
+    return 1 if failed else 0

@@ -1,0 +1,98 @@
+"""SigLIP2's dense features equal those of transformers' own model with the same weights."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from spar_lightning.backbones import NaFlex, SigLIP2
+
+
+def transformers_names(trunk: dict[str, Tensor]) -> dict[str, Tensor]:
+    """timm's tensors in the names of transformers' SiglipVisionModel."""
+    found = {
+        "embeddings.patch_embedding.weight": trunk["patch_embed.proj.weight"],
+        "embeddings.patch_embedding.bias": trunk["patch_embed.proj.bias"],
+        "embeddings.position_embedding.weight": trunk["pos_embed"][0],
+        "post_layernorm.weight": trunk["norm.weight"],
+        "post_layernorm.bias": trunk["norm.bias"],
+        "head.probe": trunk["attn_pool.latent"],
+    }
+    for kind in ("weight", "bias"):
+        q, kv = trunk[f"attn_pool.q.{kind}"], trunk[f"attn_pool.kv.{kind}"]
+        found[f"head.attention.in_proj_{kind}"] = torch.cat([q, kv])
+        found[f"head.attention.out_proj.{kind}"] = trunk[f"attn_pool.proj.{kind}"]
+        found[f"head.layernorm.{kind}"] = trunk[f"attn_pool.norm.{kind}"]
+        for name in ("fc1", "fc2"):
+            found[f"head.mlp.{name}.{kind}"] = trunk[f"attn_pool.mlp.{name}.{kind}"]
+        for i in range(12):
+            ours, theirs = f"blocks.{i}", f"encoder.layers.{i}"
+            for part, piece in zip("qkv", trunk[f"{ours}.attn.qkv.{kind}"].chunk(3), strict=True):
+                found[f"{theirs}.self_attn.{part}_proj.{kind}"] = piece
+            found[f"{theirs}.self_attn.out_proj.{kind}"] = trunk[f"{ours}.attn.proj.{kind}"]
+            for name in ("1", "2"):
+                found[f"{theirs}.layer_norm{name}.{kind}"] = trunk[f"{ours}.norm{name}.{kind}"]
+                found[f"{theirs}.mlp.fc{name}.{kind}"] = trunk[f"{ours}.mlp.fc{name}.{kind}"]
+    return found
+
+
+def test_dense_features_equal_transformers_at_the_native_size() -> None:
+    torch.manual_seed(0)
+    backbone = SigLIP2("ViT-B-32-SigLIP2-256", pretrained=None)
+    for parameter in backbone.parameters():  # timm starts biases and the pooling at zero
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    reference = SiglipVisionModel(SiglipVisionConfig(image_size=256, patch_size=32)).train(False)
+    trunk = {name.removeprefix("visual.trunk."): t for name, t in backbone.vision_state_dict().items()}
+    reference.load_state_dict(transformers_names(trunk))
+
+    images = torch.randn(2, 3, 256, 256)
+    with torch.no_grad():
+        tokens = reference(images).last_hidden_state
+        pool = reference.head.attention
+        values = pool.out_proj(F.linear(tokens, pool.in_proj_weight[-768:], pool.in_proj_bias[-768:]))
+        expected = values + reference.head.mlp(reference.head.layernorm(values))
+        torch.testing.assert_close(backbone(images).flatten(1, 2), expected, rtol=0, atol=1e-4)
+
+
+def test_one_patch_is_the_pooled_image() -> None:
+    """With one token there is nothing to attend to: the dense feature is the pooled embedding."""
+    torch.manual_seed(0)
+    backbone = SigLIP2("ViT-B-32-SigLIP2-256", pretrained=None)
+    token = torch.randn(1, 1, 768)
+    with torch.no_grad():
+        pooled = backbone.trunk.attn_pool(backbone.trunk.norm(token))
+        torch.testing.assert_close(backbone.project(token, [(1, 1)])[:, 0], pooled, rtol=0, atol=1e-5)
+
+
+def test_naflex_equals_transformers_own_model(small_naflex: str) -> None:
+    backbone = NaFlex(small_naflex)
+    images = torch.randn(1, 3, 48, 80)
+    patches = images.unflatten(2, (3, 16)).unflatten(4, (5, 16)).permute(0, 2, 4, 3, 5, 1).reshape(1, 15, -1)
+    with torch.no_grad():
+        expected = backbone.vision_model(
+            pixel_values=patches,
+            pixel_attention_mask=torch.ones(1, 15, dtype=torch.long),
+            spatial_shapes=torch.tensor([[3, 5]]),
+        ).last_hidden_state
+        tokens = backbone.run_blocks(backbone.embed(images), [(3, 5)])
+        torch.testing.assert_close(backbone.vision_model.post_layernorm(tokens), expected, rtol=0, atol=1e-5)
+
+
+def test_the_papers_parameter_counts() -> None:
+    """Table 2 of the paper for ViT-B-16-SigLIP2-512, in millions."""
+    from spar_lightning.trainable import select
+
+    backbone = SigLIP2(pretrained=None)
+    groups = backbone.parameter_groups()
+
+    def millions(*selectors: str) -> float:
+        return round(sum(p.numel() for p in select(groups, selectors)) / 1e6, 1)
+
+    assert round(sum(p.numel() for p in backbone.parameters()) / 1e6, 1) == 93.5
+    assert millions("blocks.-1") == 7.1
+    assert millions("blocks.-2", "blocks.-1") == 14.2
+    assert millions("blocks.-3", "blocks.-2", "blocks.-1") == 21.3
+    assert millions("patch_embed") == 0.6
+    assert millions("pos_embed") == 0.8
+    assert millions("blocks.-2.mlp", "blocks.-1.mlp") == 9.4
+    assert millions("blocks.-2.qkv", "blocks.-1.qkv") == 3.5

@@ -1,0 +1,108 @@
+"""Weight files of every origin are read by their keys, and what does not fit is named."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from spar_lightning.backbones import OpenCLIP, SigLIP2
+from spar_lightning.backbones.weights import WeightsError, read
+
+MODEL = "ViT-S-32"
+
+
+def features(backbone: OpenCLIP) -> torch.Tensor:
+    with torch.no_grad():
+        out: torch.Tensor = backbone(torch.ones(1, 3, 64, 96))
+        return out
+
+
+@pytest.fixture(scope="module")
+def student() -> OpenCLIP:
+    torch.manual_seed(1)
+    return OpenCLIP(MODEL, pretrained=None)
+
+
+@pytest.mark.parametrize("wrapper", ["", "model.", "segmentor.net.model.", "student."])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".ckpt"])
+def test_files_of_every_origin(student: OpenCLIP, wrapper: str, suffix: str, tmp_path: Path) -> None:
+    tensors = {wrapper + name: tensor.clone() for name, tensor in student.vision_state_dict().items()}
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(tensors, path)
+    else:  # Lightning wraps the tensors once more and adds its own
+        torch.save({"state_dict": tensors, "epoch": 3} if suffix == ".ckpt" else tensors, path)
+    assert torch.equal(features(OpenCLIP(MODEL, pretrained=str(path))), features(student))
+
+
+def test_a_folder_as_the_hub_lays_it_out(student: OpenCLIP, tmp_path: Path) -> None:
+    save_file(student.vision_state_dict(), tmp_path / "open_clip_model.safetensors")
+    assert torch.equal(features(OpenCLIP(MODEL, pretrained=str(tmp_path))), features(student))
+
+
+def test_the_text_tower_comes_from_the_same_file(tmp_path: Path) -> None:
+    import open_clip
+
+    torch.manual_seed(2)
+    clip = open_clip.create_model(MODEL, require_pretrained=False).eval()
+    path = tmp_path / "whole.safetensors"
+    save_file(clip.state_dict(), path)
+    with torch.no_grad():
+        expected = clip.encode_text(open_clip.get_tokenizer(MODEL)(["a cat", "a dog"]))
+    torch.testing.assert_close(OpenCLIP(MODEL, pretrained=str(path)).encode_text(["a cat", "a dog"]), expected)
+
+
+def test_a_file_without_text_says_so(student: OpenCLIP, tmp_path: Path) -> None:
+    path = tmp_path / "vision.safetensors"
+    save_file(student.vision_state_dict(), path)
+    with pytest.raises(WeightsError, match=r"does not fit the text tower of ViT-S-32: .* is missing there"):
+        OpenCLIP(MODEL, pretrained=str(path)).encode_text(["a cat"])
+
+
+def test_a_shape_mismatch_names_the_key(student: OpenCLIP, tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    tensors = student.vision_state_dict()
+    save_file({**tensors, "visual.proj": torch.zeros(3, 4)}, path)
+    with pytest.raises(WeightsError, match=r"visual.proj is \(3, 4\) there and \(384, 384\) here|proj is \(3, 4\)"):
+        OpenCLIP(MODEL, pretrained=str(path))
+
+
+def test_nothing_pickled_is_run(tmp_path: Path) -> None:
+    class Harm:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (Path(tmp_path / "harm"),))  # type: ignore[return-value]
+
+    path = tmp_path / "harm.pth"
+    torch.save({"state_dict": Harm()}, path)
+    with pytest.raises(WeightsError, match="nothing pickled is run"):
+        read(str(path))
+    assert not (tmp_path / "harm").exists()
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(WeightsError, match=r"cannot be read as weights|holds no tensors"):
+        read(str(tmp_path / "plain.pt"))
+
+
+def test_missing_files_and_unknown_models_are_sentences(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"There is no file /nowhere.pt. Give a weight file"):
+        OpenCLIP(MODEL, pretrained="/nowhere.pt")
+    with pytest.raises(WeightsError, match=r"holds none of open_clip_model.safetensors"):
+        OpenCLIP(MODEL, pretrained=str(tmp_path))
+    with pytest.raises(ValueError, match=r"open_clip has no model 'ViT-B-61'. Did you mean ViT-B-16"):
+        OpenCLIP("ViT-B-61", pretrained=None)
+    with pytest.raises(ValueError, match="is no plain CLIP ViT"):
+        OpenCLIP("coca_ViT-B-32", pretrained=None)
+    with pytest.raises(ValueError, match="has no attention pooling"):
+        SigLIP2("ViT-B-16", pretrained=None)
+
+
+def test_offline_the_error_names_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    import open_clip
+
+    def no_network(config: object) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", no_network)
+    with pytest.raises(WeightsError, match=r"copy open_clip_model.safetensors of timm/ViT-B-16-SigLIP2-512 here"):
+        SigLIP2()

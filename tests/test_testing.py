@@ -1,0 +1,77 @@
+"""The contract checks: every built-in family passes them, and a broken backbone fails the right one."""
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from spar_lightning.backbones import Backbone, DINOv3Text, NaFlex, OpenCLIP, SigLIP2, Tiny
+from spar_lightning.packing import Grid
+from spar_lightning.testing import Check, backbone_checks
+
+FAMILIES: dict[str, Callable[[str], Backbone]] = {
+    "Tiny": lambda folder: Tiny(),
+    "SigLIP2": lambda folder: SigLIP2("ViT-B-32-SigLIP2-256", pretrained=None),
+    "OpenCLIP": lambda folder: OpenCLIP("ViT-S-32", pretrained=None),
+    "OpenCLIP-quickgelu": lambda folder: OpenCLIP("ViT-B-32-quickgelu", pretrained=None),
+    "DINOv3Text": lambda folder: DINOv3Text("vit_tiny_patch16_dinov3_qkvb", window=64),
+    "NaFlex": lambda folder: NaFlex(folder),
+}
+
+
+@cache  # building costs more than the checks
+def built(family: str, folder: str) -> Backbone:
+    torch.manual_seed(0)
+    return FAMILIES[family](folder)
+
+
+NAMES = [check.name for check in backbone_checks(Tiny)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_built_in_families_keep_the_contract(family: str, name: str, small_naflex: str) -> None:
+    checks = backbone_checks(lambda: copy.deepcopy(built(family, small_naflex)))
+    checks[NAMES.index(name)]()
+
+
+def failing(factory: Callable[[], Backbone]) -> set[str]:
+    def fails(check: Check) -> bool:
+        try:
+            check()
+        except AssertionError:
+            return True
+        return False
+
+    return {check.name for check in backbone_checks(factory) if fails(check)}
+
+
+class Transposed(Tiny):
+    """Patches column by column."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        return super().embed(images.transpose(2, 3))
+
+
+class Leaky(Tiny):
+    """Attention across the images of a pack."""
+
+    def run_blocks(self, tokens: Tensor, grids: Sequence[Grid], start: int = 0, stop: int | None = None) -> Tensor:
+        return super().run_blocks(tokens, [(1, tokens.shape[1])], start, stop)
+
+
+class Awake(Tiny):
+    """Follows the loop into train mode."""
+
+    def train(self, mode: bool = True) -> "Awake":
+        torch.nn.Module.train(self, mode)
+        return self
+
+
+def test_a_broken_backbone_fails_the_check_that_names_its_fault() -> None:
+    assert "patches_are_row_major" in failing(Transposed)
+    assert failing(Leaky) == {"a_pack_equals_its_images"}
+    assert failing(Awake) == {"stays_in_eval"}
