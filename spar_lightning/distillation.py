@@ -22,6 +22,7 @@ from spar_lightning.backbones.base import Backbone
 from spar_lightning.backbones.weights import difference
 from spar_lightning.datamodules.sample import LabelledImage, Sample
 from spar_lightning.errors import UserError
+from spar_lightning.geometry import Geometry
 from spar_lightning.packing import dense_features
 from spar_lightning.segmenter import Inference, Segmenter
 from spar_lightning.sliding_window import SlidingWindow
@@ -58,6 +59,8 @@ class Distillation(LightningModule):
         window_batch: Teacher windows per forward pass.
         templates: Prompt templates for validation, averaged; `{}` stands for the class name.
         inference: How validation segments: `single` pass of the student, or `sliding` window.
+        geometry: Validation images whose sides the patch does not divide: `aligned` resizes them to the nearest
+            multiples, `paper` does what the published code does for the family of the backbone.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Distillation(LightningModule):
         window_batch: int = 60,
         templates: Sequence[str] = TEMPLATES,
         inference: Inference = "single",
+        geometry: Geometry = "aligned",
     ) -> None:
         super().__init__()
         if lr <= 0 or weight_decay < 0:
@@ -86,7 +90,10 @@ class Distillation(LightningModule):
         self.window_batch = window_batch
         self.templates = list(templates)
         self.inference: Inference = inference
+        self.geometry: Geometry = geometry
         set_trainable(backbone, backbone.parameter_groups(), self.trainable)
+        # Buffers are constants: DDP need not send rank 0's round, and ranks may validate unevenly.
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
         self._start = {name: p.detach().clone() for name, p in backbone.named_parameters() if p.requires_grad}
         self._teacher: list[SlidingWindow] = []  # a list: no submodule
         self._fitting = True
@@ -127,7 +134,8 @@ class Distillation(LightningModule):
         key = tuple((label, tuple(names)) for label, names in classes.items())
         if key not in self._classifiers:
             self._classifiers[key] = TextClassifier.from_classes(self.student.encode_text, classes, self.templates)
-        return Segmenter(backbone, self._classifiers[key], inference, self.stride, self.window_batch)
+        classifier = self._classifiers[key]
+        return Segmenter(backbone, classifier, inference, self.stride, self.window_batch, geometry=self.geometry)
 
     def training_step(self, batch: list[Sample], batch_idx: int) -> Tensor:
         images = [self.student.normalize(sample.image) for sample in batch]

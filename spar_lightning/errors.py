@@ -20,5 +20,6 @@ def check_at_least(minimum: int, **values: int | None) -> None:
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
     """A sentence that names up to three likely meanings of `given`, or nothing."""
-    close = difflib.get_close_matches(given, list(allowed), n=3)
+    names = {name.lower(): name for name in allowed}
+    close = [names[match] for match in difflib.get_close_matches(given.lower(), list(names), n=3)]
     return f"Did you mean {' or '.join(close)}? " if close else ""

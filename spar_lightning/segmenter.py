@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.errors import UserError
+from spar_lightning.geometry import Geometry, aligned
 from spar_lightning.sliding_window import SlidingWindow
 from spar_lightning.zero_shot import TEMPLATES, Classes, TextClassifier
 
@@ -29,6 +29,8 @@ class Segmenter:
         stride: Step between windows in pixels, for `sliding`.
         batch_size: Windows per forward pass, for `sliding`.
         templates: Prompt templates, averaged; `{}` stands for the name.
+        geometry: Images whose sides the patch does not divide: `aligned` resizes them to the nearest multiples,
+            `paper` does what the published code does for the family of the backbone.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Segmenter:
         stride: int = 24,
         batch_size: int = 60,
         templates: Sequence[str] = TEMPLATES,
+        geometry: Geometry = "aligned",
     ) -> None:
         self.backbone = backbone
         if not isinstance(classes, TextClassifier):
@@ -46,6 +49,9 @@ class Segmenter:
         self.classifier = classes
         if inference not in get_args(Inference):
             raise UserError(f"inference is 'single' or 'sliding', but got {inference!r}.")
+        if geometry not in get_args(Geometry):
+            raise UserError(f"geometry is 'aligned' or 'paper', but got {geometry!r}.")
+        self.rule = aligned if geometry == "aligned" else backbone.paper_geometry
         self.dense = backbone if inference == "single" else SlidingWindow(backbone, stride, batch_size=batch_size)
 
     @torch.no_grad()
@@ -57,12 +63,8 @@ class Segmenter:
     def features(self, image: Tensor) -> Tensor:
         """Dense features (h, w, d), not normalised.
 
-        Sides that are not multiples of the patch are resized (bilinear) to the nearest multiples.
+        Sides that are not multiples of the patch are treated as `geometry` says.
         """
-        patch = self.backbone.patch_size
-        pixels = self.backbone.normalize(image[None])
-        aligned = [max(1, round(side / patch)) * patch for side in pixels.shape[-2:]]
-        if aligned != list(pixels.shape[-2:]):
-            pixels = F.interpolate(pixels, aligned, mode="bilinear", align_corners=False)
+        pixels = self.rule(self.backbone.normalize(image[None]), self.backbone.patch_size)
         features: Tensor = self.dense(pixels)[0]
         return features

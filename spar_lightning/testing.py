@@ -12,6 +12,8 @@ which should give a small network with random weights.
 
 import copy
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -228,6 +230,17 @@ def _found_by_short_name(factory: Factory) -> None:
     assert found is cls, f"the short name {cls.__name__} means {path}, another class"
 
 
+HEAVY = ("lightning", "open_clip", "timm", "torchvision", "transformers")
+
+
+def _import_is_light(factory: Factory) -> None:
+    module = type(factory()).__module__
+    code = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = set(HEAVY) & set(done.stdout.split())
+    assert not found, f"importing {module} imports {', '.join(sorted(found))}; import that where a backbone is made"
+
+
 _CHECKS = [
     _facts_are_true,
     _shapes_square_wide_tall,
@@ -245,4 +258,5 @@ _CHECKS = [
     _text_tower_is_no_submodule,
     _bf16_autocast_is_close,
     _found_by_short_name,
+    _import_is_light,
 ]

@@ -1,15 +1,19 @@
 """Fixtures: one thread, and a small run of the quickstart that several tests look at."""
 
+import io
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import lightning.pytorch  # noqa: F401  # its log handler keeps the stderr of the first import
 import pytest
+import skimage.data
 import torch
+from PIL import Image
 
 torch.set_num_threads(1)  # tests with two processes share two cores
 
@@ -61,12 +65,30 @@ def spar() -> Callable[..., Finished]:
 
 
 @pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tar of photographs in SA-1B's layout, two images."""
+    folder = tmp_path_factory.mktemp("photos")
+    path = folder / "sa_000000.tar"
+    with tarfile.open(path, "w") as tar:
+        for image_id, name in enumerate(("coffee", "chelsea"), start=1):
+            pixels = getattr(skimage.data, name)()
+            files = {"jpg": io.BytesIO(), "json": io.BytesIO(b'{"image": {}, "annotations": []}')}
+            Image.fromarray(pixels).save(files["jpg"], "jpeg", quality=95)
+            for suffix, content in files.items():
+                member = tarfile.TarInfo(f"./sa_{image_id}.{suffix}")
+                member.size = content.getbuffer().nbytes
+                content.seek(0)
+                tar.addfile(member, content)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
 def small_naflex(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a small NaFlex model, as `save_pretrained` lays it out."""
     from transformers import Siglip2VisionConfig, Siglip2VisionModel
 
     config = Siglip2VisionConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_patches=16
+        hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_patches=64
     )
     folder = tmp_path_factory.mktemp("naflex")
     torch.manual_seed(0)

@@ -1,10 +1,12 @@
-"""Every YAML that ships parses with the parser of `spar fit`."""
+"""Every YAML that ships parses with the parser of `spar fit`, and trains two steps on photographs."""
 
 from importlib import resources
 from pathlib import Path
 
 import pytest
+import torch
 
+from spar_lightning.backbones import NaFlex
 from spar_lightning.cli import main
 
 CONFIGS = sorted(
@@ -22,3 +24,51 @@ def test_parses_with_full_class_paths(path: str, capsys: pytest.CaptureFixture[s
     for line in Path(path).read_text().splitlines():
         if "class_path:" in line:
             assert "." in line.split("class_path:")[1].split("#")[0]
+
+
+# Smaller networks of the same families, with random weights.
+VARIANTS = {
+    "SigLIP2": ["--model.backbone.model", "ViT-B-32-SigLIP2-256", "--model.backbone.pretrained", "null"],
+    "OpenCLIP": ["--model.backbone.model", "ViT-S-32", "--model.backbone.pretrained", "null"],
+    "DINOv3Text": [
+        "--model.backbone.model", "vit_tiny_patch16_dinov3_qkvb", "--model.backbone.backbone_weights", "null",
+        "--model.backbone.text_weights", "null", "--model.backbone.window", "128",
+    ],
+}  # fmt: skip
+
+
+def two_steps(config: str, arguments: list[str], photos: str, folder: Path) -> dict[str, torch.Tensor]:
+    """Train on the two photographs, in fp32 on the CPU, and return the student's weights."""
+    code = main([
+        "fit", "--config", config, *arguments,
+        "--data.shards", photos, "--data.max_images", "null", "--data.cache", str(folder / "cache"),
+        "--data.num_workers", "0", "--data.augmentation.scale", "[352,288]", "--data.augmentation.min_side", "128",
+        "--data.augmentation.multiple", "32", "--data.augmentation.ratio_range", "[0.9,1.0]",
+        "--model.stride", "96", "--trainer.precision", "32-true", "--trainer.accelerator", "cpu",
+        "--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1", "--run_dir", str(folder / "run"),
+    ])  # fmt: skip
+    assert code == 0
+    checkpoint = torch.load(folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2
+    state: dict[str, torch.Tensor] = checkpoint["state_dict"]
+    return state
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if "quickstart" not in p], ids=lambda path: Path(path).stem)
+def test_two_steps_with_a_small_network(path: str, photos: str, tmp_path: Path) -> None:
+    family = next(name for name in VARIANTS if f"backbones.{name}" in Path(path).read_text())
+    weights = two_steps(path, VARIANTS[family], photos, tmp_path)
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_two_steps_with_naflex(photos: str, small_naflex: str, tmp_path: Path) -> None:
+    config = tmp_path / "naflex.yaml"
+    config.write_text(
+        "model:\n  backbone:\n    class_path: spar_lightning.backbones.NaFlex\n"
+        "data:\n  class_path: spar_lightning.datamodules.SA1B\n  init_args: {shards: x}\n"
+    )
+    before = NaFlex(small_naflex).state_dict()
+    after = two_steps(str(config), ["--model.backbone.pretrained", small_naflex], photos, tmp_path)
+    changed = {name for name in before if not torch.equal(before[name], after[f"student.{name}"])}
+    assert changed and all(name.startswith(("vision_model.encoder.layers.1.", "vision_model.encoder.layers.2."))
+                           for name in changed)  # fmt: skip

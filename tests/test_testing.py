@@ -46,7 +46,8 @@ def failing(factory: Callable[[], Backbone]) -> set[str]:
             return True
         return False
 
-    return {check.name for check in backbone_checks(factory) if fails(check)}
+    checks = [check for check in backbone_checks(factory) if check.name != "import_is_light"]  # a process each
+    return {check.name for check in checks if fails(check)}
 
 
 class Transposed(Tiny):

@@ -1,6 +1,5 @@
 """Plain ViTs of timm as a backbone of spar-lightning: patch tokens after the final norm."""
 
-import timm
 import torch
 
 from spar_lightning.backbones import Backbone
@@ -20,6 +19,8 @@ class TimmViT(Backbone):
     """
 
     def __init__(self, model: str = "vit_tiny_patch16_224", pretrained: bool | None = None) -> None:
+        import timm  # here, so that `spar` starts fast where another backbone runs
+
         super().__init__()
         self.vit = timm.create_model(model, pretrained=bool(pretrained), num_classes=0)
         self.patch_size, self.grid = self.vit.patch_embed.patch_size[0], self.vit.patch_embed.grid_size

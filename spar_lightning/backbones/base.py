@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spar_lightning.geometry import Rule, aligned
 from spar_lightning.packing import Grid
 
 TextTower = Callable[[Sequence[str]], Tensor]
@@ -33,6 +34,7 @@ class Backbone(nn.Module, ABC):
         embed_dim: Width d of the output.
         mean: Per-channel mean of the input, for pixels in [0, 1].
         std: Per-channel standard deviation of the input.
+        paper_geometry: What the published code does with sides that the patch does not divide.
         packs: Whether `run_blocks` takes several images of different sizes in one sequence.
     """
 
@@ -41,6 +43,7 @@ class Backbone(nn.Module, ABC):
     embed_dim: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    paper_geometry: Rule = staticmethod(aligned)
     packs: bool = True
 
     def __init__(self) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from spar_lightning.backbones.base import Backbone, TextTower
 from spar_lightning.backbones.weights import WeightsError, check_fit, read
 from spar_lightning.errors import UserError
+from spar_lightning.geometry import stretch
 from spar_lightning.packing import Grid, patch_tokens, per_image
 from spar_lightning.sliding_window import check_sides
 
@@ -33,6 +34,7 @@ class DINOv3Text(Backbone):
         window: Side of the teacher's windows in pixels; the paper takes 384.
     """
 
+    paper_geometry = staticmethod(stretch)
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
 
@@ -117,7 +119,7 @@ class DINOv3Text(Backbone):
 
 
 def _trunk(model: str, source: str | None) -> Any:
-    """Timm's trunk with the weights of a file, in official names, timm's or our own checkpoint's, or with random ones."""
+    """The trunk with random weights, or those of a file in official names, in timm's or from our own checkpoint."""
     import timm
 
     if source is None:

@@ -15,6 +15,7 @@ from spar_lightning.backbones import open_clip_models
 from spar_lightning.backbones.base import Backbone, TextTower
 from spar_lightning.backbones.position_table import resized
 from spar_lightning.errors import UserError
+from spar_lightning.geometry import drop
 from spar_lightning.packing import Grid, patch_tokens, per_image
 from spar_lightning.sliding_window import check_sides
 
@@ -28,6 +29,7 @@ class OpenCLIP(Backbone):
             them, or null for random weights.
     """
 
+    paper_geometry = staticmethod(drop)
     prefix = 1  # the class token
 
     def __init__(self, model: str = "ViT-B-16", pretrained: str | None = "laion2b_s34b_b88k") -> None:

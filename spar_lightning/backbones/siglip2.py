@@ -14,6 +14,7 @@ from spar_lightning.backbones import open_clip_models
 from spar_lightning.backbones.base import Backbone, TextTower
 from spar_lightning.backbones.position_table import resized
 from spar_lightning.errors import UserError
+from spar_lightning.geometry import pad
 from spar_lightning.packing import Grid, per_image
 from spar_lightning.sliding_window import check_sides
 
@@ -27,6 +28,8 @@ class SigLIP2(Backbone):
             them, or null for random weights.
         tokenizer: Folder with the tokenizer's files, where there is no network; null takes it from the hub.
     """
+
+    paper_geometry = staticmethod(pad)
 
     def __init__(
         self,

@@ -60,11 +60,11 @@ def find(name: str) -> type[Backbone]:
         return known[name]
     module, _, attribute = name.rpartition(".")
     try:
-        cls = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+        cls = getattr(import_module(module or "spar_lightning.backbones"), attribute)
+    except (ImportError, AttributeError) as error:
         raise UserError(
-            f"No backbone is called {name!r}. {nearest(name, known)}Known are {', '.join(known)}, and the full path of "
-            f"any other class ({error})."
+            f"No backbone is called {name!r} ({error}). {nearest(name, known)}Known are {', '.join(known)}, and the "
+            "full path of any other class."
         ) from error
     if not (isinstance(cls, type) and issubclass(cls, Backbone)):
         raise UserError(f"{name} is no subclass of spar_lightning.backbones.Backbone.")

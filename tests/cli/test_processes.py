@@ -75,3 +75,18 @@ def test_ctrl_c_leaves_a_checkpoint_to_continue_from(
     assert states[0]["global_step"] == states[1]["global_step"] == 96
     for name, tensor in states[0]["state_dict"].items():
         assert torch.equal(tensor, states[1]["state_dict"][name]), name
+
+
+def test_all_parameters_train_on_two_processes(spar: Spar, photos: str, tmp_path: Path) -> None:
+    """No search for unused parameters: every one that is selected takes part in every step."""
+    done = spar([
+        "fit", "--model.backbone", "OpenCLIP", "--model.backbone.model", "ViT-S-32",
+        "--model.backbone.pretrained", "null", "--model.trainable", "[all]", "--model.stride", "96",
+        "--data", "SA1B", "--data.shards", photos, "--data.augmentation.scale", "[320,256]",
+        "--data.augmentation.min_side", "128", "--data.augmentation.multiple", "32",
+        "--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu",
+        "--trainer.max_epochs", "2", "--run_dir", str(tmp_path / "run"),
+    ])  # fmt: skip
+    assert done.code == 0, done.err
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2

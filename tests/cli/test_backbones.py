@@ -1,0 +1,127 @@
+"""`spar backbones`, and a plugin as a package of its own: installed, found, checked, trained."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from spar_lightning.backbones.plugins import plugins
+from spar_lightning.cli import main
+from tests.conftest import ROOT, Finished, environment
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example plugin installed into a folder, beside one that cannot be imported."""
+    folder = tmp_path_factory.mktemp("plugins")
+    shutil.copytree(ROOT / "examples" / "plugin", folder / "source")
+    broken = folder / "broken"
+    broken.mkdir()
+    (broken / "broken_vit.py").write_text("import a_package_that_nobody_has\n")
+    (broken / "pyproject.toml").write_text(
+        '[project]\nname = "broken-vit"\nversion = "0.7"\n[tool.setuptools]\npy-modules = ["broken_vit"]\n'
+        '[project.entry-points."spar_lightning.backbones"]\nBrokenViT = "broken_vit:BrokenViT"\n'
+    )
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*command, "--target", str(folder / "site"), str(folder / "source"), str(broken)], check=True)
+    return folder / "site"
+
+
+@pytest.fixture
+def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The plugins of `site` in this process."""
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    plugins.cache_clear()
+    yield
+    plugins.cache_clear()
+
+
+@pytest.fixture
+def run(site: Path, tmp_path: Path) -> Callable[..., Finished]:
+    def run(*args: str) -> Finished:
+        done = subprocess.run(
+            [sys.executable, "-m", "spar_lightning", *args],
+            capture_output=True, text=True, timeout=300, cwd=tmp_path, env={**environment(), "PYTHONPATH": str(site)},
+        )  # fmt: skip
+        return Finished(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.mark.usefixtures("installed")
+def test_plugins_are_listed_and_a_broken_one_breaks_nothing(capsys: Capture, caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["backbones"]) == 0
+    rows = {line.split()[0]: " ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
+    assert rows["TimmViT"] == "TimmViT spar_timm_vit.TimmViT spar-timm-vit 0.1 224 16 192 ok"
+    assert rows["SigLIP2"].endswith(" 512 16 768 ok")
+    assert "broken: ModuleNotFoundError: No module named 'a_package_that_nobody_has'" in rows["BrokenViT"]
+    assert "plugin BrokenViT of broken-vit 0.7 cannot be used: ModuleNotFoundError" in caplog.text
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    "args", [["fit", "--model.backbone", "BrokenViT", "--data", "RenderedScenes"], ["backbones", "show", "BrokenViT"]]
+)
+def test_a_broken_plugin_asked_for_by_name_tells_its_error(args: list[str], capsys: Capture) -> None:
+    assert main(args) == 2
+    assert "No module named 'a_package_that_nobody_has'. Mend or uninstall that package" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_example_keeps_the_contract(capsys: Capture) -> None:
+    code = main(["backbones", "check", "TimmViT"])
+    out = capsys.readouterr().out
+    assert code == 0 and "FAILED" not in out and out.count("passed") > 10, out
+
+
+def test_the_example_trains_two_steps(run: Callable[..., Finished], photos: str, tmp_path: Path) -> None:
+    done = run(
+        "fit", "--model.backbone", "TimmViT", "--model.stride", "96", "--data", "SA1B", "--data.shards", photos,
+        "--data.augmentation.scale", "[352,288]", "--data.augmentation.min_side", "128", "--trainer.max_epochs", "1",
+        "--trainer.accelerator", "cpu", "--run_dir", str(tmp_path / "run"),
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "class_path: spar_timm_vit.TimmViT" in (tmp_path / "run" / "config.yaml").read_text()
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_the_example_is_short() -> None:
+    lines = (ROOT / "examples" / "plugin" / "spar_timm_vit.py").read_text().splitlines()
+    assert len(lines) < 75
+
+
+def test_show_prints_groups_with_counts(capsys: Capture) -> None:
+    assert main(["backbones", "show", "SigLIP2"]) == 0
+    rows = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()[4:]}
+    assert rows["blocks.11"] == "7.09" and rows["pos_embed"] == "0.79" and rows["patch_embed"] == "0.59"
+    assert rows["all"] == "93.52"
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["show"], "Give the name of a backbone: spar backbones show NAME"),
+        (["show", "Siglip"], "Did you mean SigLIP2? Known are DINOv3Text"),
+        (["show", "no.such.Class"], "No backbone is called 'no.such.Class'"),
+        (["show", "pathlib.Path"], "pathlib.Path is no subclass of spar_lightning.backbones.Backbone"),
+        (["show", "SigLIP2", "--model", "ViT-B-61"], "open_clip has no model 'ViT-B-61'"),
+        (["show", "Tiny", "--size", "3"], "Tiny: unrecognized arguments: --size 3"),
+        (["list", "Tiny"], "spar backbones list takes nothing more, but got Tiny"),
+    ],
+)
+def test_mistakes_are_sentences(args: list[str], sentence: str, capsys: Capture) -> None:
+    assert main(["backbones", *args]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_check_fails_a_broken_backbone(capsys: Capture) -> None:
+    assert main(["backbones", "check", "tests.test_testing.Awake"]) == 1
+    captured = capsys.readouterr()
+    assert "FAILED  stays_in_eval: AssertionError: in train mode" in captured.out
+    assert "checks failed: Awake does not keep the contract" in captured.err

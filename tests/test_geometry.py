@@ -1,0 +1,52 @@
+"""Sides that the patch does not divide, by rule."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from spar_lightning.backbones import DINOv3Text, OpenCLIP, SigLIP2, Tiny
+from spar_lightning.errors import UserError
+from spar_lightning.geometry import Rule, aligned, drop, pad, stretch
+from spar_lightning.segmenter import Segmenter
+
+
+@pytest.mark.parametrize(
+    ("rule", "size"), [(aligned, (32, 48)), (pad, (48, 48)), (drop, (32, 32)), (stretch, (48, 48))]
+)
+def test_sizes(rule: Rule, size: tuple[int, int]) -> None:
+    assert rule(torch.rand(2, 3, 37, 43), 16).shape == (2, 3, *size)
+    fitting = torch.rand(1, 3, 32, 48)
+    assert torch.equal(rule(fitting, 16), fitting)
+    assert rule(torch.rand(1, 3, 5, 40), 16).shape[-2] == 16
+
+
+def test_pad_and_drop_keep_the_pixels() -> None:
+    images = torch.rand(1, 3, 37, 43)
+    assert torch.equal(pad(images, 16)[..., :37, :43], images) and pad(images, 16)[..., 37:, :].eq(0).all()
+    assert torch.equal(drop(images, 16), images[..., :32, :32])
+
+
+@pytest.mark.parametrize(("family", "rule"), [(SigLIP2, pad), (OpenCLIP, drop), (DINOv3Text, stretch), (Tiny, aligned)])
+def test_the_published_rule_of_each_family(family: type, rule: Rule) -> None:
+    assert family.paper_geometry is rule  # type: ignore[attr-defined]
+
+
+class Padded(Tiny):
+    """Tiny, with the rule of SigLIP2 for its published one."""
+
+    paper_geometry = staticmethod(pad)
+
+
+def test_the_segmenter_follows_the_rule() -> None:
+    image = torch.randint(256, (3, 37, 43), dtype=torch.uint8)
+    backbone = Padded()
+
+    def grid(segmenter: Segmenter) -> tuple[int, ...]:
+        features: Tensor = segmenter.features(image)
+        return tuple(features.shape[:2])
+
+    assert grid(Segmenter(backbone, ["ring"])) == (5, 5)
+    assert grid(Segmenter(backbone, ["ring"], geometry="paper")) == (5, 6)
+    assert Segmenter(backbone, ["ring"], geometry="paper")(image).shape == (37, 43)
+    with pytest.raises(UserError, match="geometry is 'aligned' or 'paper', but got 'exact'"):
+        Segmenter(backbone, ["ring"], geometry="exact")  # type: ignore[arg-type]
