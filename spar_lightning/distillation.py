@@ -114,11 +114,7 @@ class Distillation(LightningModule):
         """What the teacher's features depend on: weights, windows and the arithmetic between them."""
         teacher = self.build_teacher()
         assert isinstance(teacher.backbone, Backbone)
-        return {
-            "backbone": f"{type(self.student).__module__}.{type(self.student).__qualname__}",
-            "weights": teacher.backbone.weights_digest(),
-            **teacher.identity(),
-        }
+        return {**teacher.backbone.identity(), **teacher.identity()}
 
     def segmenter(self, classes: Mapping[str, Sequence[str]], inference: Inference | None = None) -> Segmenter:
         """The student as a segmenter of these classes; text embeddings are made once per list of classes."""

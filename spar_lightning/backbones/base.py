@@ -121,6 +121,15 @@ class Backbone(nn.Module, ABC):
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    def identity(self) -> dict[str, Any]:
+        """What dense features depend on; a family adds what its weights do not show."""
+        return {
+            "backbone": f"{type(self).__module__}.{type(self).__qualname__}",
+            "weights": self.weights_digest(),
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
     @property
     def depth(self) -> int:
         """Number of blocks."""

@@ -27,20 +27,27 @@ class OpenCLIP(Backbone):
         model: open_clip's name of a model with a ViT, such as ViT-B-16 or ViT-L-14-quickgelu.
         pretrained: open_clip's tag of weights (downloaded once), the path of a file or folder with
             them, or null for random weights.
+        tokenizer: Folder with the tokenizer's files, for models whose tokenizer lies on the hub.
     """
 
     paper_geometry = staticmethod(drop)
     prefix = 1  # the class token
 
-    def __init__(self, model: str = "ViT-B-16", pretrained: str | None = "laion2b_s34b_b88k") -> None:
+    def __init__(
+        self,
+        model: str = "ViT-B-16",
+        pretrained: str | None = "laion2b_s34b_b88k",
+        tokenizer: str | None = None,
+    ) -> None:
         from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
         from open_clip.transformer import VisionTransformer
 
         super().__init__()
-        self.model, self.pretrained = model, pretrained
+        self.model, self.pretrained, self.tokenizer = model, pretrained, tokenizer
         config = open_clip_models.model_config(model)
         known = open_clip_models.pretrained_config(model, pretrained)
         quick_gelu = config.get("quick_gelu", False) or known.get("quick_gelu", False)
+        self.quick_gelu = quick_gelu
         self.visual: Any = open_clip_models.vision_tower(model, quick_gelu)
         if type(self.visual) is not VisionTransformer or self.visual.attn_pool is not None:
             raise UserError(
@@ -98,6 +105,9 @@ class OpenCLIP(Backbone):
         norm = [*visual.ln_pre.parameters(), *visual.ln_post.parameters()]
         return {**groups, "norm": norm, "head": [visual.proj]}
 
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "quick_gelu": self.quick_gelu}  # the same weights serve both
+
     def vision_state_dict(self) -> dict[str, Tensor]:
         return dict(self.state_dict())  # open_clip's names: visual. ..
 
@@ -105,7 +115,7 @@ class OpenCLIP(Backbone):
         open_clip_models.load_vision(self.visual, state_dict, self.pretrained or "the state dict", self.model)
 
     def build_text_tower(self) -> TextTower:
-        return open_clip_models.text_tower(self.model, self.pretrained, None)
+        return open_clip_models.text_tower(self.model, self.pretrained, self.tokenizer)
 
 
 # nn.MultiheadAttention.forward is not called: its fast path in eval mode knows no packs.
