@@ -148,6 +148,7 @@ def _deterministic(factory: Factory) -> None:
 
 def _stays_in_eval(factory: Factory) -> None:
     backbone = factory()
+    assert not any(module.training for module in backbone.modules()), "in train mode when made: end with self.eval()"
     backbone.train()
     training = [name or "the backbone" for name, module in backbone.named_modules() if module.training]
     assert not training, f"in train mode after train(): {', '.join(training[:5])}"
@@ -236,7 +237,8 @@ HEAVY = ("lightning", "open_clip", "timm", "torchvision", "transformers")
 def _import_is_light(factory: Factory) -> None:
     module = type(factory()).__module__
     code = f"import sys, {module}; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, f"{module} cannot be imported: {done.stderr.strip().splitlines()[-1]}"
     found = set(HEAVY) & set(done.stdout.split())
     assert not found, f"importing {module} imports {', '.join(sorted(found))}; import that where a backbone is made"
 

@@ -122,26 +122,47 @@ def _trunk(model: str, source: str | None) -> Any:
     """The trunk with random weights, or those of a file in official names, in timm's or from our own checkpoint."""
     import timm
 
+    trunk: Any
     if source is None:
         return timm.create_model(model, num_classes=0)
     tensors = _official(source, VISION_FILE, "visual_model.backbone.")
     if "storage_tokens" in tensors:  # the official names: timm's own loading knows them
+        _check_official(tensors, source)
         try:
             overlay = {"state_dict": tensors}
-            return timm.create_model(model, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0)
+            trunk = timm.create_model(model, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0)
+            del trunk.pretrained_cfg["state_dict"]  # timm would keep a second copy of the weights
+            return trunk
         except (RuntimeError, KeyError) as error:
             raise WeightsError(f"{source} does not fit {model}: {' '.join(str(error).split())}") from error
-    trunk: Any = timm.create_model(model, num_classes=0)
+    trunk = timm.create_model(model, num_classes=0)
     tensors = {name.removeprefix("trunk."): tensor for name, tensor in tensors.items()}
     check_fit(tensors, trunk.state_dict(), source, model)
     trunk.load_state_dict(tensors)
     return trunk
 
 
+def _check_official(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuse what timm would load without a word."""
+    if any(name.startswith("local_cls_norm") for name in tensors):
+        raise WeightsError(
+            f"{source} is the backbone of satellite images (SAT-493M), which the text encoder was not trained with. "
+            f"Give {VISION_FILE}."
+        )
+    periods = tensors.get("rope_embed.periods")
+    if periods is not None and not torch.equal(periods.float(), _periods(len(periods))):
+        raise WeightsError(f"{source} has other RoPE periods than DINOv3. Give {VISION_FILE}.")
+
+
+def _periods(count: int) -> Tensor:
+    """RoPE periods of the official files: 100^(k / count), rounded to bf16."""
+    return torch.as_tensor(100.0 ** (torch.arange(count) / count)).bfloat16().float()
+
+
 def _official(source: str, file: str, prefix: str) -> dict[str, Tensor]:
     """The tensors of one tower, from an official file or from a released student that holds both towers."""
     try:
-        tensors = read(source)
+        tensors = read(source, (file,))
     except WeightsError as error:
         raise WeightsError(
             f"{error} DINOv3.txt comes in two files, {VISION_FILE} and {TEXT_FILE}, on request at {FORM}. "

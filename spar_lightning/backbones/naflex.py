@@ -6,13 +6,15 @@ attention pooling, as in `siglip2.py`.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spar_lightning.backbones.base import Backbone, TextTower
-from spar_lightning.backbones.weights import WeightsError, check_fit
+from spar_lightning.backbones.weights import WeightsError, check_fit, read
 from spar_lightning.packing import Grid, per_image
 from spar_lightning.sliding_window import check_sides
 
@@ -24,7 +26,7 @@ class NaFlex(Backbone):
 
     Args:
         pretrained: Name on the hub, a local folder with config.json, model.safetensors and the
-            tokenizer's files, or null for random weights in the base size.
+            tokenizer's files, a weight file of the base size, or null for random weights of that size.
         tokenizer: Folder with the tokenizer's files, if not beside the weights.
     """
 
@@ -36,16 +38,20 @@ class NaFlex(Backbone):
 
         super().__init__()
         self.pretrained, self.tokenizer = pretrained, tokenizer
-        if pretrained is None:
+        if pretrained is None or Path(pretrained).is_file():
             self.vision_model: Any = Siglip2VisionModel(Siglip2VisionConfig())
         else:
-            self.vision_model = _from_pretrained(Siglip2VisionModel, pretrained)
+            self.vision_model = _model(Siglip2VisionModel, pretrained)
         config = self.vision_model.config
         self.patch_size = config.patch_size
         side = int(config.num_patches**0.5)
         self.grid: Grid = (side, side)
         self.window = side * self.patch_size
         self.embed_dim = config.hidden_size
+        if pretrained is not None and Path(pretrained).is_file():
+            vision = {n: t for n, t in read(pretrained).items() if n.startswith("vision_model.")}
+            check_fit(vision, self.state_dict(), pretrained, "NaFlex")
+            self.load_state_dict(vision)
         self.eval()
 
     def embed(self, images: Tensor) -> Tensor:
@@ -103,8 +109,8 @@ class NaFlex(Backbone):
     def build_text_tower(self) -> TextTower:
         from transformers import AutoTokenizer, Siglip2TextModel
 
-        source = self.pretrained or HUB
-        model = _from_pretrained(Siglip2TextModel, source)
+        source = self.pretrained if self.pretrained and not Path(self.pretrained).is_file() else HUB
+        model = _model(Siglip2TextModel, source)
         tokenizer = _from_pretrained(AutoTokenizer, self.tokenizer or source)
         tower = model.eval().requires_grad_(False)
 
@@ -119,9 +125,19 @@ class NaFlex(Backbone):
         return encode
 
 
-def _from_pretrained(cls: Any, source: str) -> Any:
+def _model(cls: Any, source: str) -> Any:
+    """A model with all its weights in fp32; transformers alone would fill in random ones."""
+    model, found = _from_pretrained(cls, source, output_loading_info=True, dtype=torch.float32)
+    if missing := sorted(found["missing_keys"]):
+        raise WeightsError(
+            f"{source} does not fit {cls.__name__}: {len(missing)} tensors are missing, such as {missing[0]}."
+        )
+    return model
+
+
+def _from_pretrained(cls: Any, source: str, **options: Any) -> Any:
     try:
-        return cls.from_pretrained(source)
+        return cls.from_pretrained(source, **options)
     except Exception as error:  # transformers, the hub's client and sockets each raise their own
         raise WeightsError(
             f"NaFlex could not load {cls.__name__} of {source} ({type(error).__name__}). Give a name on the hub, or a "

@@ -6,6 +6,7 @@ seconds, which `spar fit --help` and runs of other backbones need not pay.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from spar_lightning.backbones.base import TextTower
 from spar_lightning.backbones.weights import WeightsError, check_fit, read
 from spar_lightning.errors import UserError, nearest
 
-FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 def model_config(model: str) -> dict[str, Any]:
@@ -39,8 +40,13 @@ def pretrained_config(model: str, pretrained: str | None) -> dict[str, Any]:
     """What open_clip knows about a tag of pretrained weights; empty for a path or None."""
     import open_clip
 
-    tags: list[str] = open_clip.list_pretrained_tags_by_model(model)
-    return dict(open_clip.get_pretrained_cfg(model, pretrained)) if pretrained in tags else {}
+    return dict(open_clip.get_pretrained_cfg(model, pretrained)) if pretrained else {}
+
+
+def quick_gelu(model: str, pretrained: str | None) -> bool:
+    """Whether the weights were trained with QuickGELU: the model says so, or the tag."""
+    known = pretrained_config(model, pretrained)
+    return bool(model_config(model).get("quick_gelu", False) or known.get("quick_gelu", False))
 
 
 def vision_tower(model: str, quick_gelu: bool = False) -> nn.Module:
@@ -63,14 +69,21 @@ def weights(model: str, pretrained: str) -> dict[str, Tensor]:
 
     config = pretrained_config(model, pretrained)
     if not config:
+        if not Path(pretrained).exists():
+            tags = open_clip.list_pretrained_tags_by_model(model)
+            raise WeightsError(
+                f"pretrained: {pretrained!r} is neither a file nor a folder nor a tag of {model}. "
+                f"{nearest(pretrained, tags)}Its tags are {', '.join(tags) or 'none'}."
+            )
         return read(pretrained, FILES)
     try:
         path = open_clip.download_pretrained(config)
     except Exception as error:  # the hub's client, sockets and proxies each raise their own
-        where = config.get("hf_hub", "").rstrip("/") or config["url"]
+        repository, _, file = config.get("hf_hub", "").rpartition("/")
+        where = f"{file or FILES[0]} of {repository}" if repository else config["url"]
         raise WeightsError(
-            f"The weights {pretrained!r} of {model} could not be downloaded ({type(error).__name__}). Without a "
-            f"network, copy {FILES[0]} of {where} here and give its path as `pretrained`."
+            f"The weights {pretrained!r} of {model} could not be downloaded ({type(error).__name__}: {error}). "
+            f"Without a network, copy {where} here and give its path as `pretrained`."
         ) from error
     return read(path)
 
@@ -87,14 +100,27 @@ def text_tower(model: str, pretrained: str | None, tokenizer: str | None) -> Tex
     import open_clip
 
     tokenize = _tokenizer(model, tokenizer)
-    clip = open_clip.create_model(model, require_pretrained=False)
+    clip = open_clip.create_model(
+        model, require_pretrained=False, pretrained_text=False, force_quick_gelu=quick_gelu(model, pretrained)
+    )
     del clip.visual
     if pretrained is not None:
-        own = {name: t for name, t in weights(model, pretrained).items() if not name.startswith("visual.")}
-        check_fit(own, clip.state_dict(), pretrained, f"the text tower of {model}")
-        clip.load_state_dict(own)
+        own, expected = _text(weights(model, pretrained)), _text(clip.state_dict())
+        if not own:
+            raise WeightsError(
+                f"{pretrained} holds no text tower of {model}. Say where it comes from: text_pretrained takes a tag "
+                "or a path, like pretrained."
+            )
+        check_fit(own, expected, pretrained, f"the text tower of {model}")
+        clip.load_state_dict(own, strict=False)
     clip.eval().requires_grad_(False)
     return lambda prompts: torch.as_tensor(clip.encode_text(tokenize(list(prompts))))
+
+
+def _text(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that text embeddings depend on: not vision, not the scale of the logits."""
+    others = ("visual.", "logit_")
+    return {n: t for n, t in tensors.items() if not n.startswith(others) and not n.endswith("position_ids")}
 
 
 def _tokenizer(model: str, path: str | None) -> Any:

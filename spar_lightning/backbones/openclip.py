@@ -24,10 +24,12 @@ class OpenCLIP(Backbone):
     """A CLIP vision tower of open_clip, dense by MaskCLIP.
 
     Args:
-        model: open_clip's name of a model with a ViT, such as ViT-B-16 or ViT-L-14-quickgelu.
+        model: open_clip's name of a model with a ViT, such as ViT-B-16. OpenAI's weights given by a path need
+            a name with -quickgelu; a tag knows it by itself.
         pretrained: open_clip's tag of weights (downloaded once), the path of a file or folder with
             them, or null for random weights.
         tokenizer: Folder with the tokenizer's files, for models whose tokenizer lies on the hub.
+        text_pretrained: Tag or path of the text tower where `pretrained` is a student without one.
     """
 
     paper_geometry = staticmethod(drop)
@@ -38,17 +40,17 @@ class OpenCLIP(Backbone):
         model: str = "ViT-B-16",
         pretrained: str | None = "laion2b_s34b_b88k",
         tokenizer: str | None = None,
+        text_pretrained: str | None = None,
     ) -> None:
         from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
         from open_clip.transformer import VisionTransformer
 
         super().__init__()
         self.model, self.pretrained, self.tokenizer = model, pretrained, tokenizer
-        config = open_clip_models.model_config(model)
+        self.text_pretrained = text_pretrained or pretrained
         known = open_clip_models.pretrained_config(model, pretrained)
-        quick_gelu = config.get("quick_gelu", False) or known.get("quick_gelu", False)
-        self.quick_gelu = quick_gelu
-        self.visual: Any = open_clip_models.vision_tower(model, quick_gelu)
+        self.quick_gelu = open_clip_models.quick_gelu(model, pretrained)
+        self.visual: Any = open_clip_models.vision_tower(model, self.quick_gelu)
         if type(self.visual) is not VisionTransformer or self.visual.attn_pool is not None:
             raise UserError(
                 f"OpenCLIP: the vision tower of {model} is no plain CLIP ViT. Give a model such as ViT-B-16 or "
@@ -115,7 +117,7 @@ class OpenCLIP(Backbone):
         open_clip_models.load_vision(self.visual, state_dict, self.pretrained or "the state dict", self.model)
 
     def build_text_tower(self) -> TextTower:
-        return open_clip_models.text_tower(self.model, self.pretrained, self.tokenizer)
+        return open_clip_models.text_tower(self.model, self.text_pretrained, self.tokenizer)
 
 
 # nn.MultiheadAttention.forward is not called: its fast path in eval mode knows no packs.

@@ -27,6 +27,7 @@ class SigLIP2(Backbone):
         pretrained: open_clip's tag of weights (downloaded once), the path of a file or folder with
             them, or null for random weights.
         tokenizer: Folder with the tokenizer's files, where there is no network; null takes it from the hub.
+        text_pretrained: Tag or path of the text tower where `pretrained` is a student without one.
     """
 
     paper_geometry = staticmethod(pad)
@@ -36,9 +37,11 @@ class SigLIP2(Backbone):
         model: str = "ViT-B-16-SigLIP2-512",
         pretrained: str | None = "webli",
         tokenizer: str | None = None,
+        text_pretrained: str | None = None,
     ) -> None:
         super().__init__()
         self.model, self.pretrained, self.tokenizer = model, pretrained, tokenizer
+        self.text_pretrained = text_pretrained or pretrained
         config = open_clip_models.model_config(model)
         if config["vision_cfg"].get("timm_pool") != "map":
             raise UserError(f"SigLIP2: {model} has no attention pooling. Give a model with SigLIP in its name.")
@@ -98,4 +101,4 @@ class SigLIP2(Backbone):
         open_clip_models.load_vision(self.visual, state_dict, self.pretrained or "the state dict", self.model)
 
     def build_text_tower(self) -> TextTower:
-        return open_clip_models.text_tower(self.model, self.pretrained, self.tokenizer)
+        return open_clip_models.text_tower(self.model, self.text_pretrained, self.tokenizer)

@@ -5,6 +5,7 @@ off: `state_dict` around the tensors, `segmentor.net.model.` and `model.` in the
 students, `student.` in our own checkpoints, `module.` of DataParallel.
 """
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -36,6 +37,11 @@ def read(source: str, names: Sequence[str] = ()) -> dict[str, Tensor]:
         path = found[0]
     if not path.is_file():
         raise WeightsError(f"There is no file {source}. Give a weight file ({', '.join(SUFFIXES)}).")
+    if zipfile.is_zipfile(path) and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
+        raise WeightsError(
+            f"{path} is a TorchScript archive, which holds code. Load it with torch.jit.load where you trust it, save "
+            "its state_dict() with safetensors, and give that file."
+        )
     try:
         if path.suffix == ".safetensors":
             return unwrap(load_file(path))
@@ -54,11 +60,10 @@ def read(source: str, names: Sequence[str] = ()) -> dict[str, Tensor]:
 
 
 def unwrap(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take off prefixes that wrapping modules put before every name."""
+    """Take off what wrapping modules put before the names; what lies beside the wrapped model is left out."""
     plain = dict(tensors)
-    for wrapper in WRAPPERS:
-        if all(name.startswith(wrapper) for name in plain):
-            plain = {name.removeprefix(wrapper): tensor for name, tensor in plain.items()}
+    while wrapper := next((w for w in WRAPPERS if any(name.startswith(w) for name in plain)), None):
+        plain = {name.removeprefix(wrapper): t for name, t in plain.items() if name.startswith(wrapper)}
     return plain
 
 

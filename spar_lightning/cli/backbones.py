@@ -78,11 +78,10 @@ def make(cls: type[Backbone], arguments: Sequence[str]) -> Backbone:
     if "pretrained" in inspect.signature(cls).parameters:
         parser.set_defaults(pretrained=None)
     try:
-        return cls(**parser.parse_args(list(arguments)))
-    except UserError:
-        raise
-    except Exception as error:  # of jsonargparse
+        settings = parser.instantiate(parser.parse_args(list(arguments)))
+    except Exception as error:  # jsonargparse's own, of several types
         raise UserError(f"{cls.__name__}: {' '.join(str(error).split())}") from error
+    return cls(**settings)
 
 
 def _list() -> int:
@@ -113,7 +112,7 @@ def _facts(cls: type[Backbone]) -> tuple[str, str, str, str]:
 
 
 def _show(cls: type[Backbone], arguments: Sequence[str]) -> int:
-    with torch.device("meta"):
+    with torch.device("cpu" if arguments else "meta"):  # weights that are given cannot be loaded into nothing
         backbone = make(cls, arguments)
     print(f"{cls.__name__} ({cls.__module__}.{cls.__qualname__})")
     print(f"window {backbone.window} px, patch {backbone.patch_size} px, dimension {backbone.embed_dim}")

@@ -135,6 +135,20 @@ def test_missing_tensors_and_files_are_named(trunk: dict[str, Tensor], pair: tup
         DINOv3Text("vit_base_patch16_224")
 
 
+def test_weights_that_must_not_be_paired_are_refused(trunk: dict[str, Tensor], tmp_path: Path) -> None:
+    official = official_vision(trunk)
+    torch.save({**official, "local_cls_norm.weight": torch.ones(192)}, tmp_path / "sat.pth")
+    with pytest.raises(WeightsError, match="satellite images"):
+        DINOv3Text(MODEL, str(tmp_path / "sat.pth"))
+    torch.save({**official, "rope_embed.periods": 2 * PERIODS}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match="other RoPE periods"):
+        DINOv3Text(MODEL, str(tmp_path / "other.pth"))
+
+
+def test_no_second_copy_of_the_weights_stays(pair: tuple[str, str]) -> None:
+    assert "state_dict" not in DINOv3Text(MODEL, pair[0]).trunk.pretrained_cfg
+
+
 def test_there_is_no_table_of_positions() -> None:
     with pytest.raises(SelectorError, match=r"'pos_embed' matches no group.*Allowed are all, patch_embed, prefix"):
         select(DINOv3Text(MODEL).parameter_groups(), ["pos_embed"])

@@ -1,11 +1,17 @@
 """SigLIP2's dense features equal those of transformers' own model with the same weights."""
 
+import shutil
+from pathlib import Path
+
+import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from spar_lightning.backbones import NaFlex, SigLIP2
+from spar_lightning.backbones.weights import WeightsError
 
 
 def transformers_names(trunk: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -76,6 +82,18 @@ def test_naflex_equals_transformers_own_model(small_naflex: str) -> None:
         ).last_hidden_state
         tokens = backbone.run_blocks(backbone.embed(images), [(3, 5)])
         torch.testing.assert_close(backbone.vision_model.post_layernorm(tokens), expected, rtol=0, atol=1e-5)
+
+
+def test_naflex_refuses_a_folder_that_lacks_tensors(small_naflex: str, tmp_path: Path) -> None:
+    shutil.copytree(small_naflex, tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    name = next(name for name in weights if name.endswith("post_layernorm.weight"))
+    del weights[name]
+    save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        WeightsError, match=r"does not fit Siglip2VisionModel: 1 tensors are missing, such as .*post_lay"
+    ):
+        NaFlex(str(tmp_path / "model"))
 
 
 def test_the_papers_parameter_counts() -> None:

@@ -54,10 +54,46 @@ def test_the_text_tower_comes_from_the_same_file(tmp_path: Path) -> None:
     torch.testing.assert_close(OpenCLIP(MODEL, pretrained=str(path)).encode_text(["a cat", "a dog"]), expected)
 
 
+def test_what_lies_beside_the_model_is_left_out(student: OpenCLIP, tmp_path: Path) -> None:
+    inside = {f"segmentor.net.model.{name}": tensor for name, tensor in student.vision_state_dict().items()}
+    beside = {"segmentor.text": torch.ones(2), "loss.scale": torch.ones(1)}
+    torch.save({"state_dict": {**inside, **beside}}, tmp_path / "a.ckpt")
+    assert torch.equal(features(OpenCLIP(MODEL, pretrained=str(tmp_path / "a.ckpt"))), features(student))
+
+
+def test_text_from_another_file_with_the_activation_of_its_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import open_clip
+
+    torch.manual_seed(3)
+    clip = open_clip.create_model("ViT-B-32-quickgelu", require_pretrained=False).eval()
+    whole = str(tmp_path / "whole.safetensors")
+    save_file(clip.state_dict(), whole)
+    save_file(OpenCLIP("ViT-B-32", pretrained=None).vision_state_dict(), tmp_path / "student.safetensors")
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda config: whole)
+    with torch.no_grad():
+        expected = clip.encode_text(open_clip.get_tokenizer("ViT-B-32")(["a cat"]))
+    for backbone in (
+        OpenCLIP("ViT-B-32", "openai"),
+        OpenCLIP("ViT-B-32", str(tmp_path / "student.safetensors"), text_pretrained="openai"),
+    ):
+        torch.testing.assert_close(backbone.encode_text(["a cat"]), expected)
+    assert OpenCLIP("ViT-B-32", "openai").quick_gelu
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+def test_a_torchscript_archive_is_named(tmp_path: Path) -> None:
+    path = str(tmp_path / "script.pt")
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), path)
+    with pytest.raises(WeightsError, match="is a TorchScript archive"):
+        read(path)
+
+
 def test_a_file_without_text_says_so(student: OpenCLIP, tmp_path: Path) -> None:
     path = tmp_path / "vision.safetensors"
     save_file(student.vision_state_dict(), path)
-    with pytest.raises(WeightsError, match=r"does not fit the text tower of ViT-S-32: .* is missing there"):
+    with pytest.raises(
+        WeightsError, match=r"holds no text tower of ViT-S-32. .* text_pretrained takes a tag or a path"
+    ):
         OpenCLIP(MODEL, pretrained=str(path)).encode_text(["a cat"])
 
 
@@ -86,7 +122,11 @@ def test_nothing_pickled_is_run(tmp_path: Path) -> None:
 
 def test_missing_files_and_unknown_models_are_sentences(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"There is no file /nowhere.pt. Give a weight file"):
-        OpenCLIP(MODEL, pretrained="/nowhere.pt")
+        read("/nowhere.pt")
+    with pytest.raises(
+        WeightsError, match=r"'laion2b_s34b' is neither a file nor a folder nor a tag of .*Did you mean"
+    ):
+        OpenCLIP("ViT-B-16", pretrained="laion2b_s34b")
     with pytest.raises(WeightsError, match=r"holds none of open_clip_model.safetensors"):
         OpenCLIP(MODEL, pretrained=str(tmp_path))
     with pytest.raises(ValueError, match=r"open_clip has no model 'ViT-B-61'. Did you mean ViT-B-16"):

@@ -34,4 +34,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["vaildate"]) == 2
-    assert "There is no verb 'vaildate'. Did you mean validate? Allowed are fit, validate." in capsys.readouterr().err
+    assert (
+        "There is no verb 'vaildate'. Did you mean validate? Allowed are fit, validate, backbones."
+        in capsys.readouterr().err
+    )
