@@ -1,12 +1,13 @@
 """Every YAML that ships parses with the parser of `spar fit`, and trains two steps on photographs."""
 
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
 import pytest
 import torch
 
-from spar_lightning.backbones import NaFlex
+from spar_lightning.backbones import NaFlex, Tiny
 from spar_lightning.cli import main
 
 CONFIGS = sorted(
@@ -40,11 +41,11 @@ VARIANTS = {
 def two_steps(config: str, arguments: list[str], photos: str, folder: Path) -> dict[str, torch.Tensor]:
     """Train on the two photographs, in fp32 on the CPU, and return the student's weights."""
     code = main([
-        "fit", "--config", config, *arguments,
+        "fit", "--config", config, "--model.stride", "96", *arguments,
         "--data.shards", photos, "--data.max_images", "null", "--data.cache", str(folder / "cache"),
         "--data.num_workers", "0", "--data.augmentation.scale", "[352,288]", "--data.augmentation.min_side", "128",
         "--data.augmentation.multiple", "32", "--data.augmentation.ratio_range", "[0.9,1.0]",
-        "--model.stride", "96", "--trainer.precision", "32-true", "--trainer.accelerator", "cpu",
+        "--trainer.precision", "32-true", "--trainer.accelerator", "cpu",
         "--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1", "--run_dir", str(folder / "run"),
     ])  # fmt: skip
     assert code == 0
@@ -61,14 +62,31 @@ def test_two_steps_with_a_small_network(path: str, photos: str, tmp_path: Path) 
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
-def test_two_steps_with_naflex(photos: str, small_naflex: str, tmp_path: Path) -> None:
-    config = tmp_path / "naflex.yaml"
-    config.write_text(
-        "model:\n  backbone:\n    class_path: spar_lightning.backbones.NaFlex\n"
-        "data:\n  class_path: spar_lightning.datamodules.SA1B\n  init_args: {shards: x}\n"
-    )
-    before = NaFlex(small_naflex).state_dict()
-    after = two_steps(str(config), ["--model.backbone.pretrained", small_naflex], photos, tmp_path)
+@pytest.fixture
+def plain(tmp_path: Path) -> Callable[[str], str]:
+    """A configuration with nothing but the class of the backbone."""
+
+    def write(backbone: str) -> str:
+        path = tmp_path / "plain.yaml"
+        path.write_text(
+            f"model:\n  backbone:\n    class_path: spar_lightning.backbones.{backbone}\n"
+            "data:\n  class_path: spar_lightning.datamodules.SA1B\n  init_args: {shards: x}\n"
+        )
+        return str(path)
+
+    return write
+
+
+def test_two_steps_with_tiny(plain: Callable[[str], str], photos: str, tmp_path: Path) -> None:
+    before = Tiny().state_dict()
+    after = two_steps(plain("Tiny"), ["--model.stride", "32"], photos, tmp_path)
     changed = {name for name in before if not torch.equal(before[name], after[f"student.{name}"])}
-    assert changed and all(name.startswith(("vision_model.encoder.layers.1.", "vision_model.encoder.layers.2."))
-                           for name in changed)  # fmt: skip
+    assert changed and all(name.startswith(("blocks.4.", "blocks.5.")) for name in changed)
+
+
+def test_two_steps_with_naflex(plain: Callable[[str], str], photos: str, small_naflex: str, tmp_path: Path) -> None:
+    before = NaFlex(small_naflex).state_dict()
+    after = two_steps(plain("NaFlex"), ["--model.backbone.pretrained", small_naflex], photos, tmp_path)
+    changed = {name for name in before if not torch.equal(before[name], after[f"student.{name}"])}
+    last = tuple(f"vision_model.encoder.layers.{i}." for i in (1, 2))
+    assert changed and all(name.startswith(last) for name in changed)

@@ -11,6 +11,7 @@ from torch import Tensor
 from spar_lightning.backbones import Backbone, DINOv3Text, NaFlex, OpenCLIP, SigLIP2, Tiny
 from spar_lightning.packing import Grid
 from spar_lightning.testing import Check, backbone_checks
+from spar_lightning.trainable import SelectorError, select
 
 FAMILIES: dict[str, Callable[[str], Backbone]] = {
     "Tiny": lambda folder: Tiny(),
@@ -36,6 +37,24 @@ NAMES = [check.name for check in backbone_checks(Tiny)]
 def test_built_in_families_keep_the_contract(family: str, name: str, small_naflex: str) -> None:
     checks = backbone_checks(lambda: copy.deepcopy(built(family, small_naflex)))
     checks[NAMES.index(name)]()
+
+
+# The rows of the paper's Table 2.
+TABLE_2 = [
+    ("all",), ("blocks.-1",), ("blocks.-2", "blocks.-1"), ("blocks.-3", "blocks.-2", "blocks.-1"),
+    ("patch_embed",), ("pos_embed",), ("blocks.-2.mlp", "blocks.-1.mlp"), ("blocks.-2.qkv", "blocks.-1.qkv"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_row_of_table_2_is_a_selection(family: str, small_naflex: str) -> None:
+    groups = built(family, small_naflex).parameter_groups()
+    for selectors in TABLE_2:
+        if family == "DINOv3Text" and selectors == ("pos_embed",):  # rotary positions have no parameters
+            with pytest.raises(SelectorError, match="'pos_embed' matches no group"):
+                select(groups, selectors)
+        else:
+            assert select(groups, selectors)
 
 
 def failing(factory: Callable[[], Backbone]) -> set[str]:
