@@ -5,6 +5,7 @@ no text. open_clip is imported where it is called: with torchvision and torch's 
 seconds, which `spar fit --help` and runs of other backbones need not pay.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,9 +101,15 @@ def text_tower(model: str, pretrained: str | None, tokenizer: str | None) -> Tex
     import open_clip
 
     tokenize = _tokenizer(model, tokenizer)
-    clip = open_clip.create_model(
-        model, require_pretrained=False, pretrained_text=False, force_quick_gelu=quick_gelu(model, pretrained)
-    )
+    level = logging.root.manager.disable
+    if pretrained is not None:
+        logging.disable(logging.WARNING)  # that weights are random: they are loaded below
+    try:
+        clip = open_clip.create_model(
+            model, require_pretrained=False, pretrained_text=False, force_quick_gelu=quick_gelu(model, pretrained)
+        )
+    finally:
+        logging.disable(level)
     del clip.visual
     if pretrained is not None:
         own, expected = _text(weights(model, pretrained)), _text(clip.state_dict())

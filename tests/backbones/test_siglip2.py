@@ -2,16 +2,20 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers import PreTrainedTokenizerFast, SiglipVisionConfig, SiglipVisionModel
 
 from spar_lightning.backbones import NaFlex, SigLIP2
+from spar_lightning.backbones.open_clip_models import _tokenizer as open_clip_tokenizer
 from spar_lightning.backbones.weights import WeightsError
+from spar_lightning.errors import UserError
 
 
 def transformers_names(trunk: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -82,6 +86,20 @@ def test_naflex_equals_transformers_own_model(small_naflex: str) -> None:
         ).last_hidden_state
         tokens = backbone.run_blocks(backbone.embed(images), [(3, 5)])
         torch.testing.assert_close(backbone.vision_model.post_layernorm(tokens), expected, rtol=0, atol=1e-5)
+
+
+def test_a_local_tokenizer_pads_on_the_right_to_the_trained_length(tmp_path: Path) -> None:
+    words = {"<pad>": 0, "<unk>": 1, "a": 2, "cat": 3}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast: Any = PreTrainedTokenizerFast
+    fast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", padding_side="left").save_pretrained(
+        tmp_path
+    )
+    tokens = open_clip_tokenizer("ViT-B-16-SigLIP2-512", str(tmp_path))(["A Cat."])
+    assert tokens.shape == (1, 64) and tokens[0, :3].tolist() == [2, 3, 0]
+    with pytest.raises(UserError, match=r"tokenizer /nowhere of ViT-B-16-SigLIP2-512 could not be loaded.*`tokenizer`"):
+        open_clip_tokenizer("ViT-B-16-SigLIP2-512", "/nowhere")
 
 
 def test_naflex_refuses_a_folder_that_lacks_tensors(small_naflex: str, tmp_path: Path) -> None:
