@@ -38,7 +38,8 @@ class NaFlex(Backbone):
 
         super().__init__()
         self.pretrained, self.tokenizer = pretrained, tokenizer
-        if pretrained is None or Path(pretrained).is_file():
+        self._file = pretrained is not None and Path(pretrained).is_file()  # weights alone, without a config
+        if pretrained is None or self._file:
             self.vision_model: Any = Siglip2VisionModel(Siglip2VisionConfig())
         else:
             self.vision_model = _model(Siglip2VisionModel, pretrained)
@@ -48,7 +49,7 @@ class NaFlex(Backbone):
         self.grid: Grid = (side, side)
         self.window = side * self.patch_size
         self.embed_dim = config.hidden_size
-        if pretrained is not None and Path(pretrained).is_file():
+        if pretrained is not None and self._file:
             vision = {n: t for n, t in read(pretrained).items() if n.startswith("vision_model.")}
             check_fit(vision, self.state_dict(), pretrained, "NaFlex")
             self.load_state_dict(vision)
@@ -109,7 +110,7 @@ class NaFlex(Backbone):
     def build_text_tower(self) -> TextTower:
         from transformers import AutoTokenizer, Siglip2TextModel
 
-        source = self.pretrained if self.pretrained and not Path(self.pretrained).is_file() else HUB
+        source = HUB if self.pretrained is None or self._file else self.pretrained
         model = _model(Siglip2TextModel, source)
         tokenizer = _from_pretrained(AutoTokenizer, self.tokenizer or source)
         tower = model.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""What the families of open_clip share: one tower of a model, its weights by tag or path, its text tower.
+"""What the families of open_clip share: a vision tower, its weights by tag or path, the text tower.
 
 A tower is built alone: SigLIP2's text tower is twice as large as its vision tower, and training needs
 no text. open_clip is imported where it is called: with torchvision and torch's compiler it takes
@@ -13,11 +13,55 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spar_lightning.backbones.base import TextTower
+from spar_lightning.backbones.base import Backbone, TextTower
 from spar_lightning.backbones.weights import WeightsError, check_fit, read
 from spar_lightning.errors import UserError, nearest
 
 FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+class OpenClipModel(Backbone):
+    """A backbone around one vision tower of open_clip, with weights in open_clip's names.
+
+    Args:
+        model: open_clip's name.
+        pretrained: Tag, path, or None for random weights.
+        tokenizer: Folder with the tokenizer's files, or None for open_clip's own choice.
+        text_pretrained: Tag or path of the text tower, or None where it lies with `pretrained`.
+        mean: Per-channel mean, unless the tag has its own.
+        std: Per-channel standard deviation, unless the tag has its own.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        pretrained: str | None,
+        tokenizer: str | None,
+        text_pretrained: str | None,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.text_pretrained = model, tokenizer, text_pretrained or pretrained
+        known = pretrained_config(model, pretrained)
+        self.mean, self.std = known.get("mean", mean), known.get("std", std)
+        self.quick_gelu = quick_gelu(model, pretrained)
+        self.visual: Any = vision_tower(model, self.quick_gelu)
+        if pretrained is not None:
+            load_vision(self.visual, weights(model, pretrained), pretrained, model)
+        self.eval()
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "quick_gelu": self.quick_gelu}  # the same weights serve both
+
+    def vision_state_dict(self) -> dict[str, Tensor]:
+        return dict(self.state_dict())  # visual. ..
+
+    def load_vision_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        load_vision(self.visual, state_dict, "the state dict", self.model)
+
+    def build_text_tower(self) -> TextTower:
+        return text_tower(self.model, self.text_pretrained, self.tokenizer)
 
 
 def model_config(model: str) -> dict[str, Any]:

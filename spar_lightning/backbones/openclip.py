@@ -4,15 +4,13 @@ In the last block the value path, out_proj(W_v x), replaces attention; residual 
 ln_post and the projection, for every patch.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spar_lightning.backbones import open_clip_models
-from spar_lightning.backbones.base import Backbone, TextTower
+from spar_lightning.backbones.open_clip_models import OpenClipModel, model_config
 from spar_lightning.backbones.position_table import resized
 from spar_lightning.errors import UserError
 from spar_lightning.geometry import drop
@@ -20,7 +18,7 @@ from spar_lightning.packing import Grid, patch_tokens, per_image
 from spar_lightning.sliding_window import check_sides
 
 
-class OpenCLIP(Backbone):
+class OpenCLIP(OpenClipModel):
     """A CLIP vision tower of open_clip, dense by MaskCLIP.
 
     Args:
@@ -43,28 +41,20 @@ class OpenCLIP(Backbone):
         text_pretrained: str | None = None,
     ) -> None:
         from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-        from open_clip.transformer import VisionTransformer
 
-        super().__init__()
-        self.model, self.pretrained, self.tokenizer = model, pretrained, tokenizer
-        self.text_pretrained = text_pretrained or pretrained
-        known = open_clip_models.pretrained_config(model, pretrained)
-        self.quick_gelu = open_clip_models.quick_gelu(model, pretrained)
-        self.visual: Any = open_clip_models.vision_tower(model, self.quick_gelu)
-        if type(self.visual) is not VisionTransformer or self.visual.attn_pool is not None:
+        vision = model_config(model)["vision_cfg"]
+        if "timm_model_name" in vision or isinstance(vision["layers"], list) or vision.get("attentional_pool"):
             raise UserError(
                 f"OpenCLIP: the vision tower of {model} is no plain CLIP ViT. Give a model such as ViT-B-16 or "
                 "ViT-L-14; for SigLIP models choose the backbone SigLIP2."
             )
+        super().__init__(
+            model, pretrained, tokenizer, text_pretrained, mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD
+        )
         self.patch_size = self.visual.patch_size[0]
         self.grid: Grid = self.visual.grid_size
         self.window = self.grid[0] * self.patch_size
         self.embed_dim = self.visual.output_dim
-        self.mean = known.get("mean", OPENAI_DATASET_MEAN)
-        self.std = known.get("std", OPENAI_DATASET_STD)
-        if pretrained is not None:
-            self.load_vision_state_dict(open_clip_models.weights(model, pretrained))
-        self.eval()
 
     def embed(self, images: Tensor) -> Tensor:
         check_sides(images, self.patch_size)
@@ -106,18 +96,6 @@ class OpenCLIP(Backbone):
             groups[f"blocks.{i}.qkv"] = [block.attn.in_proj_weight, block.attn.in_proj_bias]
         norm = [*visual.ln_pre.parameters(), *visual.ln_post.parameters()]
         return {**groups, "norm": norm, "head": [visual.proj]}
-
-    def identity(self) -> dict[str, Any]:
-        return {**super().identity(), "quick_gelu": self.quick_gelu}  # the same weights serve both
-
-    def vision_state_dict(self) -> dict[str, Tensor]:
-        return dict(self.state_dict())  # open_clip's names: visual. ..
-
-    def load_vision_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        open_clip_models.load_vision(self.visual, state_dict, self.pretrained or "the state dict", self.model)
-
-    def build_text_tower(self) -> TextTower:
-        return open_clip_models.text_tower(self.model, self.text_pretrained, self.tokenizer)
 
 
 # nn.MultiheadAttention.forward is not called: its fast path in eval mode knows no packs.

@@ -37,7 +37,7 @@ def read(source: str, names: Sequence[str] = ()) -> dict[str, Tensor]:
         path = found[0]
     if not path.is_file():
         raise WeightsError(f"There is no file {source}. Give a weight file ({', '.join(SUFFIXES)}).")
-    if zipfile.is_zipfile(path) and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
+    if _is_torchscript(path):
         raise WeightsError(
             f"{path} is a TorchScript archive, which holds code. Load it with torch.jit.load where you trust it, save "
             "its state_dict() with safetensors, and give that file."
@@ -57,6 +57,13 @@ def read(source: str, names: Sequence[str] = ()) -> dict[str, Tensor]:
     if not tensors:
         raise WeightsError(f"{path} holds no tensors by name. Give a state dict or a checkpoint that has one.")
     return unwrap(tensors)
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def unwrap(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -75,7 +75,8 @@ def make(cls: type[Backbone], arguments: Sequence[str]) -> Backbone:
     """The backbone with random weights, unless the arguments say otherwise."""
     parser = ConfigParser(f"spar backbones ... {cls.__name__}", exit_on_error=False)
     parser.add_class_arguments(cls, as_positional=False)
-    if "pretrained" in inspect.signature(cls).parameters:
+    pretrained = inspect.signature(cls).parameters.get("pretrained")
+    if pretrained and isinstance(pretrained.default, str):  # a name of weights; the contract: None makes random ones
         parser.set_defaults(pretrained=None)
     try:
         settings = parser.instantiate(parser.parse_args(list(arguments)))
