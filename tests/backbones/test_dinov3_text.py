@@ -111,6 +111,13 @@ def test_a_released_student_feeds_both_towers(trunk: dict[str, Tensor], tmp_path
     assert backbone.encode_text(["a cat"]).shape == (1, 192)
 
 
+def test_a_checkpoint_of_our_own(trunk: dict[str, Tensor], tmp_path: Path) -> None:
+    state = {f"student.trunk.{name}": tensor for name, tensor in trunk.items()}
+    torch.save({"state_dict": state, "spar": {}}, tmp_path / "best.ckpt")
+    backbone = DINOv3Text(MODEL, str(tmp_path / "best.ckpt"), window=64)
+    assert torch.equal(backbone.vision_state_dict()["blocks.3.attn.qkv.weight"], trunk["blocks.3.attn.qkv.weight"])
+
+
 def test_the_rounded_periods_survive_everything(pair: tuple[str, str]) -> None:
     backbone = DINOv3Text(MODEL, pair[0], window=64)
     loaded = DINOv3Text(MODEL, window=64)

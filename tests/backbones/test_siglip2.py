@@ -102,6 +102,14 @@ def test_a_local_tokenizer_pads_on_the_right_to_the_trained_length(tmp_path: Pat
         open_clip_tokenizer("ViT-B-16-SigLIP2-512", "/nowhere")
 
 
+def test_naflex_from_a_weight_file_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = NaFlex(pretrained=None).state_dict()
+    torch.save({"state_dict": {f"student.{name}": tensor for name, tensor in state.items()}}, tmp_path / "best.ckpt")
+    loaded = NaFlex(str(tmp_path / "best.ckpt")).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
 def test_naflex_refuses_a_folder_that_lacks_tensors(small_naflex: str, tmp_path: Path) -> None:
     shutil.copytree(small_naflex, tmp_path / "model")
     weights = load_file(tmp_path / "model" / "model.safetensors")
