@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from spar_lightning import __version__
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.backbones.weights import difference
+from spar_lightning.datamodules.loader import ResumeError as ResumeError
 from spar_lightning.datamodules.sample import LabelledImage, Sample
 from spar_lightning.errors import UserError
 from spar_lightning.geometry import Geometry
@@ -38,10 +39,6 @@ class CosineDecay(LambdaLR):
 
     def __init__(self, optimizer: Optimizer, total_steps: int) -> None:
         super().__init__(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / total_steps, 1))))
-
-
-class ResumeError(UserError):
-    """A checkpoint does not belong to this configuration."""
 
 
 class Distillation(LightningModule):

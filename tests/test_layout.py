@@ -12,7 +12,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Lowest first; a module imports from its own row and from those above it in this list.
 LAYERS = [
     ["errors"],
-    ["sliding_window", "trainable", "packing", "zero_shot", "geometry"],
+    ["sliding_window", "trainable", "packing", "zero_shot", "geometry", "processes"],
     ["backbones", "datamodules"],
     ["segmenter"],
     ["distillation"],

@@ -44,7 +44,7 @@ class SaveOnInterrupt(Callback):
                 return
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if asked:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
             self.stopped = True
             raise KeyboardInterrupt
 

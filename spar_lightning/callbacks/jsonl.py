@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -18,6 +18,7 @@ class JSONLLogger(Logger):
     def __init__(self, root: str) -> None:
         super().__init__()
         self.path = Path(root) / "metrics.jsonl"
+        self._opened = False
 
     @property
     def name(self) -> str:
@@ -30,12 +31,22 @@ class JSONLLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         line = json.dumps({"step": step, **{name: float(value) for name, value in metrics.items()}})
-        with open(self.path, "a") as file:
+        with open(self.path, "a+") as file:
+            if not self._opened:
+                _cut_torn_line(file)
+                self._opened = True
             file.write(line + "\n")
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the run's settings are in config.yaml."""
+
+
+def _cut_torn_line(file: TextIO) -> None:
+    """Drop a last line that a power cut left half written."""
+    file.seek(0)
+    text = file.read()
+    file.truncate(len(text[: text.rfind("\n") + 1].encode()))
 
 
 def read_metrics(path: Path) -> dict[str, dict[int, float]]:

@@ -14,6 +14,7 @@ from spar_lightning.errors import UserError, nearest
 
 VERBS = {
     "fit": "Distil a student: teacher features first, then training and validation.",
+    "cache": "Compute the teacher's features, on any number of processes; look at a cache, verify it.",
     "validate": "Measure the mIoU of a backbone or a trained student.",
     "backbones": "List backbones and plugins, show the parts of one, check that it keeps the contract.",
 }
@@ -54,7 +55,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return _fail(f"spar {verb}", _sentence(cause))
         raise
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         return _fail(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
@@ -15,9 +16,11 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from spar_lightning import __version__
 from spar_lightning.callbacks.interrupt import SaveOnInterrupt
 from spar_lightning.callbacks.jsonl import JSONLLogger
+from spar_lightning.callbacks.last_checkpoint import DurableCheckpointIO, LastCheckpoint
 from spar_lightning.cli.lightning_cli import SparCLI, check_checkpoint, progress
-from spar_lightning.cli.run_folder import RunFolder, is_first_process
+from spar_lightning.cli.run_folder import RunFolder
 from spar_lightning.errors import UserError
+from spar_lightning.processes import is_first_process
 
 log = logging.getLogger("spar_lightning")
 
@@ -43,6 +46,9 @@ class FitCLI(SparCLI):
             type=str,
             default="never",
             help="auto: from the last checkpoint of the run if there is one; or the path of a checkpoint.",
+        )
+        parser.add_argument(
+            "--checkpoint_every_n_steps", type=int, default=500, help="Steps between two savings of last.ckpt."
         )
         parser.add_argument("--overwrite", action="store_true", help="Delete the run that lies in run_dir.")
 
@@ -86,6 +92,7 @@ class FitCLI(SparCLI):
         return super().instantiate_trainer(
             default_root_dir=root,
             logger=[*_loggers(config.logger, root), JSONLLogger(root)],
+            plugins=_plugins(config.plugins),
             **kwargs,
         )
 
@@ -93,9 +100,7 @@ class FitCLI(SparCLI):
         callbacks: list[Callback] = [self.interrupt, *progress(config)]
         if config.enable_checkpointing is not False:
             folder = str(self.folder.checkpoints)
-            callbacks.append(
-                ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
-            )
+            callbacks.append(LastCheckpoint(folder, self.config_init.fit.checkpoint_every_n_steps))
             if self.datamodule.benchmarks:
                 callbacks.append(
                     ModelCheckpoint(folder, "best", monitor="mIoU/mean", mode="max", enable_version_counter=False)
@@ -120,6 +125,13 @@ def _loggers(chosen: Any, root: str) -> Sequence[Logger]:
     if chosen is False:
         return []
     return chosen if isinstance(chosen, list) else [chosen]
+
+
+def _plugins(chosen: Any) -> list[Any]:
+    """The user's plugins, and checkpoints that survive a crash unless those bring their own."""
+    plugins = [] if chosen is None else chosen if isinstance(chosen, list) else [chosen]
+    ours = [] if any(isinstance(plugin, CheckpointIO) for plugin in plugins) else [DurableCheckpointIO()]
+    return [*plugins, *ours]
 
 
 def _without_start(args: Sequence[str]) -> list[str]:

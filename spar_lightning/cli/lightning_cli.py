@@ -102,7 +102,7 @@ def progress(trainer: Any) -> list[Callback]:
 
 def _worth_reading(record: logging.LogRecord) -> bool:
     """Not so: hints to install litlogger and litmodels (lightning 2.6, trainer.py), lists of absent accelerators."""
-    return not re.match(r".*(litlogger|litmodels)|Seed set to|TPU available|HPU available", record.getMessage())
+    return not re.match(r".*(litlogger|litmodels)|Seed set to|[GTH]PU available", record.getMessage())
 
 
 def _silence() -> None:

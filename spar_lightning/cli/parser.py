@@ -44,6 +44,12 @@ def explain(message: str) -> str:
     if found := re.search(r"(?:Option|option) '([^']+)'", text) or re.search(r"[Uu]nrecognized arguments: (\S+)", text):
         given = found[1].lstrip("-").split("=")[0]
         return f"{text}. {_nearest_key(given)}`spar fit --help` lists all keys."
+    if found := re.search(r'key "([\w.]+)": .*Expected a typing\.Literal\[(.+?)\].*Given value: (\S+)$', text):
+        allowed = [name.strip("'") for name in found[2].split(", ")]
+        return (
+            f"{found[1]}: there is no {found[3]!r}. {nearest(found[3], allowed)}Allowed are {', '.join(allowed)}, "
+            "and single settings below this key; `spar fit --help` lists them."
+        )
     if found := re.search(r'key "([\w.]+)": .*Expected a dot import path string: (\S+)', text):
         check_usable(found[2])
         classes = [cls.__name__ for base in BASES for cls in subclasses(base)]

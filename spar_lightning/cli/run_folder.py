@@ -2,22 +2,22 @@
 
 config.yaml, config-resume-N.yaml   the settings of the first and of every later start
 metrics.jsonl, train.log, results.json, events.out.tfevents.*
-checkpoints/                        last.ckpt and best.ckpt
+checkpoints/                        last.ckpt and epoch.ckpt to go on from, best.ckpt by mIoU
 plots/                              predictions.png and curves.png
 """
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from spar_lightning.errors import UserError
+from spar_lightning.processes import is_first_process
 
 OURS = (
     *("config.yaml", "config-resume-*.yaml", "metrics.jsonl", "train.log", "results.json", "events.out.tfevents.*"),
-    *("checkpoints/*.ckpt", "plots/predictions.png", "plots/curves.png"),
+    *("checkpoints/*.ckpt", "checkpoints/*.unfinished", "plots/predictions.png", "plots/curves.png"),
 )
 
 
@@ -60,7 +60,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of last.ckpt and best.ckpt."""
+        """Folder of last.ckpt, epoch.ckpt and best.ckpt."""
         return self.root / "checkpoints"
 
     @property
@@ -114,11 +114,3 @@ class RunFolder:
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
         for name in ("lightning.pytorch", "spar_lightning"):
             logging.getLogger(name).addHandler(handler)
-
-
-def is_first_process() -> bool:
-    """Whether this process is the only one or the first of all nodes, known before the Trainer exists."""
-    for name in ("RANK", "SLURM_PROCID"):
-        if name in os.environ:
-            return os.environ[name] == "0"
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"

@@ -1,13 +1,15 @@
 """Resolution and aspect augmentation, once per image, seeded by the image's key.
 
-The defaults are the released configuration of the paper (supplement): RandomResize, then crop or
-whole image with sides floored to multiples of 16, then a flip. What was drawn depends on the seed
-and the key alone, never on workers, ranks or order, and is kept as a record beside the sample.
+RandomResize, then crop or whole image with sides floored to multiples of 16, then a flip (paper,
+section 4.1 and supplement). What was drawn depends on the seed and the key alone, never on workers,
+ranks or order, and is kept as a record beside the sample. The paper's text and its released
+configuration give different sizes; its storage and times fit the released one alone, our default.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spar_lightning.errors import UserError, check_at_least
+
+ALGORITHM: Final = 1  # raised by hand when the same settings, seed and key give other pixels
+SMALLEST: Final = 8  # an image with a side below min_side / SMALLEST is not enlarged but rejected
+LONGEST: Final = 16  # so is one that is so many times as long as wide: min_side pixels wide, it would fill the memory
+
+
+class SizeError(ValueError):
+    """An image is too small, or too long for its width."""
 
 
 class Record(NamedTuple):
@@ -34,7 +44,7 @@ class Augmentation:
     """Random size, crop and flip of one image.
 
     Args:
-        scale: Long and short bound of the resized image in pixels, before the ratio.
+        scale: Long and short bound of the resized image in pixels, before the ratio; null keeps the image's own size.
         ratio_range: The bounds are multiplied by a ratio drawn uniformly from this range.
         min_side: Smallest side of the result in pixels; images that come out smaller are enlarged.
         multiple: Both sides of the result are floored to multiples of this; the patch size must divide it.
@@ -43,7 +53,7 @@ class Augmentation:
         flip_probability: How often the image is mirrored left to right.
     """
 
-    scale: tuple[int, int] = (2048, 1024)
+    scale: tuple[int, int] | None = (2048, 1024)
     ratio_range: tuple[float, float] = (0.5, 1.0)
     min_side: int = 512
     multiple: int = 16
@@ -60,14 +70,22 @@ class Augmentation:
 
     def identity(self) -> dict[str, Any]:
         """What a cache records of it."""
-        return {"name": type(self).__name__, **asdict(self)}
+        return {"name": type(self).__name__, "algorithm": ALGORITHM, **asdict(self)}
 
     def draw(self, height: int, width: int, seed: int, key: str) -> Record:
-        """Decide what happens to the image `key` of height x width pixels."""
+        """Decide what happens to the image `key` of height x width pixels.
+
+        Raises:
+            SizeError: A side is shorter than an eighth of `min_side`, or than a sixteenth of the other.
+        """
+        least = max(-(-self.min_side // SMALLEST), -(-max(height, width) // LONGEST))
+        if min(height, width) < least:
+            raise SizeError(f"{height} x {width} pixels; the shorter side must have at least {least}")
         digest = hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=16).digest()
         rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
         ratio = rng.uniform(*self.ratio_range)
-        height, width = rescaled(height, width, (int(self.scale[0] * ratio), int(self.scale[1] * ratio)))
+        if self.scale is not None:
+            height, width = rescaled(height, width, (int(self.scale[0] * ratio), int(self.scale[1] * ratio)))
         crop = rng.uniform() < self.crop_probability
         shares = rng.uniform(size=4)  # drawn always, so that every image takes the same draws
         flip = bool(rng.uniform() < self.flip_probability)
@@ -108,3 +126,13 @@ def rescaled(height: int, width: int, bounds: tuple[int, int]) -> tuple[int, int
 def _integer(low: int, high: int, share: float) -> int:
     """Uniform integer in low..high, both included, from a uniform share in [0, 1)."""
     return low + int(share * (high - low + 1))
+
+
+Preset = Literal["released", "text", "extended", "none", "small"]
+PRESETS: Final[Mapping[Preset, Augmentation]] = {
+    "released": Augmentation(),
+    "text": Augmentation(scale=(1 << 16, 2048), ratio_range=(0.25, 1.0)),  # short side 512 to 2048, long side free
+    "extended": Augmentation(scale=(2560, 2560), ratio_range=(0.2, 1.0)),  # long side 512 to 2560
+    "none": Augmentation(scale=None, crop_probability=0.0, flip_probability=0.0),  # sides floored to multiples
+    "small": Augmentation((224, 192), (0.7, 1.0), min_side=64, multiple=8, crop_probability=0.25),  # rendered scenes
+}

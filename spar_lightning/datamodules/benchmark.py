@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from torch.utils.data import Dataset
 
-from spar_lightning.datamodules.image import decode_image
+from spar_lightning.datamodules.image import ImageError, decode_image
 from spar_lightning.datamodules.sample import IGNORED, LabelledImage
 from spar_lightning.errors import UserError
 
@@ -68,7 +68,7 @@ class Benchmark(Dataset[LabelledImage]):
             image = decode_image(path.read_bytes())
             with Image.open(label_path) as file:
                 labels = np.array(file)
-        except OSError as error:
+        except (OSError, ImageError) as error:
             raise BenchmarkError(f"{path} or its labels cannot be read: {error}. Restore the file.") from error
         if labels.shape != tuple(image.shape[-2:]):
             raise BenchmarkError(f"{label_path} is {labels.shape}, but its image {tuple(image.shape[-2:])}.")

@@ -1,31 +1,41 @@
 """The teacher's features on disk: a folder of shards with a manifest and a plan.
 
-    manifest.json   identity of the cache (teacher, augmentation, seed, precision) and its fingerprint
-    plan.jsonl      one line per source image: shard, key, tar, offset, size, hash; only ever appended to
-    shards/         00000.h5 .. of 64 samples each, see `feature_shard`
-    tmp/            unfinished shards
+    manifest.json   identity of the cache (teacher, augmentation, seed, precision), its fingerprint, how it was made
+    scans/          what lies in each tar or folder of images, see `scan`
+    plan/           00000.npz ..: which images belong to which shard; only ever added to
+    shards/         00000.h5 .. of up to 64 samples each, see `feature_shard`
+    index.npz       key -> shard and row; made from the shards, see `cache_index`
+    claims/, tmp/   who works on what; unfinished files
 
 The list of images is no part of the identity: more images extend a cache, and training on a subset
-selects from it. A shard is done when it exists under its final name; nothing else is believed.
+selects from it. A shard is done when it exists under its final name; nothing else is believed. Any
+number of processes on any number of machines build a cache together, see `claims`.
 """
 
-import fcntl
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from torch.utils.data import Dataset
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from spar_lightning.datamodules.feature_shard import CacheError, Entry, FeatureShard, write_shard
-from spar_lightning.datamodules.plan import Source
-from spar_lightning.datamodules.sample import Sample
+from spar_lightning.datamodules.cache_index import CacheIndex
+from spar_lightning.datamodules.cached_features import CachedFeatures
+from spar_lightning.datamodules.claims import Claims, share
+from spar_lightning.datamodules.durable import publish, sweep
+from spar_lightning.datamodules.feature_shard import CacheError, Entry, Rejected, write_shard
+from spar_lightning.datamodules.images import Images, find, from_file, to_bytes
+from spar_lightning.datamodules.source import Source
 
-SAMPLES_PER_SHARD = 64
+SAMPLES_PER_SHARD: Final = 64
+REJECTED: Final = (10, 0.001)  # images that may be unusable: the larger of a number and a share
+
+log = logging.getLogger("spar_lightning")
 
 
 class FeatureCache:
@@ -34,34 +44,28 @@ class FeatureCache:
     Args:
         root: The folder; made when it is missing.
         identity: Everything that the features depend on, apart from the images themselves.
+        provenance: What is worth knowing and changes nothing: versions, hardware. Kept as the first builder had it.
 
     Raises:
         CacheError: The folder holds a cache of another identity; the sentence lists the differences.
     """
 
-    def __init__(self, root: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, root: Path, identity: Mapping[str, Any], provenance: Mapping[str, Any] | None = None) -> None:
         self.root = root
-        canonical = json.dumps(identity, sort_keys=True)
-        self.identity = json.loads(canonical)
-        self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
-        manifest = root / "manifest.json"
-        if manifest.exists():
-            self._compare(json.loads(manifest.read_text())["identity"])
-            return
-        for folder in (root, self._shards, self._private):
-            folder.mkdir(parents=True, exist_ok=True)
-        content = {"fingerprint": self.fingerprint, "identity": self.identity}
-        unfinished = self._private / f"manifest.{os.getpid()}.json"
-        unfinished.write_text(json.dumps(content, indent=2) + "\n")
-        unfinished.replace(manifest)
+        self.identity = json.loads(json.dumps(identity))
+        self.fingerprint = fingerprint(self.identity)
+        if not self.manifest.exists():
+            for folder in ("shards", "plan", "claims", "tmp"):
+                (root / folder).mkdir(parents=True, exist_ok=True)
+            content = {"fingerprint": self.fingerprint, "identity": self.identity, "made": dict(provenance or {})}
+            publish(self.manifest, (json.dumps(content, indent=2) + "\n").encode(), root / "tmp")
+        self._compare(read_manifest(root)["identity"])
+        self.index = CacheIndex(root, self.fingerprint)
 
     @property
-    def _shards(self) -> Path:
-        return self.root / "shards"
-
-    @property
-    def _private(self) -> Path:
-        return self.root / "tmp"
+    def manifest(self) -> Path:
+        """The file that says whose features these are."""
+        return self.root / "manifest.json"
 
     def _compare(self, found: dict[str, Any]) -> None:
         if found == self.identity:
@@ -69,110 +73,181 @@ class FeatureCache:
         theirs, ours = dict(_flat(found)), dict(_flat(self.identity))
         names = [name for name in sorted({*theirs, *ours}) if theirs.get(name) != ours.get(name)]
         rows = "\n".join(f"  {name}: cache {theirs.get(name)}, configuration {ours.get(name)}" for name in names)
+        other = self.root.with_name(f"{self.root.name}-{self.fingerprint[:8]}")
         raise CacheError(
             f"The features in {self.root} were made by another configuration:\n{rows}\n"
-            "Restore these settings, or name another folder for the new features (data.cache; for rendered "
-            "scenes data.root), or delete this one."
+            f"Restore these settings, or build the right features: spar cache with the same --config and "
+            f"--data.cache {other} (rendered scenes: --data.root), or delete the old ones."
         )
 
-    def build(self, sources: Sequence[Source], make: Callable[[Source], Entry]) -> None:
-        """Compute the features that are missing; every finished shard stays if this is cut off."""
-        planned = self._extend_plan(sources)
-        if not planned:
-            return
-        with tqdm(total=sum(map(len, planned.values())), desc="teacher features", unit="image") as bar:
-            for shard, rows in planned.items():
-                entries = []
-                for row in rows:
-                    entries.append(make(row))
-                    bar.update()
-                write_shard(self._path(shard), entries, self.fingerprint, self._private)
+    def missing(self, images: Images) -> Images:
+        """Those of the images that have neither features nor a reason why they cannot.
 
-    def dataset(self, keys: Sequence[str]) -> "CachedFeatures":
-        """The samples with these keys, in this order.
+        Raises:
+            CacheError: One of them is another image than the one whose features lie here; or a shard is damaged.
+        """
+        self.index.refresh()
+        built = find(self._known_keys(), images.keys) >= 0
+        plan, numbers = self._plan()
+        plan = plan[np.isin(numbers, self.index.numbers)]
+        plan = plan[np.argsort(plan["key"], kind="stable")]
+        place = find(plan["key"], images.keys)
+        other = built & (place >= 0)
+        other[other] = (plan["digest"][place[other]] != images.rows["digest"][other]).any(axis=1)
+        if other.any():
+            source = images[int(other.argmax())]
+            raise CacheError(
+                f"The image {source.key} in {source.location} is not the one whose features lie in {self.root}. "
+                "Name another folder in data.cache, or restore the old shard."
+            )
+        return images.take(~built)
+
+    def build(self, images: Images, make: Callable[[Source], Entry | Rejected], show: bool = True) -> None:
+        """Compute the features that are missing, together with every other process that does.
+
+        Returns when all of them are there, whoever made them. Finished shards stay if this is cut off.
+
+        Args:
+            images: What should have features afterwards.
+            make: The sample of one image.
+            show: Whether to draw a progress bar.
+
+        Raises:
+            CacheError: Too many images cannot be used.
+            OSError: A shard cannot be written; those that are finished stay.
+        """
+        todo = self.missing(images)
+        self._check_rejected(images)
+        if not len(todo):
+            return
+        sweep(self.root / "tmp")
+        planned = self._extend_plan(todo)
+        bar: tqdm[Any]
+        with tqdm(total=len(todo), desc="teacher features", unit="image", disable=not show) as bar:
+            before = len(self.index)
+
+            def finish(name: str) -> None:
+                made = []
+                for i in range(len(planned[name])):
+                    made.append(make(planned[name][i]))
+                    bar.update()
+                write_shard(self.root / "shards" / name, made, self.fingerprint, self.root / "tmp")
+                self.index.refresh()
+                bar.n = max(bar.n, min(len(self.index) - before, len(todo)))  # others' work counts too
+                self._check_rejected(images)
+
+            share(
+                list(planned),
+                Claims(self.root / "claims"),
+                lambda: set(os.listdir(self.root / "shards")),
+                finish,
+                lambda holder: bar.set_postfix_str(f"waiting for {holder}"),
+            )
+        self.index.refresh()
+        self.index.save()
+        self._check_rejected(images)
+
+    def _check_rejected(self, images: Images) -> None:
+        """Stop when more images cannot be used than chance explains."""
+        reasons = self.index.rejected
+        if not reasons:
+            return
+        rejected = [images[int(i)].key for i in np.flatnonzero(find(self.index.rejected_keys(), images.keys) >= 0)]
+        if len(rejected) == len(images) or len(rejected) > max(REJECTED[0], REJECTED[1] * len(images)):
+            rows = "\n".join(f"  {key}: {reasons[key]}" for key in rejected[:10])
+            raise CacheError(
+                f"{len(rejected)} of {len(images)} images cannot be used, the first of them\n{rows}\n"
+                f"Allowed are {REJECTED[0]} or {REJECTED[1]:.1%}, whichever is more. Mend the images, or leave them "
+                "out with data.keys. `spar cache info` says which shards count them; delete those to try again."
+            )
+
+    def dataset(self, keys: NDArray[np.bytes_]) -> CachedFeatures:
+        """The samples with these keys, in this order, without those that were rejected.
 
         Raises:
             CacheError: Some of them are not in the cache.
         """
-        built = self._built(self._plan())
-        places = {row.key: (self._path(shard), i) for shard, rows in built.items() for i, row in enumerate(rows)}
-        missing = [key for key in keys if key not in places]
-        if missing:
+        self.index.refresh()
+        names, known, shard, row = self.index.places()
+        place = find(known, keys)
+        unusable = (place < 0) & (find(self.index.rejected_keys(), keys) >= 0)
+        missing = keys[(place < 0) & ~unusable]
+        if len(missing):
             raise CacheError(
                 f"{len(missing)} of {len(keys)} images have no features in {self.root}, the first of them "
-                f"{missing[0]}. `spar fit` builds them before it trains; run it with the same data.shards."
+                f"{missing[0].decode()}. `spar cache` and `spar fit` build them; run one with the same data.shards."
             )
-        return CachedFeatures(list(keys), [places[key] for key in keys], self.fingerprint)
+        if unusable.any():
+            log.warning("%d of %d images cannot be used; `spar cache info` says why.", unusable.sum(), len(keys))
+        place = place[~unusable]
+        return CachedFeatures(self.root / "shards", names, known[place], shard[place], row[place], self.fingerprint)
 
-    def _path(self, shard: int) -> Path:
-        return self._shards / f"{shard:05d}.h5"
+    def _known_keys(self) -> NDArray[np.bytes_]:
+        """Ascending keys of images with features or with a reason why they have none."""
+        return np.unique(np.concatenate([self.index.places()[1], self.index.rejected_keys()]))
 
-    def _plan(self) -> dict[int, list[Source]]:
-        """Planned images of every shard, in order."""
-        plan: dict[int, list[Source]] = {}
-        path = self.root / "plan.jsonl"
-        if path.exists():
-            for line in path.read_text().splitlines(keepends=True):
-                if line.endswith("\n"):  # the last line may be torn by a crash; it was never acted on
-                    row = json.loads(line)
-                    plan.setdefault(row.pop("shard"), []).append(Source(**row))
-        return plan
+    def _plan(self) -> tuple[NDArray[Any], NDArray[np.int32]]:
+        """Rows of all planned images, and the number of the shard of each, ascending."""
+        rows, numbers = [Images.empty().rows], [np.empty(0, np.int32)]
+        for path in sorted((self.root / "plan").iterdir()):
+            images, columns = from_file(path)
+            rows.append(images.rows)
+            numbers.append(columns["shard"])
+        return np.concatenate(rows), np.concatenate(numbers)
 
-    def _built(self, plan: dict[int, list[Source]]) -> dict[int, list[Source]]:
-        """The shards that are done. A planned shard that is not binds nobody: its images may be planned anew."""
-        return {shard: rows for shard, rows in plan.items() if self._path(shard).exists()}
+    def _extend_plan(self, todo: Images) -> dict[str, Images]:
+        """Shards to make, by file name, for images that have no features.
 
-    def _extend_plan(self, sources: Sequence[Source]) -> dict[int, list[Source]]:
-        """Append the images without features to the plan, in shards of their own, and return these shards."""
-        with open(self.root / "plan.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two builders must not give one number to different shards
-            plan = self._plan()
-            known = {row.key: row for rows in self._built(plan).values() for row in rows}
-            for source in sources:
-                if source.key in known and known[source.key].digest != source.digest:
-                    raise CacheError(
-                        f"The image {source.key} in {source.tar} is not the one whose features lie in {self.root}. "
-                        "Name another folder in data.cache, or restore the old shard."
-                    )
-            first = max(plan, default=-1) + 1
-            new: dict[int, list[Source]] = {}
-            for i, source in enumerate(source for source in sources if source.key not in known):
-                new.setdefault(first + i // SAMPLES_PER_SHARD, []).append(source)
-            rows = [{"shard": shard, **asdict(row)} for shard, members in new.items() for row in members]
-            _append(self.root / "plan.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        return new
+        Planned shards are taken up where all of their images are asked for; images of others are planned anew,
+        because nobody may ask for the rest of those ever again.
+        """
+        while True:
+            plan, numbers = self._plan()
+            order = np.argsort(todo.keys)
+            place = find(todo.keys[order], plan["key"])
+            asked = place >= 0
+            asked[asked] = (todo.rows["digest"][order][place[asked]] == plan["digest"][asked]).all(axis=1)
+            usable = asked & ~np.isin(numbers, np.concatenate([numbers[~asked], self.index.numbers]))
+            chosen, numbers_chosen = order[place[usable]], numbers[usable]
+            rest = np.setdiff1d(np.arange(len(todo)), chosen)
+            if not len(rest):
+                cuts = np.flatnonzero(np.diff(numbers_chosen)) + 1
+                names = [f"{int(number):05d}.h5" for number in numbers_chosen[np.append(0, cuts)]]
+                # The rows of `todo`, not of the plan: a tar may have moved since it was planned.
+                return {name: todo.take(rows) for name, rows in zip(names, np.split(chosen, cuts), strict=True)}
+            first = int(np.concatenate([numbers, self.index.numbers]).max(initial=-1)) + 1
+            column = (first + np.arange(len(rest)) // SAMPLES_PER_SHARD).astype(np.int32)
+            segment = max((int(path.stem) for path in (self.root / "plan").iterdir()), default=-1) + 1
+            # Whoever is second finds the name taken, reads the plan again and takes up what was planned.
+            content = to_bytes(todo.take(rest), shard=column)
+            publish(self.root / "plan" / f"{segment:05d}.npz", content, self.root / "tmp")
 
 
-class CachedFeatures(Dataset[Sample]):
-    """Images and features by index; shards are opened in the process that reads them, when it first does.
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """Sha256 of the identity's canonical JSON."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
-    Args:
-        keys: Key of each sample.
-        places: Shard file and row of each sample.
-        fingerprint: Identity that every shard must carry.
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """The manifest of a cache, checked.
+
+    Raises:
+        CacheError: There is none, or it is damaged.
     """
+    path = root / "manifest.json"
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
+        whole = manifest["fingerprint"] == fingerprint(manifest["identity"])
+    except FileNotFoundError as error:
+        raise CacheError(f"{root} holds no feature cache: {path} does not exist.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CacheError(f"{path} is damaged ({error}). {_RESTORE}") from error
+    if not whole:
+        raise CacheError(f"{path} is damaged: its fingerprint is not that of its identity. {_RESTORE}")
+    return manifest
 
-    def __init__(self, keys: list[str], places: list[tuple[Path, int]], fingerprint: str) -> None:
-        self.keys = keys
-        self.places = places
-        self.fingerprint = fingerprint
-        self._open: dict[tuple[int, Path], FeatureShard] = {}
 
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, index: int) -> Sample:
-        path, row = self.places[index]
-        owner = (os.getpid(), path)  # a handle inherited by fork belongs to the parent
-        if owner not in self._open:
-            self._open[owner] = FeatureShard(path, self.fingerprint)
-        shard = self._open[owner]
-        if shard.keys[row] != self.keys[index]:
-            raise CacheError(f"{path} holds {shard.keys[row]} in row {row} where the plan says {self.keys[index]}.")
-        return Sample(self.keys[index], *shard.read(row))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}
+_RESTORE: Final = "Restore it, or delete it: the next start writes it anew, and each shard is compared with it."
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -182,14 +257,3 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
-
-
-def _append(path: Path, text: str) -> None:
-    """Append and sync; a torn last line of an earlier crash is cut off first."""
-    with open(path, "a+b") as file:
-        file.seek(0)
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())

@@ -1,17 +1,18 @@
-"""One HDF5 shard: 64 augmented images and the teacher's features of each.
+"""One HDF5 shard: up to 64 augmented images and the teacher's features of each.
 
 A shard is immutable. It is written whole under a private name, synced, read back and verified, and
-only then linked to its final name, so a name in `shards/` always means a complete shard. Ragged
-maps lie one behind the other in one flat dataset; every sample carries its own CRC, because HDF5's
-checksums do not cover chunks that were never written.
+only then linked to its final name, so a name in `shards/` always means a complete shard. HDF5 writes
+it into memory and plain file operations bring it to disk, because HDF5 loses write errors: on a full
+disk it was seen to report success. Ragged maps lie one behind the other in one flat dataset; every
+sample carries its own CRC, because HDF5's checksums do not cover chunks that were never written.
 """
 
-import os
-import socket
+import io
+import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import h5py
 import numpy as np
@@ -20,12 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spar_lightning.datamodules.augmentation import Record
+from spar_lightning.datamodules.durable import link, private_path, write
 from spar_lightning.datamodules.image import decode_image
 from spar_lightning.errors import UserError
 
-FORMAT = 1
-TOKENS_PER_CHUNK = 256
-BYTES_PER_CHUNK = 1 << 18
+FORMAT: Final = 2  # 1 had no quarantine
+TOKENS_PER_CHUNK: Final = 256
+BYTES_PER_CHUNK: Final = 1 << 18
 
 
 class CacheError(UserError):
@@ -41,68 +43,75 @@ class Entry(NamedTuple):
     record: Record
 
 
-def write_shard(path: Path, entries: Sequence[Entry], fingerprint: str, private: Path) -> None:
-    """Publish a shard under `path`, unless one is there already.
+class Rejected(NamedTuple):
+    """An image that cannot be used, with the reason."""
+
+    key: str
+    reason: str
+
+
+def write_shard(path: Path, made: Sequence[Entry | Rejected], fingerprint: str, private: Path) -> bool:
+    """Publish a shard under `path`, unless one is there already; whether this call made it.
 
     Args:
         path: Final name; its folder exists.
-        entries: The samples, in the order of the plan.
+        made: The planned images in order: samples, and what was rejected.
         fingerprint: Identity of the cache, repeated in every shard.
         private: Folder on the same file system for the unfinished file.
+
+    Raises:
+        OSError: The disk is full, among others.
+        CacheError: What was written reads back as something else.
     """
-    unfinished = private / f"{path.stem}.{socket.gethostname()}.{os.getpid()}.h5"
-    unfinished.unlink(missing_ok=True)
-    _write(unfinished, entries, fingerprint)
-    _sync(unfinished)
+    unfinished = private_path(private, path)
+    buffer = io.BytesIO()
+    _write(buffer, made, fingerprint)
+    write(unfinished, buffer.getbuffer())
     with FeatureShard(unfinished, fingerprint) as shard:
         for row in range(len(shard.keys)):
             shard.read(row)
-    try:
-        os.link(unfinished, path)
-    except FileExistsError:
-        pass  # another process published the same shard first: the same bytes by construction
-    except OSError:  # no hard links here (some network file systems)
-        os.replace(unfinished, path)
-    unfinished.unlink(missing_ok=True)
-    _sync(path.parent)
+    return link(unfinished, path)
 
 
-def _write(path: Path, entries: Sequence[Entry], fingerprint: str) -> None:
+def _write(buffer: io.BytesIO, made: Sequence[Entry | Rejected], fingerprint: str) -> None:
+    entries = [item for item in made if isinstance(item, Entry)]
+    rejected = {item.key: item.reason for item in made if isinstance(item, Rejected)}
     tokens = [entry.features.reshape(-1, entry.features.shape[-1]) for entry in entries]
     images = [np.frombuffer(entry.png, np.uint8) for entry in entries]
-    flat_tokens, flat_images = np.concatenate(tokens), np.concatenate(images)
-    hw = np.array([entry.features.shape[:2] for entry in entries], np.int32)
-    records = np.array([entry.record for entry in entries], np.int32)
+    hw = np.array([entry.features.shape[:2] for entry in entries], np.int32).reshape(-1, 2)
+    records = np.array([entry.record for entry in entries], np.int32).reshape(-1, len(Record._fields))
     # libver v110: a half-written file is refused at opening instead of read as if it were whole.
-    with h5py.File(path, "x", libver="v110") as file:
-        token_chunk = (min(TOKENS_PER_CHUNK, len(flat_tokens)), flat_tokens.shape[1])
-        file.create_dataset("tok", data=flat_tokens, chunks=token_chunk, fletcher32=True)
-        image_chunk = (min(BYTES_PER_CHUNK, len(flat_images)),)
-        file.create_dataset("img", data=flat_images, chunks=image_chunk, fletcher32=True)
-        file["tok_off"] = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
-        file["img_off"] = np.cumsum([0, *map(len, images)], dtype=np.int64)
-        file["key"] = np.array([entry.key.encode() for entry in entries])
+    with h5py.File(buffer, "w", libver="v110") as file:
+        _flat(file, "tok", tokens, TOKENS_PER_CHUNK)
+        _flat(file, "img", images, BYTES_PER_CHUNK)
+        file["key"] = np.array([entry.key.encode() for entry in entries], "S" if entries else "S1")
         file["hw"], file["aug"] = hw, records
         file["crc"] = np.array(
             [_crc(e.key, *parts) for e, *parts in zip(entries, tokens, images, hw, records, strict=True)], np.uint32
         )
-        file.attrs.update(format=FORMAT, fingerprint=fingerprint, n=len(entries), complete=1)
+        file["quarantine"] = np.frombuffer(json.dumps(rejected).encode(), np.uint8)
+        file.attrs.update(format=FORMAT, fingerprint=fingerprint, n=len(entries), rejected=len(rejected), complete=1)
+
+
+def _flat(file: h5py.File, name: str, parts: Sequence[NDArray[Any]], chunk: int) -> None:
+    """Arrays (n_i, ..) one behind the other, with their offsets."""
+    offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+    file[f"{name}_off"] = offsets
+    if not parts:
+        return
+    shape = (int(offsets[-1]), *parts[0].shape[1:])
+    chunks = (min(chunk, shape[0]), *shape[1:])
+    dataset = file.create_dataset(name, shape, parts[0].dtype, chunks=chunks, fletcher32=True)
+    for part, first in zip(parts, offsets.tolist(), strict=False):
+        dataset[first : first + len(part)] = part
 
 
 def _crc(key: str, *arrays: NDArray[Any]) -> int:
     """One checksum over everything that belongs to a sample."""
     value = zlib.crc32(key.encode())
     for array in arrays:
-        value = zlib.crc32(array.tobytes(), value)
+        value = zlib.crc32(np.ascontiguousarray(array).data, value)
     return value
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class FeatureShard:
@@ -122,14 +131,16 @@ class FeatureShard:
             # No locking: published shards never change, and network file systems often cannot lock.
             self.file = h5py.File(path, "r", locking=False)
             attributes = dict(self.file.attrs)
-            self.keys = [key.decode() for key in self.file["key"][:]]
+            self.keys: list[str] = [key.decode() for key in self.file["key"][:]]
             self.hw, self.records, self.crc = (self.file[name][:] for name in ("hw", "aug", "crc"))
             self.tok_off, self.img_off = self.file["tok_off"][:], self.file["img_off"][:]
+            self.rejected: dict[str, str] = json.loads(self.file["quarantine"][:].tobytes())
         except Exception as error:  # HDF5 finds a damaged file in many ways, with as many kinds of exception
             raise self._damaged(str(error)) from error
         if attributes.get("fingerprint") != fingerprint or attributes.get("format") != FORMAT:
-            raise CacheError(f"{path} belongs to another cache than the manifest beside it. {_MEND}")
-        if attributes.get("complete") != 1 or attributes.get("n") != len(self.keys):
+            raise CacheError(f"{path} belongs to another cache than the manifest beside it. {MEND}")
+        counts = (attributes.get("n"), attributes.get("rejected"))
+        if attributes.get("complete") != 1 or counts != (len(self.keys), len(self.rejected)):
             raise self._damaged("it is not complete")
 
     def read(self, row: int) -> tuple[Tensor, Tensor]:
@@ -155,7 +166,7 @@ class FeatureShard:
         self.close()
 
     def _damaged(self, what: str) -> CacheError:
-        return CacheError(f"{self.path} is damaged: {what}. {_MEND}")
+        return CacheError(f"{self.path} is damaged: {what}. {MEND}")
 
 
-_MEND = "Delete that file; the next `spar fit` builds it again."
+MEND: Final = "Delete that file; the next `spar cache` or `spar fit` builds it again."

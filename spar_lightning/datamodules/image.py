@@ -1,11 +1,21 @@
 """Images as bytes and as tensors (3, H, W) uint8."""
 
 import io
+import struct
+import warnings
+import zlib
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
+# What Pillow raises for bytes that are no whole image, by format and by place of the damage.
+_DAMAGE = (OSError, SyntaxError, ValueError, struct.error, zlib.error, IndexError, Image.DecompressionBombError)
+
+
+class ImageError(ValueError):
+    """The bytes are no image that can be read whole and shown in RGB."""
 
 
 def encode_image(image: Tensor) -> bytes:
@@ -16,6 +26,43 @@ def encode_image(image: Tensor) -> bytes:
 
 
 def decode_image(content: bytes) -> Tensor:
-    """Image (3, H, W) uint8 from the bytes of any format that Pillow reads; OSError where they are damaged."""
-    with Image.open(io.BytesIO(content)) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+    """Image (3, H, W) uint8 from the bytes of any format that Pillow reads.
+
+    Grey, palette, CMYK and 16-bit images become RGB; alpha is dropped; EXIF orientation is ignored, as the
+    published code does.
+
+    Raises:
+        ImageError: The bytes are damaged, or their mode has no known range (32 bits, floating point).
+    """
+    if not content:
+        raise ImageError("0 bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large images are what we are for
+            with Image.open(io.BytesIO(content)) as image:
+                return torch.from_numpy(_rgb(image)).permute(2, 0, 1).contiguous()
+    except UnidentifiedImageError as error:
+        raise ImageError("no image of a known format") from error
+    except _DAMAGE as error:
+        raise ImageError(str(error) or type(error).__name__) from error
+
+
+def image_size(content: bytes) -> tuple[int, int]:
+    """Height and width in pixels from the header alone, (0, 0) where it cannot be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content)) as image:
+                return image.height, image.width
+    except _DAMAGE:
+        return 0, 0
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """Pixels (H, W, 3) uint8."""
+    if image.mode.startswith("I;16"):  # Pillow would clip these to 255
+        high = (np.array(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return np.stack([high] * 3, axis=-1)
+    if image.mode in ("I", "F"):
+        raise ImageError(f"pixels of mode {image.mode} have no known range")
+    return np.array(image.convert("RGB"))

@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 from tqdm import tqdm
 
-from spar_lightning.datamodules.augmentation import Augmentation
+from spar_lightning.datamodules.augmentation import Augmentation, Preset
 from spar_lightning.datamodules.benchmark import Benchmark
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.datamodules.scenes import CLASSES, render
@@ -26,7 +26,6 @@ from spar_lightning.errors import UserError, check_at_least
 
 IMAGES_PER_TAR = 256
 MIN_CANVAS = 8  # px
-SMALL = Augmentation((224, 192), (0.7, 1.0), min_side=64, multiple=8, crop_probability=0.25)
 VALIDATION = 1_000_000  # first scene index of validation; training scenes are counted from 1
 
 
@@ -35,7 +34,7 @@ class RenderedScenes(SA1B):
 
     Args:
         root: Folder for scenes and features of all seeds; each seed has a folder of its own in it.
-        augmentation: Size, crop and flip, drawn once per image; the defaults suit canvases of a few hundred pixels.
+        augmentation: Size, crop and flip, drawn once per image; `small` suits canvases of a few hundred pixels.
         cached: Whether to keep the teacher's features on disk; otherwise the teacher runs in each step.
         train_scenes: Number of unlabelled training scenes.
         train_canvas: Smallest and largest side of a training scene in pixels.
@@ -49,7 +48,7 @@ class RenderedScenes(SA1B):
     def __init__(
         self,
         root: str = "data/scenes",
-        augmentation: Augmentation = SMALL,
+        augmentation: Preset | Augmentation = "small",
         cached: bool = True,
         train_scenes: int = 500,
         train_canvas: tuple[int, int] = (128, 208),
@@ -77,9 +76,8 @@ class RenderedScenes(SA1B):
         )
 
     def prepare_data(self) -> None:
-        """Draw the scenes if this seed has none yet, then prepare features like any SA-1B run."""
+        """Draw the scenes if this seed has none yet."""
         self.draw()
-        super().prepare_data()
 
     def draw(self) -> None:
         """Write tars and validation sets, unless they are there.
@@ -112,8 +110,11 @@ class RenderedScenes(SA1B):
         try:
             self._write(unfinished, wanted)
             unfinished.chmod(0o755)
-            if not self.folder.exists():  # otherwise another process was first, with the same scenes
+            try:
                 unfinished.rename(self.folder)
+            except OSError:
+                if not self.folder.is_dir():  # otherwise another process was first, with the same scenes
+                    raise
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 

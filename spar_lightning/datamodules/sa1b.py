@@ -1,73 +1,49 @@
-"""SA1B: tar shards and a feature cache for training, labelled folders for validation.
+"""SA1B: shards of images and a feature cache for training, labelled folders for validation.
 
-With `cache` set, missing features are computed before training starts and every epoch reads them;
-with `cache: null` the images are augmented in the loader and the teacher runs in the training step.
-Either way an image is augmented once, the same in every epoch.
+With `cache` set, missing features are computed before training starts, by all processes together,
+and every epoch reads them; with `cache: null` the images are augmented in the loader and the teacher
+runs in the training step. Either way an image is augmented once, the same in every epoch.
 """
 
-from collections.abc import Sequence
-from functools import partial
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from spar_lightning.datamodules.augmentation import Augmentation, Record
+from spar_lightning.datamodules.augmentation import PRESETS, Augmentation, Preset
 from spar_lightning.datamodules.benchmark import Benchmark
 from spar_lightning.datamodules.feature_cache import FeatureCache
-from spar_lightning.datamodules.feature_shard import CacheError, Entry
-from spar_lightning.datamodules.image import decode_image, encode_image
-from spar_lightning.datamodules.loader import EpochOrder, RankSlice, ResumableLoader
-from spar_lightning.datamodules.plan import ShardError, Source, list_keys, scan
+from spar_lightning.datamodules.images import Images, find
+from spar_lightning.datamodules.loader import EpochOrder, RankSlice, ResumableLoader, StreamOrder
 from spar_lightning.datamodules.sample import LabelledImage, Sample
+from spar_lightning.datamodules.scan import expand, scan_all
+from spar_lightning.datamodules.source import is_streamed
+from spar_lightning.datamodules.source_images import SourceImages
+from spar_lightning.datamodules.teacher_features import Dtype, TeacherFeatures
 from spar_lightning.errors import UserError, check_at_least
-
-
-class TarImages(Dataset[Sample]):
-    """Augmented images straight from the tars, without features."""
-
-    def __init__(self, sources: Sequence[Source], augmentation: Augmentation, seed: int) -> None:
-        self.sources, self.augmentation, self.seed = sources, augmentation, seed
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def __getitem__(self, index: int) -> Sample:
-        source = self.sources[index]
-        image, _ = augmented(source, self.augmentation, self.seed)
-        return Sample(source.key, image, None)
-
-
-def augmented(source: Source, augmentation: Augmentation, seed: int) -> tuple[Tensor, Record]:
-    """The image as it is trained on (3, H, W) uint8, and what was done to it.
-
-    Raises:
-        ShardError: The bytes are no image that can be read whole.
-    """
-    content = source.read()
-    try:
-        image = decode_image(content)
-    except OSError as error:
-        raise ShardError(
-            f"{source.tar}: {source.key} cannot be decoded ({error}). Repair or remove this image in the tar."
-        ) from error
-    record = augmentation.draw(image.shape[-2], image.shape[-1], seed, source.key)
-    return augmentation.apply(image, record), record
+from spar_lightning.processes import is_first_process
 
 
 class SA1B(LightningDataModule):
-    """Unlabelled images in WebDataset tars, and the validation sets.
+    """Unlabelled images in tars or folders, and the validation sets.
 
     Args:
-        shards: Tar files of images in SA-1B's layout: one brace pattern or a list of them.
+        shards: Images in SA-1B's layout: tar files (plain or gzipped), URLs of such, `pipe:` commands that print
+            one, or folders of images; one brace pattern or a list.
         cache: Folder of the teacher's features, built where they are missing; null runs the teacher in each step.
-        augmentation: Size, crop and flip, drawn once per image.
+        augmentation: Size, crop and flip, drawn once per image: `released` as the published configuration, `text` as
+            the paper's text, `extended` as its extended variant, `none`, `small` for images of a
+            few hundred pixels, or the settings of an Augmentation.
         benchmarks: Labelled folders for validation.
-        max_images: Train on the first images of the shards only; null takes all.
+        max_images: Use the first images of the shards only; null takes all.
+        fraction: Share of the images that is used, chosen by their keys: a larger one contains the smaller.
+        keys: Keys of the images that are used, or a text file with one in each line; null takes all.
         batch_size: Images per step and process; the paper takes 1.
         num_workers: Loader processes for each of training and validation.
         seed: Of the augmentation and of the order of training.
@@ -78,17 +54,21 @@ class SA1B(LightningDataModule):
         self,
         shards: str | list[str],
         cache: str | None = None,
-        augmentation: Augmentation = Augmentation(),
+        augmentation: Preset | Augmentation = "released",
         benchmarks: list[Benchmark] | None = None,
         max_images: int | None = None,
+        fraction: float | None = None,
+        keys: str | list[str] | None = None,
         batch_size: int = 1,
         num_workers: int = 0,
         seed: int = 0,
-        cache_dtype: Literal["float16", "float32"] = "float16",
+        cache_dtype: Dtype = "float16",
     ) -> None:
         super().__init__()
         check_at_least(1, batch_size=batch_size, max_images=max_images)
         check_at_least(0, num_workers=num_workers, seed=seed)
+        if fraction is not None and not 0 < fraction <= 1:
+            raise UserError(f"data.fraction must be above 0 and at most 1, but got {fraction}.")
         names = [benchmark.name for benchmark in benchmarks or []]
         if len(set(names)) < len(names):
             raise UserError(
@@ -96,45 +76,112 @@ class SA1B(LightningDataModule):
             )
         self.shards = shards
         self.cache = None if cache is None else Path(cache)
-        self.augmentation = augmentation
+        self.augmentation = augmentation if isinstance(augmentation, Augmentation) else PRESETS[augmentation]
         self.benchmarks = benchmarks or []
-        self.max_images = max_images
+        self.max_images, self.fraction, self.chosen = max_images, fraction, keys
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self.cache_dtype = cache_dtype
+        self.cache_dtype: Dtype = cache_dtype
+        self._images: Images | None = None
         self._train: Dataset[Sample] | None = None
 
-    def prepare_data(self) -> None:
-        """Compute the features that are missing (in fit, with a cache)."""
-        if self.cache is None or not self._fitting:
-            return
-        self._check_patch()
-        cache = self._open_cache()
-        sources = scan(self.shards, self.max_images)
-        assert self.trainer is not None
-        teacher = self._module.build_teacher().to(self.trainer.strategy.root_device)
-        cache.build(sources, partial(self._entry, teacher))
-
     def setup(self, stage: str) -> None:
-        """Open what this process reads."""
+        """Open what this process reads; in fit, take part in making the features that are missing."""
         for benchmark in self.benchmarks:
             benchmark.open()
         if stage != "fit":
             return
         self._check_patch()
         if self.cache is None:
-            self._train = TarImages(scan(self.shards, self.max_images), self.augmentation, self.seed)
+            self._train = SourceImages(self.images(), self.augmentation, self.seed)
         else:
-            self._train = self._open_cache().dataset(list_keys(self.shards, self.max_images))
+            # Not in prepare_data: there the other processes would wait inside a collective, with idle GPUs.
+            self._train = self.build_cache().dataset(self.images().keys)
+
+    def images(self) -> Images:
+        """The training images: those of the shards, as far as max_images, fraction and keys choose them.
+
+        Raises:
+            ShardError: A shard is missing or damaged.
+            UserError: One of `keys` is no image of the shards.
+        """
+        if self._images is None:
+            assert self.trainer is not None
+            # Without a cache the scans lie in the run's folder, where a resumed run finds them.
+            root = self.cache or Path(self.trainer.default_root_dir)
+            found = self._scan(expand(self.shards), root)
+            self._images = select(found, self.chosen, self.fraction)
+        return self._images
+
+    def _scan(self, locations: list[str], root: Path) -> Images:
+        """The first `max_images` images; of many shards only as many are read as that takes."""
+        show = is_first_process()
+        if self.max_images is None:
+            return scan_all(locations, root, show)
+        count = 1
+        while True:
+            images = scan_all(locations[:count], root, show)
+            if len(images) >= self.max_images or count >= len(locations):
+                return images.take(slice(self.max_images))
+            count += max(1, (self.max_images - len(images)) * count // len(images))
+
+    def open_cache(self) -> FeatureCache:
+        """The cache of this configuration.
+
+        Raises:
+            CacheError: The folder holds another one.
+        """
+        assert self.trainer is not None
+        if self.cache is None:
+            raise UserError("data.cache is null: there is no cache to build. Give a folder for the features.")
+        self._check_patch()
+        identity = {
+            "teacher": self._module.teacher_identity(),
+            "augmentation": self.augmentation.identity(),
+            "seed": self.seed,
+            "dtype": self.cache_dtype,
+            "precision": str(self.trainer.precision),
+        }
+        device = self.trainer.strategy.root_device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        return FeatureCache(self.cache, identity, {"torch": torch.__version__, "device": name})
+
+    def build_cache(self) -> FeatureCache:
+        """The cache, with the features of all training images: made by all processes that call this."""
+        cache = self.open_cache()
+        cache.build(self.images(), self.teacher_features(), show=is_first_process())
+        return cache
+
+    def teacher_features(self) -> TeacherFeatures:
+        """What makes a sample of the cache out of an image, on this process's device."""
+        assert self.trainer is not None
+        device = self.trainer.strategy.root_device
+        precision: Callable[[], AbstractContextManager[Any]] = self.trainer.precision_plugin.forward_context
+        return TeacherFeatures(
+            lambda: self._module.build_teacher().to(device),
+            self._module.student.normalize,
+            self.augmentation,
+            self.seed,
+            self.cache_dtype,
+            device,
+            precision,
+        )
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches of `Sample`s, in an order that depends on the seed, the epoch and the number of ranks."""
         assert self._train is not None
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        order = EpochOrder(len(self._train), self.batch_size, rank, world_size, self.seed)  # type: ignore[arg-type]
-        return ResumableLoader(self._train, order, self.num_workers)
+        images = self.images()
+        if self.cache is None and any(map(is_streamed, images.locations)):
+            location = images.rows["location"]
+            order: EpochOrder = StreamOrder(location, self.batch_size, rank, world_size, self.seed, self.num_workers)
+        else:
+            order = EpochOrder(len(self._train), self.batch_size, rank, world_size, self.seed)  # type: ignore[arg-type]
+        order.content = hashlib.sha256(images.keys.tobytes()).hexdigest()[:16]
+        pinned = self.trainer.strategy.root_device.type == "cuda"
+        return ResumableLoader(self._train, order, self.num_workers, pinned)
 
     def val_dataloader(self) -> list[DataLoader[LabelledImage]]:
         """One loader per benchmark, each image on exactly one rank."""
@@ -161,10 +208,6 @@ class SA1B(LightningDataModule):
         assert self.trainer is not None
         return self.trainer.lightning_module
 
-    @property
-    def _fitting(self) -> bool:
-        return self.trainer is not None and self.trainer.state.fn == "fit"
-
     def _check_patch(self) -> None:
         patch = self._module.student.patch_size
         if self.augmentation.multiple % patch:
@@ -173,32 +216,41 @@ class SA1B(LightningDataModule):
                 f"pixels ask for a multiple of {patch}."
             )
 
-    def _open_cache(self) -> FeatureCache:
-        assert self.cache is not None
-        assert self.trainer is not None
-        identity = {
-            "teacher": self._module.teacher_identity(),
-            "augmentation": self.augmentation.identity(),
-            "seed": self.seed,
-            "dtype": self.cache_dtype,
-            "precision": str(self.trainer.precision),
-        }
-        return FeatureCache(self.cache, identity)
 
-    @torch.no_grad()
-    def _entry(self, teacher: Any, source: Source) -> Entry:
-        """Augment one image and compute its features from the very bytes that are stored."""
-        assert self.trainer is not None
-        image, record = augmented(source, self.augmentation, self.seed)
-        png = encode_image(image)
-        pixels = decode_image(png).to(self.trainer.strategy.root_device)
-        with self.trainer.precision_plugin.forward_context():
-            features: Tensor = teacher(self._module.student.normalize(pixels[None]))[0]
-        stored = features.cpu().numpy().astype(self.cache_dtype)
-        if not np.isfinite(stored).all():
-            raise CacheError(
-                f"The features of {source.key} do not fit into {self.cache_dtype} "
-                f"(largest {features.abs().max():.3g}). "
-                "Set data.cache_dtype: float32."
-            )
-        return Entry(source.key, png, stored, record)
+def select(images: Images, keys: str | list[str] | None, fraction: float | None) -> Images:
+    """The images with these keys, and of those a share that their keys alone decide.
+
+    Raises:
+        UserError: A key is not among the images, or the file of keys cannot be read.
+    """
+    if keys is not None:
+        images = images.take(_places(images, _read_keys(keys) if isinstance(keys, str) else keys))
+    if fraction is not None:
+        draws = [hashlib.blake2b(key, digest_size=8).digest() for key in images.keys.tolist()]
+        count = max(1, round(fraction * len(images)))
+        images = images.take(np.sort(np.argsort(np.frombuffer(b"".join(draws), "<u8"), kind="stable")[:count]))
+    return images
+
+
+def _read_keys(path: str) -> list[str]:
+    try:
+        return [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+    except OSError as error:
+        raise UserError(
+            f"data.keys: {path} cannot be read ({error.strerror}). Give a text file with a key in each line, or a list."
+        ) from error
+
+
+def _places(images: Images, keys: list[str]) -> "np.ndarray[Any, Any]":
+    """Places of the keys, in the order of the images."""
+    order = np.argsort(images.keys)
+    wanted = np.array([key.encode() for key in dict.fromkeys(keys)])
+    if not len(wanted):
+        raise UserError("data.keys is empty. Give keys such as sa_1, or leave it out to take all images.")
+    place = find(images.keys[order], wanted)
+    if (place < 0).any():
+        raise UserError(
+            f"data.keys names {len(wanted)} images, of which {int((place < 0).sum())} are not in data.shards, the "
+            f"first of them {wanted[place < 0][0].decode()}. A key is a file name without suffix, such as sa_1."
+        )
+    return np.sort(order[place])

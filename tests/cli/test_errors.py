@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from spar_lightning.cli import main
-from tests.datamodules.test_plan import write_tar
+from tests.datamodules.test_scan import write_tar
 
 Capture = pytest.CaptureFixture[str]
 
@@ -156,18 +156,33 @@ def test_other_scenes_in_the_folder(tmp_path: Path, scenes: Path, small: list[st
     assert "holds other scenes: train_scenes 3 instead of 12" in text and "data.root" in text
 
 
-@pytest.mark.parametrize("cache", [True, False])
-def test_an_image_that_cannot_be_decoded(cache: bool, tmp_path: Path, capsys: Capture) -> None:
+def test_images_that_cannot_be_used(tmp_path: Path, capsys: Capture) -> None:
     write_tar(tmp_path / "sa_000000.tar", {"sa_1.jpg": b"\xff\xd8\xff not a jpeg", "sa_1.json": b"{}"})
     args = shards(tmp_path, tmp_path / "sa_000000.tar")
-    text = sentence(["fit", *args, *([] if cache else ["--data.cache=null"])], capsys)
-    assert "sa_000000.tar: sa_1 cannot be decoded" in text and "Repair or remove this image" in text
+    text = sentence(["fit", *args], capsys)
+    assert "1 of 1 images cannot be used, the first of them sa_1: no image" in text and "data.keys" in text
+    for workers in ("0", "1"):  # an error in a loader process is a sentence too
+        text = sentence(["fit", *args, "--data.cache=null", "--data.num_workers", workers], capsys)
+        assert "sa_000000.tar: sa_1 cannot be used (no image" in text and "Leave it out with data.keys" in text
 
 
-def test_an_error_in_a_loader_process_is_a_sentence_too(tmp_path: Path, capsys: Capture) -> None:
-    write_tar(tmp_path / "sa_000000.tar", {"sa_1.jpg": b"\xff\xd8\xff not a jpeg"})
-    args = [*shards(tmp_path, tmp_path / "sa_000000.tar"), "--data.cache=null", "--data.num_workers=1"]
-    assert "sa_1 cannot be decoded" in sentence(["fit", *args], capsys)
+def test_an_unknown_augmentation(tmp_path: Path, capsys: Capture) -> None:
+    args = ["--data=SA1B", "--model.backbone=Tiny", "--data.shards=x.tar", "--data.augmentation=texts"]
+    text = sentence(["fit", *args], capsys)
+    assert "augmentation: there is no 'texts'. Did you mean text" in text and "Allowed are released, text" in text
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--data.keys=[sa_1,sa_7]", "names 2 images, of which 1 are not in data.shards, the first of them sa_7"),
+        ("--data.keys=missing.txt", "missing.txt cannot be read"),
+        ("--data.fraction=1.5", "data.fraction must be above 0 and at most 1, but got 1.5"),
+    ],
+)
+def test_a_selection_that_selects_nothing(argument: str, words: str, tmp_path: Path, capsys: Capture) -> None:
+    write_tar(tmp_path / "sa_000000.tar", {"sa_1.jpg": b"x"})
+    assert words in sentence(["fit", *shards(tmp_path, tmp_path / "sa_000000.tar"), argument], capsys)
 
 
 @pytest.mark.parametrize("option", ["batch_size", "train_scenes"])

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spar_lightning.datamodules.augmentation import Augmentation, rescaled
+from spar_lightning.datamodules.augmentation import PRESETS, Augmentation, Record, SizeError, rescaled
 from spar_lightning.errors import UserError
 
 
@@ -73,3 +73,35 @@ def test_no_augmentation_keeps_the_pixels() -> None:
 def test_min_side_must_fit_the_multiple() -> None:
     with pytest.raises(UserError, match="min_side must be a multiple"):
         Augmentation(min_side=500)
+
+
+def test_the_draw_of_version_1() -> None:
+    """If this must change, raise ALGORITHM in augmentation.py: caches made before hold other pixels."""
+    draws = [Augmentation().draw(1500, 2250, 0, f"sa_{i}") for i in (1, 2, 3)]
+    assert draws == [
+        Record(896, 1344, 0, 0, 896, 1344, True),
+        Record(562, 843, 8, 17, 512, 784, True),
+        Record(556, 834, 27, 281, 512, 512, False),
+    ]
+
+
+def test_presets() -> None:
+    def sizes(name: str, height: int, width: int) -> list[Record]:
+        return [PRESETS[name].draw(height, width, 0, f"sa_{i}") for i in range(2000)]  # type: ignore[index]
+
+    text = [min(r.height, r.width) for r in sizes("text", 1500, 2250)]
+    assert 512 <= min(text) < 540 and 2020 < max(text) <= 2048  # short side, uniform in 512 to 2048
+    assert abs(np.mean(text) - 1280) < 40
+    extended = [max(r.height, r.width) for r in sizes("extended", 1500, 2250)]
+    assert max(extended) <= 2560 and max(extended) > 2500
+    tokens = [r.crop_height * r.crop_width / 256 for r in sizes("extended", 1500, 2250)]
+    assert abs(np.mean(tokens) - 5328) < 250  # simulated independently
+    none = PRESETS["none"].draw(1500, 2250, 0, "sa_1")
+    assert none == Record(1488, 2240, 0, 0, 1488, 2240, False)
+    assert PRESETS["none"].draw(300, 400, 0, "sa_1")[:2] == (512, 672)  # enlarged to 512
+
+
+@pytest.mark.parametrize(("height", "width", "least"), [(63, 500, 64), (500, 20, 64), (100, 1700, 107), (0, 0, 64)])
+def test_images_that_are_too_small_or_too_long(height: int, width: int, least: int) -> None:
+    with pytest.raises(SizeError, match=f"{height} x {width} pixels; the shorter side must have at least {least}"):
+        Augmentation().draw(height, width, 0, "sa_1")

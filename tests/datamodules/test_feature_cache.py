@@ -1,6 +1,9 @@
 """The cache: what is read is what was written, and everything else is refused by name."""
 
+import os
 import pickle
+import resource
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,15 +14,25 @@ import torch
 
 from spar_lightning.datamodules.augmentation import Record
 from spar_lightning.datamodules.feature_cache import FeatureCache
-from spar_lightning.datamodules.feature_shard import CacheError, Entry
+from spar_lightning.datamodules.feature_shard import CacheError, Entry, Rejected
 from spar_lightning.datamodules.image import encode_image
-from spar_lightning.datamodules.plan import Source
+from spar_lightning.datamodules.images import Images
+from spar_lightning.datamodules.source import ShardError, Source
 
 IDENTITY = {"teacher": {"stride": 24, "weights": "abc"}, "seed": 0}
 
 
+def keys(count: int, first: int = 1) -> list[str]:
+    return [f"sa_{i}" for i in range(first, first + count)]
+
+
 def sources(count: int, first: int = 1) -> list[Source]:
-    return [Source(f"sa_{i}", "sa_000000.tar", 512 * i, 10, f"{i:032x}") for i in range(first, first + count)]
+    numbers = range(first, first + count)
+    return [Source(f"sa_{i}", "sa_000000.tar", f"sa_{i}.jpg", 512 * i, 10, f"{i:032x}") for i in numbers]
+
+
+def collect(sources: list[Source]) -> Images:
+    return Images.collect(sources, [(8, 8)] * len(sources))
 
 
 def make(source: Source) -> Entry:
@@ -32,17 +45,17 @@ def make(source: Source) -> Entry:
     return Entry(source.key, encode_image(image), features, Record(8 * h, 8 * w, 0, 0, 8 * h, 8 * w, False))
 
 
-def built(root: Path, count: int = 70) -> FeatureCache:
+def built(root: Path, count: int = 70, make: Callable[[Source], Entry | Rejected] = make) -> FeatureCache:
     cache = FeatureCache(root, IDENTITY)
-    cache.build(sources(count), make)
+    cache.build(collect(sources(count)), make, show=False)
     return cache
 
 
 def assert_same(cache: FeatureCache, keys: list[str]) -> None:
-    dataset = cache.dataset(keys)
+    dataset = cache.dataset(np.array([key.encode() for key in keys]))
     assert len(dataset) == len(keys)
     for i, key in enumerate(keys):
-        sample, entry = dataset[i], make(Source(key, "", 0, 0, ""))
+        sample, entry = dataset[i], make(Source(key, "", "", 0, 0, ""))
         assert sample.key == key
         assert encode_image(sample.image) == entry.png
         assert sample.features is not None and np.array_equal(sample.features.numpy(), entry.features)
@@ -52,7 +65,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     cache = built(tmp_path)
     assert [path.name for path in sorted((tmp_path / "shards").iterdir())] == ["00000.h5", "00001.h5"]
     assert list((tmp_path / "tmp").iterdir()) == []
-    assert_same(cache, [source.key for source in sources(70)])
+    assert_same(cache, keys(70))
     assert_same(cache, ["sa_65", "sa_3"])  # a selection, in its own order
 
 
@@ -62,7 +75,7 @@ def test_more_images_extend_a_cache(tmp_path: Path) -> None:
     cache = built(tmp_path, 100)
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "shards").iterdir()}
     assert {name: after[name] for name in before} == before and len(after) == 3
-    assert_same(cache, [source.key for source in sources(100)])
+    assert_same(cache, keys(100))
 
 
 def test_a_build_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
@@ -77,14 +90,63 @@ def test_a_build_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
         made.append(source.key)
         return make(source)
 
-    cache = FeatureCache(tmp_path, IDENTITY)
     with pytest.raises(KeyboardInterrupt):
-        cache.build(sources(70), stop_in_the_second_shard)
-    with (tmp_path / "plan.jsonl").open("a") as plan:
-        plan.write('{"shard": 2, "key": "torn')  # as a crash leaves it
-    cache.build(sources(71), count)
+        built(tmp_path, 70, stop_in_the_second_shard)
+    cache = built(tmp_path, 71, count)
     assert made == [f"sa_{i}" for i in range(65, 72)]
-    assert_same(cache, [source.key for source in sources(71)])
+    assert_same(cache, keys(71))
+    assert not any((tmp_path / "claims").iterdir()) and not any((tmp_path / "tmp").iterdir())
+
+
+def test_a_plan_that_nobody_carries_out_binds_nobody(tmp_path: Path) -> None:
+    def stop(source: Source) -> Entry:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        built(tmp_path, 70, stop)
+    cache = built(tmp_path, 3)  # a part of the first planned shard
+    assert_same(cache, keys(3))
+    assert len(list((tmp_path / "plan").iterdir())) == 2
+    assert_same(built(tmp_path, 70), keys(70))
+
+
+def test_two_builders_with_one_plan_make_the_same_shards(tmp_path: Path) -> None:
+    one, two = FeatureCache(tmp_path, IDENTITY), FeatureCache(tmp_path, IDENTITY)
+    images = collect(sources(130))
+    assert {k: v.keys.tolist() for k, v in one._extend_plan(images).items()} == {
+        k: v.keys.tolist() for k, v in two._extend_plan(images).items()
+    }
+    assert len(list((tmp_path / "plan").iterdir())) == 1
+
+
+def test_rejected_images_are_listed_counted_and_left_out(tmp_path: Path) -> None:
+    def reject_some(source: Source) -> Entry | Rejected:
+        return Rejected(source.key, "truncated") if source.key in ("sa_2", "sa_66") else make(source)
+
+    cache = built(tmp_path, 70, reject_some)
+    assert cache.index.rejected == {"sa_2": "truncated", "sa_66": "truncated"}
+    dataset = cache.dataset(np.array([b"sa_1", b"sa_2", b"sa_3"]))
+    assert [dataset[i].key for i in range(len(dataset))] == ["sa_1", "sa_3"]
+    assert len(cache.missing(collect(sources(70)))) == 0  # they count as done
+
+
+def test_a_shard_of_nothing_but_rejected_images(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="3 of 3 images cannot be used"):
+        built(tmp_path, 3, lambda source: Rejected(source.key, "empty"))
+    cache = built(tmp_path, 4)
+    assert len(cache.index) == 1 and len(cache.index.rejected) == 3
+    assert len(cache.dataset(np.array([b"sa_1", b"sa_4"]))) == 1
+
+
+def test_too_many_rejected_images_stop_the_build(tmp_path: Path) -> None:
+    def reject_all(source: Source) -> Rejected:
+        return Rejected(source.key, "truncated")
+
+    with pytest.raises(CacheError, match=r"64 of 200 images cannot be used, the first of them\n  sa_1: truncated"):
+        built(tmp_path, 200, reject_all)
+    assert len(list((tmp_path / "shards").iterdir())) == 1
+    with pytest.raises(CacheError, match=r"Allowed are 10 or 0\.1%"):
+        built(tmp_path, 200)
 
 
 def test_another_identity_is_refused_with_the_differences(tmp_path: Path) -> None:
@@ -97,34 +159,76 @@ def test_another_identity_is_refused_with_the_differences(tmp_path: Path) -> Non
 
 def test_images_without_features_are_named(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=r"1 of 2 images have no features in .* the first of them sa_99"):
-        built(tmp_path, 3).dataset(["sa_1", "sa_99"])
+        built(tmp_path, 3).dataset(np.array([b"sa_1", b"sa_99"]))
 
 
 def test_another_image_under_the_same_key_is_refused(tmp_path: Path) -> None:
     cache = built(tmp_path, 3)
     with pytest.raises(CacheError, match=r"image sa_1 in sa_000000\.tar is not the one"):
-        cache.build([replace(sources(1)[0], digest="0" * 32)], make)
+        cache.build(collect([replace(sources(1)[0], digest="0" * 32)]), make)
 
 
-def test_nothing_altered_is_ever_returned(tmp_path: Path) -> None:
-    cache = built(tmp_path, 20)
-    keys = [source.key for source in sources(20)]
-    path = tmp_path / "shards" / "00000.h5"
+def damage(content: bytes, kind: str, place: int) -> bytes:
+    if kind == "truncation":
+        return content[:place]
+    size = 1 if kind == "bit flip" else 4096
+    hole = bytes(size) if kind == "hole" else bytes([content[place] ^ (1 << place % 8)])
+    return content[:place] + hole[: len(content) - place] + content[place + size :]
+
+
+@pytest.mark.parametrize("kind", ["bit flip", "hole", "truncation"])
+@pytest.mark.parametrize("part", ["shards/00000.h5", "plan/00000.npz", "index.npz", "manifest.json"])
+def test_nothing_altered_is_ever_returned(tmp_path: Path, part: str, kind: str) -> None:
+    """After each of 50 damages what is read is the original, or the file is refused by name."""
+    built(tmp_path, 20)
+    path = tmp_path / part
     whole = path.read_bytes()
-    refused: list[str] = []
-    for place in np.random.default_rng(0).integers(0, len(whole), 60):
-        damaged = bytearray(whole)
-        damaged[place] ^= 1 << (place % 8)
-        path.write_bytes(damaged)
+    refused = 0
+    for place in np.random.default_rng(0).integers(0, len(whole), 50).tolist():
+        path.write_bytes(damage(whole, kind, place))
         try:
-            assert_same(cache, keys)
-        except CacheError as error:
-            refused.append(str(error))
-    assert all("00000.h5" in sentence for sentence in refused)
-    assert len(refused) > 10  # the rest fell on bytes that hold no data
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CacheError, match="is damaged"):
-        cache.dataset(keys)[0]
+            cache = FeatureCache(tmp_path, IDENTITY)
+            assert len(cache.missing(collect(sources(20)))) == 0
+            assert_same(cache, keys(20))
+        except (CacheError, ShardError) as error:
+            assert path.name in str(error) and "elete" in str(error)
+            refused += 1
+    if part == "index.npz":
+        assert refused == 0  # it is made again from the shards
+    elif part == "shards/00000.h5" or kind == "truncation":
+        assert refused > 10  # the rest fell on bytes that hold no data
+
+
+def test_a_deleted_shard_is_built_again(tmp_path: Path) -> None:
+    cache = built(tmp_path, 70)
+    (tmp_path / "shards" / "00000.h5").unlink()
+    assert len(cache.missing(collect(sources(70)))) == 64
+    assert_same(built(tmp_path, 70), keys(70))
+
+
+def test_a_deleted_plan_is_made_again(tmp_path: Path) -> None:
+    built(tmp_path, 70)
+    for path in (tmp_path / "plan").iterdir():
+        path.unlink()
+    assert_same(built(tmp_path, 100), keys(100))
+    assert len(list((tmp_path / "shards").iterdir())) == 3
+
+
+def test_a_full_disk_is_a_clear_error_and_the_cache_goes_on(tmp_path: Path) -> None:
+    """In a process of its own, whose files may not grow beyond what a shard takes."""
+    built(tmp_path, 3)
+    pid = os.fork()
+    if pid == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        try:
+            built(tmp_path, 70)
+        except OSError as error:
+            os._exit(40 if "File too large" in str(error) and str(tmp_path / "tmp") in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 40
+    assert not any((tmp_path / "tmp").iterdir()) and not any((tmp_path / "claims").iterdir())
+    assert_same(FeatureCache(tmp_path, IDENTITY), keys(3))
+    assert_same(built(tmp_path, 70), keys(70))
 
 
 def test_a_shard_of_another_cache_is_refused(tmp_path: Path) -> None:
@@ -132,11 +236,29 @@ def test_a_shard_of_another_cache_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "shards" / "00000.h5", "a") as file:
         file.attrs["fingerprint"] = "another"
     with pytest.raises(CacheError, match="belongs to another cache"):
-        cache.dataset(["sa_1"])[0]
+        cache.dataset(np.array([b"sa_1"]))[0]
 
 
 def test_workers_open_shards_themselves(tmp_path: Path) -> None:
-    dataset = built(tmp_path, 3).dataset(["sa_2"])
+    dataset = built(tmp_path, 3).dataset(np.array([b"sa_2"]))
     expected = dataset[0]
     twin = pickle.loads(pickle.dumps(dataset))
-    assert twin._open == {} and torch.equal(twin[0].image, expected.image)
+    assert not twin._open and torch.equal(twin[0].image, expected.image)
+
+
+def test_few_shards_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spar_lightning.datamodules import cached_features, feature_cache
+
+    monkeypatch.setattr(feature_cache, "SAMPLES_PER_SHARD", 2)
+    monkeypatch.setattr(cached_features, "OPEN_SHARDS", 3)
+    dataset = built(tmp_path, 20).dataset(np.array([key.encode() for key in keys(20)]))
+    assert [dataset[i].key for i in range(20)] == keys(20)
+    assert len(dataset._open) == 3
+
+
+def test_a_shard_that_was_exchanged_is_refused(tmp_path: Path) -> None:
+    cache = built(tmp_path, 70)
+    dataset = cache.dataset(np.array([b"sa_1"]))
+    (tmp_path / "shards" / "00001.h5").rename(tmp_path / "shards" / "00000.h5")
+    with pytest.raises(CacheError, match=r"00000.h5 was exchanged since it was indexed: row 0 is not sa_1"):
+        dataset[0]

@@ -8,7 +8,7 @@ import torch
 
 from spar_lightning.datamodules import RenderedScenes
 from spar_lightning.datamodules.image import decode_image
-from spar_lightning.datamodules.plan import scan
+from spar_lightning.datamodules.scan import scan
 
 
 def drawn(root: Path) -> RenderedScenes:
@@ -49,5 +49,6 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_training_and_validation_scenes_differ(tmp_path: Path) -> None:
     data = drawn(tmp_path)
     data.benchmarks[0].open()
-    trained = [decode_image(source.read()) for source in scan(data.shards)]
+    images = scan(data.shards[0])
+    trained = [decode_image(images[i].read()) for i in range(len(images))]
     assert not any(torch.equal(image, data.benchmarks[0][0].image) for image in trained)

@@ -1,0 +1,152 @@
+"""Kill builders of a cache at random moments until at least `--kills` have died, and look at what is left.
+
+    python scripts/crash_cache.py --kills 100
+
+Each build has two processes, which are killed with SIGKILL and started again until the cache is
+complete. After every kill all published shards must still be there, byte by byte as they were
+published, and whole; at the end the cache must equal, sample by sample, one that was built
+undisturbed. Prints its figures and exits with 1 if anything is damaged, lost or different.
+"""
+
+import argparse
+import hashlib
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from spar_lightning.backbones import Tiny
+from spar_lightning.datamodules import RenderedScenes
+from spar_lightning.datamodules.augmentation import Augmentation
+from spar_lightning.datamodules.feature_cache import FeatureCache
+from spar_lightning.datamodules.feature_shard import CacheError, FeatureShard
+from spar_lightning.datamodules.scan import scan_all
+from spar_lightning.datamodules.teacher_features import TeacherFeatures
+from spar_lightning.sliding_window import SlidingWindow
+
+IDENTITY = {"teacher": "Tiny at stride 32", "augmentation": "small"}
+PROCESSES = 2
+SMALL = Augmentation((96, 64), (0.7, 1.0), min_side=64, multiple=8, crop_probability=0.25)
+
+
+def build(root: Path, tars: list[str]) -> FeatureCache:
+    """What a process of `spar cache` does: scan, then build."""
+    tiny = Tiny()
+    make = TeacherFeatures(
+        lambda: SlidingWindow(tiny, 32),
+        tiny.normalize,
+        SMALL,
+        0,
+        "float16",
+        torch.device("cpu"),
+        torch.no_grad,
+    )
+    images = scan_all(tars, root, show=False)
+    cache = FeatureCache(root, IDENTITY)
+    cache.build(images, make, show=False)
+    return cache
+
+
+def start(root: Path, tars: list[str]) -> int:
+    """Pid of a builder in a process of its own; forked, because Python would start longer than it builds."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            build(root, tars)
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+class Published:
+    """The shards that were seen, and whether they stay as they are."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.seen, self.damaged, self.lost = root, dict[str, str](), 0, 0
+
+    def look(self, fingerprint: str) -> None:
+        """Count shards that are damaged, changed or gone."""
+        folder = self.root / "shards"
+        found = {path.name: path for path in folder.iterdir()} if folder.exists() else {}
+        self.lost += len(self.seen.keys() - found.keys())
+        for name, path in found.items():
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            self.damaged += self.seen.setdefault(name, content) != content
+            try:
+                with FeatureShard(path, fingerprint) as shard:
+                    for row in range(len(shard.keys)):
+                        shard.read(row)
+            except CacheError:
+                self.damaged += 1
+
+
+def differences(one: FeatureCache, other: FeatureCache, keys: "np.ndarray[tuple[int], np.dtype[np.bytes_]]") -> int:
+    """Number of samples that are not equal in image and features."""
+    pairs = zip(one.dataset(keys), other.dataset(keys), strict=True)  # type: ignore[call-overload]
+    return sum(
+        not (a.key == b.key and torch.equal(a.image, b.image) and torch.equal(a.features, b.features)) for a, b in pairs
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--images", type=int, default=700)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    dice = random.Random(given.seed)
+    with tempfile.TemporaryDirectory(prefix="crash_cache-") as place:
+        scenes = RenderedScenes(place, train_scenes=given.images, train_canvas=(48, 96), val_scenes=1, val_sizes=(64,))
+        scenes.draw()
+        tars = list(scenes.shards)
+        began = time.perf_counter()
+        whole = build(Path(place) / "undisturbed", tars)
+        undisturbed = time.perf_counter() - began
+        keys = scan_all(tars, whole.root, show=False).keys
+        kills = builds = damaged = lost = different = 0
+        while kills < given.kills:
+            root = Path(place) / f"build-{builds}"
+            published = Published(root)
+            alive = {start(root, tars) for _ in range(PROCESSES)}
+            while alive:
+                # Long enough that a shard is finished now and then; the moment within it is chance.
+                time.sleep(dice.uniform(0, 1.5 * undisturbed * 64 / given.images))
+                for pid in list(alive):  # who has finished
+                    done, status = os.waitpid(pid, os.WNOHANG)
+                    if done and os.waitstatus_to_exitcode(status):
+                        raise RuntimeError(f"a builder failed by itself, with status {status}")
+                    if done:
+                        alive.remove(pid)
+                if alive:
+                    victim = dice.choice(sorted(alive))
+                    os.kill(victim, signal.SIGKILL)
+                    alive.remove(victim)
+                    _, status = os.waitpid(victim, 0)
+                    kills += os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+                    published.look(whole.fingerprint)
+                    alive.add(start(root, tars))
+            published.look(whole.fingerprint)
+            cache = FeatureCache(root, IDENTITY)
+            different += differences(whole, cache, keys)
+            damaged, lost, builds = damaged + published.damaged, lost + published.lost, builds + 1
+            print(f"build {builds}: {kills} kills so far, {len(published.seen)} shards", flush=True)
+    print(
+        f"{kills} kills over {builds} whole builds of {given.images} images with {PROCESSES} processes: "
+        f"{damaged} published shards damaged, {lost} lost; "
+        f"{different} of {builds * len(keys)} samples differ from the undisturbed cache "
+        f"(built in {undisturbed:.1f} s)"
+    )
+    return 1 if damaged or lost or different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

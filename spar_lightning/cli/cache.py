@@ -1,0 +1,127 @@
+"""`spar cache`: the teacher's features on disk, before training and without its collectives.
+
+The same configuration file as `spar fit`. Every process takes shards that nobody works on, so any
+number of them, on any number of machines over a shared folder, may be started and killed at any time.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+from spar_lightning.cli.cache_checks import recompute, show, verify
+from spar_lightning.cli.cache_report import CachePlan, bytes_text, summary
+from spar_lightning.cli.lightning_cli import SparCLI
+from spar_lightning.datamodules.feature_shard import CacheError
+from spar_lightning.datamodules.sa1b import SA1B
+from spar_lightning.distillation import Distillation
+from spar_lightning.errors import UserError
+from spar_lightning.processes import is_first_process, local_rank, world_size
+
+
+class CacheTrainer(Trainer):
+    """A Trainer of one device whose work is to make features."""
+
+    def cache(self, model: Distillation, datamodule: SA1B) -> None:
+        """Let module, datamodule and device know of each other, as fit does at its start."""
+        self.strategy.connect(model)
+        self.strategy.setup_environment()
+        datamodule.trainer = self
+        datamodule.prepare_data()
+
+
+class CacheCLI(SparCLI):
+    """Model and data of a configuration, with a Trainer on this process's own device."""
+
+    def __init__(self, args: Sequence[str]) -> None:
+        super().__init__(args, trainer_class=CacheTrainer)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {"cache": {"model", "datamodule"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--plan-only", action="store_true", help="Say what would be done and what it costs.")
+        parser.add_argument("--recompute", type=int, default=0, help="Of verify: samples to compute once more.")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        # A launcher's world is of no interest: every process works for itself, on its own device.
+        alone = {"logger": False, "enable_checkpointing": False, "plugins": [LightningEnvironment()], **kwargs}
+        everything = super().instantiate_trainer(**alone)
+        self.devices = everything.num_devices
+        mine: Any = 1
+        if everything.strategy.root_device.type != "cpu":
+            mine = [everything.device_ids[(local_rank() or 0) % self.devices]]
+        return super().instantiate_trainer(**{**alone, "devices": mine, "num_nodes": 1, "strategy": "auto"})
+
+    def cache(self, model: Distillation, datamodule: SA1B) -> None:
+        """Say what will be done, then do it."""
+        self.trainer.cache(model, datamodule)  # type: ignore[attr-defined]
+        config = self.config.cache
+        if config.recompute:
+            recompute(datamodule, config.recompute)
+            return
+        cache, images = datamodule.open_cache(), datamodule.images()
+        todo = cache.missing(images)
+        plan = CachePlan(model, datamodule, todo)
+        free = shutil.disk_usage(cache.root).free
+        if is_first_process():
+            processes = self.devices if local_rank() is None else world_size()
+            print(plan.text(cache.root, len(images) - len(todo), free, processes), flush=True)
+        if plan.cost.bytes > free:
+            raise CacheError(
+                f"The features take {bytes_text(plan.cost.bytes)}, but {cache.root} has {bytes_text(free)} free. Make "
+                "room, give another data.cache, or take fewer images with data.max_images."
+            )
+        if config.plan_only:
+            if is_first_process():
+                print("\n" + CachePlan(model, datamodule, images).table(plan.rate))
+            return
+        workers = self._start_workers() if len(todo) else []
+        try:
+            datamodule.build_cache()
+        except BaseException:
+            for worker in workers:
+                worker.terminate()
+            raise
+        codes = [worker.wait() for worker in workers]
+        if is_first_process():
+            cache.index.refresh()
+            print(summary(cache.index, images))
+        if any(codes):
+            raise UserError(f"The cache is complete, but other processes of this command ended with codes {codes}.")
+
+    def _start_workers(self) -> list["subprocess.Popen[bytes]"]:
+        """One process for each further device, unless a launcher has started them."""
+        if local_rank() is not None:
+            return []
+        command = [sys.executable, "-m", "spar_lightning", *sys.argv[1:]]
+        variables = [
+            {"RANK": str(i), "LOCAL_RANK": str(i), "WORLD_SIZE": str(self.devices)} for i in range(self.devices)
+        ]
+        return [subprocess.Popen(command, env={**os.environ, **mine}) for mine in variables[1:]]
+
+
+def run(args: Sequence[str]) -> int:
+    """Build, or with `info` and `verify` look at what is there."""
+    if args[:1] == ["info"] or (args[:1] == ["verify"] and "--config" not in args):
+        parser = ArgumentParser(f"spar cache {args[0]}", description=(show if args[0] == "info" else verify).__doc__)
+        parser.add_argument("cache", type=Path, help="folder of the cache")
+        folder = parser.parse_args(args[1:]).cache
+        return show(folder) if args[0] == "info" else verify(folder)
+    if args[:1] == ["verify"]:
+        cli = CacheCLI([*args[1:], *([] if any(a.startswith("--recompute") for a in args) else ["--recompute", "4"])])
+        return verify(cli.datamodule.cache)
+    if args and not args[0].startswith("-"):
+        raise UserError(f"spar cache {args[0]}: unknown. Allowed are info, verify, or options; see spar cache --help.")
+    CacheCLI(args)
+    return 0

@@ -1,0 +1,97 @@
+"""`spar cache info` and `spar cache verify`: what a cache holds, and whether it holds what it should."""
+
+import logging
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from spar_lightning.cli.cache_report import bytes_text
+from spar_lightning.datamodules.cache_index import CacheIndex
+from spar_lightning.datamodules.feature_cache import read_manifest
+from spar_lightning.datamodules.feature_shard import CacheError, FeatureShard
+from spar_lightning.datamodules.sa1b import SA1B
+from spar_lightning.datamodules.source_images import augmented
+
+AGREEMENT: Final = 1e-2  # relative error of recomputed features; float16 and other kernels stay below a tenth of it
+
+log = logging.getLogger("spar_lightning")
+
+
+def show(root: Path) -> int:
+    """Print what a cache holds: identity, images, bytes, rejected images, unfinished work."""
+    manifest = read_manifest(root)
+    index = CacheIndex(root, manifest["fingerprint"])
+    index.refresh()
+    shards = sorted((root / "shards").iterdir())
+    size = sum(path.stat().st_size for path in shards)
+    print(f"{root}: {len(index):,} images with features in {len(shards):,} shards, {bytes_text(size)}")
+    print(f"fingerprint {manifest['fingerprint']}")
+    for part in ("identity", "made"):
+        print(f"{part}:")
+        _print_tree(manifest[part], "  ")
+    for name, reasons in index.rejected_by_shard().items():
+        for key, reason in reasons.items():
+            print(f"cannot be used: {key} ({reason}), listed in shards/{name}")
+    for claim in sorted((root / "claims").iterdir()):
+        print(f"in work: {claim.name} by {claim.read_text()}")
+    return 0
+
+
+def _print_tree(tree: object, indent: str) -> None:
+    assert isinstance(tree, dict)
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            print(f"{indent}{name}:")
+            _print_tree(value, indent + "  ")
+        else:
+            print(f"{indent}{name}: {value}")
+
+
+def verify(root: Path) -> int:
+    """Read every sample of a cache and compare it with its checksum; exit with 1 if anything is damaged."""
+    expected = read_manifest(root)["fingerprint"]
+    paths = sorted((root / "shards").iterdir())
+    damaged, samples = [], 0
+    for path in tqdm(paths, desc="verifying", unit="shard", leave=False):
+        try:
+            with FeatureShard(path, expected) as shard:
+                for row in range(len(shard.keys)):
+                    shard.read(row)
+                samples += len(shard.keys)
+        except CacheError as error:
+            damaged.append(str(error))
+    print(
+        "\n".join(
+            [f"{samples:,} samples in {len(paths) - len(damaged):,} of {len(paths):,} shards are whole", *damaged]
+        )
+    )
+    return 1 if damaged else 0
+
+
+def recompute(datamodule: SA1B, count: int) -> None:
+    """Make some samples of a cache once more, from the source images on, and compare.
+
+    Raises:
+        CacheError: The features differ by more than other kernels explain.
+    """
+    cache, images = datamodule.open_cache(), datamodule.images()
+    dataset = cache.dataset(images.keys)
+    places = {key: i for i, key in enumerate(images.keys.tolist())}
+    features = datamodule.teacher_features().features
+    for index in np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)):
+        sample = dataset[int(index)]
+        assert sample.features is not None
+        source = images[places[sample.key.encode()]]
+        image, _ = augmented(source, datamodule.augmentation, datamodule.seed)
+        same = image.shape == sample.image.shape and torch.equal(image, sample.image)
+        stored, fresh = sample.features.float(), features(sample.image).cpu().float()
+        error = ((fresh - stored).norm() / stored.norm()).item()
+        print(f"{sample.key}: relative error {error:.1e}, image {'identical' if same else 'differs'}")
+        if not error <= AGREEMENT:
+            raise CacheError(
+                f"The features of {sample.key} differ from what this configuration computes by {error:.1e} "
+                f"(relative; allowed {AGREEMENT}). Build the cache anew in another folder (data.cache)."
+            )

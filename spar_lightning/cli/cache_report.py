@@ -1,0 +1,100 @@
+"""What `spar cache` says before and after its work: images, windows, disk, hours."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from spar_lightning.callbacks.mean_iou import markdown
+from spar_lightning.datamodules.cache_index import CacheIndex
+from spar_lightning.datamodules.estimate import cost, windows_per_second
+from spar_lightning.datamodules.images import Images, find
+from spar_lightning.datamodules.sa1b import SA1B
+from spar_lightning.distillation import Distillation
+from spar_lightning.sliding_window import SlidingWindow
+
+IMAGES: Final = (1_000, 25_000, 11_000_000)  # rows of the table
+PROCESSES: Final = (1, 8, 64)  # columns of the table
+
+
+class CachePlan:
+    """The work that images without features mean.
+
+    Args:
+        model: Whose teacher makes them.
+        datamodule: Whose images they are.
+        images: What has no features yet.
+    """
+
+    def __init__(self, model: Distillation, datamodule: SA1B, images: Images) -> None:
+        self.model, self.datamodule = model, datamodule
+        windows = SlidingWindow(model.student, model.stride, batch_size=model.window_batch)
+        itemsize = torch.tensor([], dtype=getattr(torch, datamodule.cache_dtype)).element_size()
+        augmentation, channels = datamodule.augmentation, model.student.embed_dim
+        self.cost = cost(images, augmentation, datamodule.seed, windows, channels, itemsize)
+
+    @cached_property
+    def rate(self) -> float:
+        """Windows per second of the teacher on this process's device, measured now."""
+        make = self.datamodule.teacher_features()
+        return windows_per_second(make.features, make.teacher)
+
+    def text(self, root: Path, done: int, free: int, processes: int) -> str:
+        """A few lines; the rate is measured for them if there is anything to do."""
+        price, module = self.cost, self.model
+        lines = [f"{root}: {price.images:,} images to do, {done:,} done"]
+        if price.images:
+            hours = price.windows / self.rate / 3600 / processes
+            lines += [
+                f"  windows  {price.windows:,.0f} of {module.student.window} px with stride {module.stride}, "
+                f"{price.windows / price.images:,.0f} per image",
+                f"  disk     {bytes_text(price.bytes)}: features {bytes_text(price.feature_bytes)} "
+                f"({self.datamodule.cache_dtype}), images about {bytes_text(price.image_bytes)}; "
+                f"{bytes_text(free)} free",
+                f"  rate     {self.rate:,.3g} windows/s per process, measured on {self._device()}",
+                f"  time     {hours_text(hours)} with {processes} {'process' if processes == 1 else 'processes'}",
+            ]
+        return "\n".join(lines)
+
+    def table(self, rate: float | None = None) -> str:
+        """Disk and time of collections of such images on 1 to 64 processes."""
+        rate = rate or self.rate
+        head = ["images", "disk", *(f"{n} {'process' if n == 1 else 'processes'}" for n in PROCESSES)]
+        rows = []
+        for count in IMAGES:
+            price = self.cost.of(count)
+            hours = price.windows / rate / 3600
+            rows.append([f"{count:,}", bytes_text(price.bytes), *(hours_text(hours / n) for n in PROCESSES)])
+        return markdown([head, *rows])
+
+    def _device(self) -> str:
+        device = self.datamodule.trainer.strategy.root_device  # type: ignore[union-attr]
+        if device.type == "cuda":
+            return torch.cuda.get_device_name(device)
+        return f"{device.type} with {torch.get_num_threads()} threads"
+
+
+def summary(index: CacheIndex, images: Images) -> str:
+    """How many of the images have features, and why the others have none."""
+    rejected = index.rejected
+    mine = [images[int(i)].key for i in (find(index.rejected_keys(), images.keys) >= 0).nonzero()[0]]
+    lines = [f"{len(images) - len(mine):,} of {len(images):,} images have features, {len(mine):,} cannot be used"]
+    return "\n".join(lines + [f"  {key}: {rejected[key]}" for key in mine])
+
+
+def bytes_text(count: float) -> str:
+    """Bytes in powers of 1000."""
+    units: list[Any] = ["B", "kB", "MB", "GB", "TB", "PB"]
+    while count >= 1000 and len(units) > 1:
+        count, units = count / 1000, units[1:]
+    return f"{count:.3g} {units[0]}"
+
+
+def hours_text(hours: float) -> str:
+    """A duration in a unit that suits it."""
+    seconds = 3600 * hours
+    for below, size, unit in ((60, 1, "s"), (3600, 60, "min"), (48 * 3600, 3600, "h")):
+        if seconds < below:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{hours / 24:.3g} days"

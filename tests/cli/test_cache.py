@@ -1,0 +1,91 @@
+"""`spar cache`: plan, build, look, verify, on one process and several."""
+
+import re
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from spar_lightning.cli import main
+from tests.conftest import Finished
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def run(small: list[str], tmp_path: Path, capsys: Capture) -> Callable[..., tuple[int, str, str]]:
+    """`spar cache` over twelve scenes, in this process: code, output, errors."""
+
+    def run(*args: str, action: str | None = None) -> tuple[int, str, str]:
+        where = ["--data.root", str(tmp_path)]
+        code = main(["cache", *([action] if action else []), *small, *where, *args])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_plan_build_info_and_verify(run: Run, tmp_path: Path, capsys: Capture) -> None:
+    cache = tmp_path / "seed-0" / "cache"
+    code, out, _ = run("--plan-only")
+    assert code == 0 and "12 images to do, 0 done" in out and "windows/s per process, measured on cpu" in out
+    assert re.search(r"\| 25,000 +\| [\d.]+ GB", out)
+    assert not any((cache / "shards").iterdir())
+
+    code, out, _ = run()
+    assert code == 0 and "12 of 12 images have features, 0 cannot be used" in out
+    assert run()[1].startswith(f"{cache}: 0 images to do, 12 done")
+
+    assert main(["cache", "info", str(cache)]) == 0
+    out = capsys.readouterr().out
+    assert "12 images with features in 1 shards" in out and "stride: 16" in out
+
+    code, out, _ = run("--recompute", "3", action="verify")
+    assert code == 0 and out.count("image identical") == 3 and "12 samples in 1 of 1 shards are whole" in out
+    errors = [float(error) for error in re.findall(r"relative error (\S+),", out)]
+    assert max(errors) < 1e-3  # float16
+
+    path = cache / "shards" / "00000.h5"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert main(["cache", "verify", str(cache)]) == 1
+    assert f"0 samples in 0 of 1 shards are whole\n{path} is damaged" in capsys.readouterr().out
+
+
+def test_a_disk_that_is_too_small_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", ["total", "used", "free"])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2000, 1000, 1000))
+    code, _, err = run()
+    assert code == 2 and re.search(r"The features take [\d.]+ MB, but .* has 1 kB free. Make room", err)
+
+
+def test_several_processes_of_one_command(spar: Callable[..., Finished], small: list[str], tmp_path: Path) -> None:
+    args = [*small, "--data.root", str(tmp_path), "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
+    done = spar(["cache", *args])
+    assert done.code == 0, done.err
+    assert "with 2 processes" in done.out and done.out.count("12 of 12 images have features") == 1
+
+
+def test_what_is_no_cache(tmp_path: Path, capsys: Capture) -> None:
+    for verb in ("info", "verify"):
+        assert main(["cache", verb, str(tmp_path)]) == 2
+        assert "holds no feature cache: " in capsys.readouterr().err
+    assert main(["cache", "prune"]) == 2
+    assert "spar cache prune: unknown. Allowed are info, verify" in capsys.readouterr().err
+
+
+def test_without_a_cache_in_the_configuration(run: Run) -> None:
+    code, _, err = run("--data.cached", "false")
+    assert code == 2 and "data.cache is null: there is no cache to build" in err
+
+
+def test_another_configuration_is_refused_with_the_command_that_builds_it(run: Run) -> None:
+    assert run()[0] == 0
+    code, _, err = run("--model.stride", "32")
+    assert code == 2 and "teacher.stride: cache 16, configuration 32" in err
+    assert re.search(r"spar cache with the same --config and --data.cache \S+cache-[0-9a-f]{8}", err)
