@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from spar_lightning.cli import main
-from tests.conftest import Finished
 
 Capture = pytest.CaptureFixture[str]
 
@@ -64,11 +65,21 @@ def test_a_disk_that_is_too_small_is_refused(run: Run, monkeypatch: pytest.Monke
     assert code == 2 and re.search(r"The features take [\d.]+ MB, but .* has 1 kB free. Make room", err)
 
 
-def test_several_processes_of_one_command(spar: Callable[..., Finished], small: list[str], tmp_path: Path) -> None:
-    args = [*small, "--data.root", str(tmp_path), "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
-    done = spar(["cache", *args])
-    assert done.code == 0, done.err
-    assert "with 2 processes" in done.out and done.out.count("12 of 12 images have features") == 1
+def test_one_command_starts_a_process_for_each_further_device(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    class Worker:
+        def __init__(self, command: list[str], env: dict[str, str]) -> None:
+            started.append((command[1:4], env["LOCAL_RANK"], env["WORLD_SIZE"]))
+
+        def wait(self) -> int:
+            return 3
+
+    monkeypatch.setattr(subprocess, "Popen", Worker)
+    code, out, err = run("--trainer.accelerator", "cpu", "--trainer.devices", "2")
+    assert started == [(["-m", "spar_lightning", *sys.argv[1:2]], "1", "2")]
+    assert "with 2 processes" in out and "12 of 12 images have features" in out
+    assert code == 2 and "The cache is complete, but other processes of this command ended with codes [3]" in err
 
 
 def test_what_is_no_cache(tmp_path: Path, capsys: Capture) -> None:

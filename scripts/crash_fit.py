@@ -1,0 +1,147 @@
+"""Kill `spar fit` at random steps, resume it, and compare the weights with a run that was never stopped.
+
+    python scripts/crash_fit.py --kills 20 --processes 1 --workers 2
+
+Every process of a run gets SIGKILL at once, as when a machine dies; the run goes on with
+`--resume auto` from what lies on the disk. Prints its figures and exits with 1 unless all weights are
+bit-identical.
+"""
+
+import argparse
+import contextlib
+import os
+import random
+import signal
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from spar_lightning.cli import main as spar
+
+QUICKSTART = Path(__file__).parents[1] / "spar_lightning" / "configs" / "quickstart.yaml"
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start(args: list[str], processes: int, log: Path) -> list[int]:
+    """Pids of the processes of one `spar fit`, forked, because Python would start longer than it trains."""
+    port, pids = free_port(), []
+    for rank in range(processes):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                os.dup2(output, 1)
+                os.dup2(output, 2)
+                if processes > 1:  # what torchrun sets
+                    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0")
+                    os.environ.update(WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes))
+                    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="crash_fit")
+                os.setsid()  # loader processes die with it
+                code = spar(args)
+            finally:
+                os._exit(code)
+        pids.append(pid)
+    return pids
+
+
+def kill(pids: list[int]) -> bool:
+    """Kill a run and its loader processes; False if it had ended by itself."""
+    killed = True
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+    for pid in pids:
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code not in (0, -signal.SIGKILL):
+            raise RuntimeError(f"spar fit failed by itself, with code {code}")
+        killed &= code == -signal.SIGKILL
+    return killed
+
+
+def ended(pid: int) -> bool:
+    """Whether a process has ended, without reaping it."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """The student at the end of a run."""
+    state: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return state
+
+
+def step(run: Path) -> int:
+    """Where the last checkpoint of a run stands."""
+    path = run / "checkpoints" / "last.ckpt"
+    return int(torch.load(path, weights_only=True)["global_step"]) if path.exists() else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    dice = random.Random(given.seed)
+    with tempfile.TemporaryDirectory(prefix="crash_fit-") as place:
+        root = Path(place)
+        args = [
+            "fit", "--config", str(QUICKSTART), "--data.root", str(root / "scenes"), "--data.train_scenes", "60",
+            "--data.val_scenes", "2", "--data.val_sizes", "[64]", "--data.batch_size", "1",
+            "--trainer.max_epochs", "12", "--data.num_workers", str(given.workers),
+            "--checkpoint_every_n_steps", "7", "--mean_iou.before", "false",
+            "--mean_iou.teacher", "false", "--trainer.accelerator", "cpu",
+            *(["--trainer.devices", str(given.processes), "--trainer.strategy", "ddp"] if given.processes > 1 else []),
+        ]  # fmt: skip
+        log = root / "log"
+        began = time.monotonic()
+        for pid in start([*args, "--run_dir", str(root / "whole")], given.processes, log):
+            if os.waitpid(pid, 0)[1]:
+                raise RuntimeError(log.read_text()[-3000:])
+        undisturbed = time.monotonic() - began
+        steps = step(root / "whole")
+
+        kills, runs, saved, different = 0, 0, set[int](), 0
+        while kills < given.kills:
+            run = root / f"run-{runs}"
+            resume: list[str] = []
+            while True:
+                pids = start([*args, "--run_dir", str(run), *resume], given.processes, log)
+                deadline = time.monotonic() + dice.uniform(0.1, 0.5) * undisturbed
+                while time.monotonic() < deadline and not any(map(ended, pids)):
+                    time.sleep(0.01)
+                if any(map(ended, pids)):
+                    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+                    if any(codes):
+                        raise RuntimeError(f"spar fit failed by itself, with codes {codes}:\n{log.read_text()[-3000:]}")
+                    break
+                kills += kill(pids)
+                saved.add(step(run))
+                resume = ["--resume", "auto"]
+            whole, found = weights(root / "whole"), weights(run)
+            different += sum(not torch.equal(whole[name], found[name]) for name in whole)
+            runs += 1
+            print(f"run {runs}: {kills} kills so far, checkpoints resumed from: {sorted(saved)}", flush=True)
+    print(
+        f"{kills} kills over {runs} runs of {steps} steps, {given.processes} processes with {given.workers} loader "
+        f"workers each, resumed from {len(saved)} different steps: {different} of {runs * len(whole)} tensors "
+        "differ from the uninterrupted run"
+    )
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Two nodes: torchrun's agents on this machine's loopback, and SLURM played by a script."""
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spar_lightning.backbones import Tiny
+from spar_lightning.cli import main
+from tests.conftest import ROOT, environment
+
+SRUN = """#!/bin/sh
+# Two tasks on two nodes, as srun starts them.
+for rank in 0 1; do
+    SLURM_PROCID=$rank SLURM_NODEID=$rank SLURM_LOCALID=0 "$@" &
+    pids="$pids $!"
+done
+for pid in $pids; do wait "$pid" || exit 1; done
+"""
+
+
+def results(folder: Path) -> dict[str, Any]:
+    return {row["stage"]: row for row in json.loads((folder / "results.json").read_text())}
+
+
+def student(run: Path) -> Tiny:
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    tiny = Tiny(pretrained=None)
+    tiny.load_vision_state_dict({name.removeprefix("student."): tensor for name, tensor in state.items()})
+    return tiny
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_cache_fit_and_validate_under_torchrun(small: list[str], tmp_path: Path) -> None:
+    """The same global batch: two images in one process, or one on each of two nodes."""
+
+    def args(verb: str, name: str, *more: str) -> list[str]:
+        where = ["--data.root", str(tmp_path / name), "--trainer.max_epochs", "1", *more]
+        ends = {
+            "cache": [],
+            "fit": ["--run_dir", str(tmp_path / f"run-{name}")],
+            "validate": ["--ckpt_path", str(tmp_path / f"run-{name}" / "checkpoints" / "best.ckpt")],
+        }
+        return [verb, *small, *where, *ends[verb]]
+
+    assert main(args("fit", "one", "--data.batch_size", "2")) == 0
+    nodes = ["--trainer.num_nodes", "2", "--trainer.devices", "1", "--trainer.strategy", "ddp"]
+    nodes += ["--trainer.accelerator", "cpu"]
+    verbs = [args(verb, "two", *nodes) for verb in ("cache", "fit", "validate")]
+    script = tmp_path / "verbs.py"  # one after the other in one process, to import torch once
+    script.write_text(f"from spar_lightning.cli import main\nfor args in {verbs!r}:\n    assert main(args) == 0\n")
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    agent += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    agents = [
+        subprocess.Popen(
+            [*agent, "--node-rank", str(rank), str(script)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(),
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    outs = [agent.communicate(timeout=300)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], outs
+    assert outs[0].count("12 of 12 images have features") == 1 and "images have features" not in outs[1]
+    assert outs[0].count("| sliding window (teacher)") == 1 and "mIoU" not in outs[1]  # only the first process prints
+
+    shards = [tmp_path / name / "seed-0" / "cache" / "shards" / "00000.h5" for name in ("one", "two")]
+    assert shards[0].read_bytes() == shards[1].read_bytes()
+    expected, found = results(tmp_path / "run-one"), results(tmp_path / "run-two")
+    for stage in ("before", "teacher"):
+        assert found[stage]["miou"] == expected[stage]["miou"]
+    assert found["after"]["images"] == {"scenes_64": 5, "scenes_96": 5}
+    # Weights are compared by what they do: the key bias has no gradient but rounding, which Adam makes a full step.
+    image = torch.randint(0, 256, (1, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    features = [student(tmp_path / f"run-{name}")(Tiny().normalize(image)) for name in ("one", "two")]
+    torch.testing.assert_close(features[0], features[1], rtol=0, atol=1e-3)
+    assert not torch.allclose(features[0], Tiny()(Tiny().normalize(image)), rtol=0, atol=0.1)
+    assert found["after"]["miou"] == pytest.approx(expected["after"]["miou"], abs=0.01)
+    validated = [line for line in outs[0].splitlines() if line.startswith("| scenes_96")][-1]
+    assert f"{found['after']['miou']['scenes_96']:.1f}" in validated
+
+
+def test_the_slurm_script(small: list[str], scenes: Path, tmp_path: Path) -> None:
+    """examples/slurm/fit.sbatch as it is, with SLURM's variables and a stand-in for srun."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, text in (("srun", SRUN), ("spar", f'#!/bin/sh\nexec "{sys.executable}" -m spar_lightning "$@"\n')):
+        (tools / name).write_text(text)
+        (tools / name).chmod(stat.S_IRWXU)
+    variables = {
+        "PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": str(free_port()), "SLURM_JOB_NAME": "spar-fit",
+        "SLURM_NNODES": "2", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NODELIST": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }  # fmt: skip
+    assert small[0] == "--config"
+    run = tmp_path / "run"
+    more = ["--data.root", str(scenes), "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"]
+    more += ["--mean_iou.before", "false", "--mean_iou.teacher", "false", "--run_dir", str(run)]
+    done = subprocess.run(
+        ["bash", str(ROOT / "examples" / "slurm" / "fit.sbatch"), *small[1:], *more],
+        capture_output=True, text=True, timeout=300, env={**environment(), **variables},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "CPUAccelerator x 2" in done.stdout and done.stdout.count("| single pass, after (SPAR)") == 1
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
