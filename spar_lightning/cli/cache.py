@@ -51,6 +51,9 @@ class CacheCLI(SparCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         parser.add_argument("--plan-only", action="store_true", help="Say what would be done and what it costs.")
+        parser.add_argument(
+            "--windows-per-second", type=float, help="Rate of one process, measured elsewhere; null measures it here."
+        )
         parser.add_argument("--recompute", type=int, default=0, help="Of verify: samples to compute once more.")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -72,7 +75,7 @@ class CacheCLI(SparCLI):
             return
         cache, images = datamodule.open_cache(), datamodule.images()
         todo = cache.missing(images)
-        plan = CachePlan(model, datamodule, todo)
+        plan = CachePlan(model, datamodule, todo, config.windows_per_second)
         free = shutil.disk_usage(cache.root).free
         if is_first_process():
             processes = self.devices if local_rank() is None else world_size()
@@ -84,7 +87,7 @@ class CacheCLI(SparCLI):
             )
         if config.plan_only:
             if is_first_process():
-                print("\n" + CachePlan(model, datamodule, images).table(plan.rate))
+                print("\n" + CachePlan(model, datamodule, images, plan.rate).table())
             return
         workers = self._start_workers() if len(todo) else []
         try:

@@ -1,5 +1,6 @@
 """What `spar cache` says before and after its work: images, windows, disk, hours."""
 
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -25,10 +26,12 @@ class CachePlan:
         model: Whose teacher makes them.
         datamodule: Whose images they are.
         images: What has no features yet.
+        rate: Windows per second of one process, where that is known.
     """
 
-    def __init__(self, model: Distillation, datamodule: SA1B, images: Images) -> None:
+    def __init__(self, model: Distillation, datamodule: SA1B, images: Images, rate: float | None = None) -> None:
         self.model, self.datamodule = model, datamodule
+        self.given = rate
         windows = SlidingWindow(model.student, model.stride, batch_size=model.window_batch)
         itemsize = torch.tensor([], dtype=getattr(torch, datamodule.cache_dtype)).element_size()
         augmentation, channels = datamodule.augmentation, model.student.embed_dim
@@ -36,7 +39,9 @@ class CachePlan:
 
     @cached_property
     def rate(self) -> float:
-        """Windows per second of the teacher on this process's device, measured now."""
+        """Windows per second of the teacher, as given or measured now on this process's device."""
+        if self.given is not None:
+            return self.given
         make = self.datamodule.teacher_features()
         return windows_per_second(make.features, make.teacher)
 
@@ -52,27 +57,28 @@ class CachePlan:
                 f"  disk     {bytes_text(price.bytes)}: features {bytes_text(price.feature_bytes)} "
                 f"({self.datamodule.cache_dtype}), images about {bytes_text(price.image_bytes)}; "
                 f"{bytes_text(free)} free",
-                f"  rate     {self.rate:,.3g} windows/s per process, measured on {self._device()}",
+                f"  rate     {self.rate:,.3g} windows/s per process, {self._origin()}",
                 f"  time     {hours_text(hours)} with {processes} {'process' if processes == 1 else 'processes'}",
             ]
         return "\n".join(lines)
 
-    def table(self, rate: float | None = None) -> str:
+    def table(self) -> str:
         """Disk and time of collections of such images on 1 to 64 processes."""
-        rate = rate or self.rate
         head = ["images", "disk", *(f"{n} {'process' if n == 1 else 'processes'}" for n in PROCESSES)]
         rows = []
         for count in IMAGES:
             price = self.cost.of(count)
-            hours = price.windows / rate / 3600
+            hours = price.windows / self.rate / 3600
             rows.append([f"{count:,}", bytes_text(price.bytes), *(hours_text(hours / n) for n in PROCESSES)])
         return markdown([head, *rows])
 
-    def _device(self) -> str:
+    def _origin(self) -> str:
+        if self.given is not None:
+            return "as given"
         device = self.datamodule.trainer.strategy.root_device  # type: ignore[union-attr]
         if device.type == "cuda":
-            return torch.cuda.get_device_name(device)
-        return f"{device.type} with {torch.get_num_threads()} threads"
+            return f"measured on {torch.cuda.get_device_name(device)}"
+        return f"measured on {device.type} with {torch.get_num_threads()} threads"
 
 
 def summary(index: CacheIndex, images: Images) -> str:
@@ -94,7 +100,7 @@ def bytes_text(count: float) -> str:
 def hours_text(hours: float) -> str:
     """A duration in a unit that suits it."""
     seconds = 3600 * hours
-    for below, size, unit in ((60, 1, "s"), (3600, 60, "min"), (48 * 3600, 3600, "h")):
-        if seconds < below:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{hours / 24:.3g} days"
+    units = ((60, 1, "s"), (3600, 60, "min"), (48 * 3600, 3600, "h"), (math.inf, 86400, "days"))
+    size, unit = next((size, unit) for below, size, unit in units if seconds < below)
+    count = seconds / size
+    return f"{count:,.0f} {unit}" if count >= 100 else f"{count:.3g} {unit}"

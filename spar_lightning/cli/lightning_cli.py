@@ -114,6 +114,8 @@ def _silence() -> None:
         "Found .* module.* in eval mode",  # the contract: a backbone is always in eval mode
         "The '.*_dataloader' does not have many workers",
         ".*does not have a `val_dataloader`",
+        "Total length of .* across ranks is zero",  # no validation sets are configured
+        "It is recommended to use `self.log.*sync_dist=True",  # MeanIoU logs what is summed over processes already
         "LightningCLI's args parameter is intended to run from within Python",  # main(args) is that
         "Be aware that when using `ckpt_path`, callbacks used to create",  # validate needs those of mIoU alone
         ".*Checkpoint directory .* exists and is not empty",  # RunFolder has decided about that

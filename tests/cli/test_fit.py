@@ -141,3 +141,21 @@ def test_the_teacher_of_another_stride_does_not_fit_the_cache(
     assert main(["fit", *small, *where]) == 2
     printed = capsys.readouterr().err
     assert "teacher.stride: cache 16, configuration 8" in printed and "data.root" in printed
+
+
+def test_a_piped_shard_trains_and_caches_like_a_file(photos: str, tmp_path: Path) -> None:
+    """Without a cache through loader processes, and with one, whose shard has the same bytes."""
+    common = [
+        "fit", "--model.backbone", "Tiny", "--model.stride", "32", "--data", "SA1B", "--data.augmentation", "small",
+        "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu",
+    ]  # fmt: skip
+    pipe = f"pipe:gzip -c {photos}"
+    streamed = ["--data.shards", pipe, "--data.num_workers", "2", "--run_dir", str(tmp_path / "streamed")]
+    assert main([*common, *streamed]) == 0
+    state = torch.load(tmp_path / "streamed" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 4
+    for name, shards in (("pipe", pipe), ("file", photos)):
+        where = ["--data.cache", str(tmp_path / name), "--run_dir", str(tmp_path / f"run-{name}")]
+        assert main([*common, "--data.shards", shards, *where]) == 0
+    made = [(tmp_path / name / "shards" / "00000.h5").read_bytes() for name in ("pipe", "file")]
+    assert made[0] == made[1]

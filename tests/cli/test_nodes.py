@@ -88,6 +88,12 @@ def test_cache_fit_and_validate_under_torchrun(small: list[str], tmp_path: Path)
     torch.testing.assert_close(features[0], features[1], rtol=0, atol=1e-3)
     assert not torch.allclose(features[0], Tiny()(Tiny().normalize(image)), rtol=0, atol=0.1)
     assert found["after"]["miou"] == pytest.approx(expected["after"]["miou"], abs=0.01)
+    # Another number of processes goes on from the end of an epoch: 6 steps of two, then 12 of one.
+    end = str(tmp_path / "run-two" / "checkpoints" / "epoch.ckpt")
+    where = ["--data.root", str(tmp_path / "two"), "--run_dir", str(tmp_path / "run-more")]
+    assert main(["fit", *small, *where, "--trainer.max_epochs", "2", "--resume", end]) == 0
+    more = torch.load(tmp_path / "run-more" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (more["epoch"], more["global_step"]) == (1, 18)
     validated = [line for line in outs[0].splitlines() if line.startswith("| scenes_96")][-1]
     assert f"{found['after']['miou']['scenes_96']:.1f}" in validated
 

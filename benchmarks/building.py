@@ -1,0 +1,104 @@
+"""Two processes that build one cache together, against one process.
+
+    python benchmarks/building.py
+
+A ratio within one run, of processes with one thread each; it says something only where two cores are
+free. Counts as well how often an image was computed: once.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from spar_lightning.backbones import Tiny
+from spar_lightning.datamodules import RenderedScenes
+from spar_lightning.datamodules.augmentation import Augmentation
+from spar_lightning.datamodules.feature_cache import FeatureCache
+from spar_lightning.datamodules.feature_shard import Entry, Rejected
+from spar_lightning.datamodules.images import Images
+from spar_lightning.datamodules.scan import scan_all
+from spar_lightning.datamodules.source import Source
+from spar_lightning.datamodules.teacher_features import TeacherFeatures
+from spar_lightning.sliding_window import SlidingWindow
+
+IDENTITY = {"teacher": "Tiny"}
+AUGMENTATION = Augmentation((160, 128), (0.7, 1.0), min_side=64, multiple=8)
+
+
+def build(root: Path, images: Images, processes: int) -> float:
+    """Seconds until `processes` processes, forked now, have built a cache together."""
+
+    def work() -> None:
+        tiny = Tiny()
+        make = TeacherFeatures(
+            lambda: SlidingWindow(tiny, 16),
+            tiny.normalize,
+            AUGMENTATION,
+            0,
+            "float16",
+            torch.device("cpu"),
+            torch.no_grad,
+        )
+
+        def count(source: Source) -> Entry | Rejected:
+            with open(root / "made", "a") as file:
+                file.write(f"{source.key}\n")
+            return make(source)
+
+        FeatureCache(root, IDENTITY).build(images, count, show=False)
+
+    start = time.perf_counter()
+    pids = [fork(work) for _ in range(processes)]
+    for pid in pids:
+        if os.waitpid(pid, 0)[1]:
+            raise RuntimeError("a builder failed")
+    return time.perf_counter() - start
+
+
+def fork(work: Callable[[], None]) -> int:
+    """Pid of a process that does the work."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def main() -> int:
+    """Build by turns, and print the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="building-") as place:
+        scenes = RenderedScenes(place, train_scenes=given.images, val_scenes=1, val_sizes=(64,))
+        scenes.draw()
+        images = scan_all(list(scenes.shards), Path(place), show=False)
+        times = {1: list[float](), 2: list[float]()}
+        for repeat in range(given.repeats):
+            for processes in times:  # in turn, so that the machine's moods fall on both
+                times[processes].append(build(Path(place) / f"{processes}-{repeat}", images, processes))
+        one, two = (statistics.median(times[n]) for n in (1, 2))
+        made = [(Path(place) / f"2-{repeat}" / "made").read_text().split() for repeat in range(given.repeats)]
+    once = all(len(keys) == len(set(keys)) == given.images for keys in made)
+    print(
+        f"building {given.images} images: {one:.1f} s with one process, {two:.1f} s with two, ratio {two / one:.2f}; "
+        f"the two made each image {'once' if once else 'NOT ONCE'}"
+    )
+    return 0 if once else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""Which images are trained on: the first ones, a share, a list; and how many shards are read for that."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from spar_lightning.datamodules import SA1B
+from spar_lightning.datamodules.sa1b import select
+from tests.datamodules.test_feature_cache import collect, sources
+from tests.datamodules.test_scan import write_tar
+
+
+def keys(images: object) -> set[bytes]:
+    return set(images.keys.tolist())  # type: ignore[attr-defined]
+
+
+def test_a_larger_fraction_contains_the_smaller() -> None:
+    images = collect(sources(200))
+    tenth, half = select(images, None, 0.1), select(images, None, 0.5)
+    assert len(tenth) == 20 and len(half) == 100 and len(select(images, None, 1.0)) == 200
+    assert keys(tenth) < keys(half)
+    assert keys(select(images.take(np.arange(200)[::-1]), None, 0.1)) == keys(tenth)  # whatever the order
+    order = [int(key[3:]) for key in half.keys.tolist()]
+    assert order == sorted(order)
+
+
+def test_keys_from_a_list_and_a_file(tmp_path: Path) -> None:
+    images = collect(sources(9))
+    assert keys(select(images, ["sa_7", "sa_2"], None)) == {b"sa_2", b"sa_7"}
+    (tmp_path / "keys.txt").write_text("sa_3\n\nsa_4\n")
+    assert keys(select(images, str(tmp_path / "keys.txt"), None)) == {b"sa_3", b"sa_4"}
+
+
+@pytest.mark.parametrize(("max_images", "tars"), [(3, 1), (4, 1), (5, 2), (10, 3), (None, 4), (99, 4)])
+def test_only_as_many_shards_are_read_as_max_images_takes(max_images: int | None, tars: int, tmp_path: Path) -> None:
+    for tar in range(4):
+        members = {f"sa_{4 * tar + i}.jpg": f"{tar} {i}".encode() for i in range(4)}
+        write_tar(tmp_path / f"sa_{tar}.tar", members)
+    data = SA1B(str(tmp_path / "sa_{0..3}.tar"), cache=str(tmp_path / "cache"), max_images=max_images)
+    data.trainer = SimpleNamespace(default_root_dir=str(tmp_path))  # type: ignore[assignment]
+    assert len(data.images()) == min(max_images or 16, 16)
+    assert len(list((tmp_path / "cache" / "scans").iterdir())) == tars
