@@ -29,6 +29,7 @@ from spar_lightning.datamodules.loader import EpochOrder, ResumableLoader
 from spar_lightning.datamodules.source import Source
 
 HEIGHT, WIDTH, PATCH, CHANNELS = 768, 1152, 16, 768
+PER_SHARD = 6  # so that there are more shards than a process keeps open, as in a real cache
 
 
 def build(root: Path, count: int) -> FeatureCache:
@@ -40,11 +41,13 @@ def build(root: Path, count: int) -> FeatureCache:
 
     def make(source: Source) -> Entry:
         features = rng.standard_normal((HEIGHT // PATCH, WIDTH // PATCH, CHANNELS), np.float32).astype(np.float16)
-        return Entry(source.key, png, features, Record(HEIGHT, WIDTH, 0, 0, HEIGHT, WIDTH, False))
+        return Entry(source.key, source.digest, png, features, Record(HEIGHT, WIDTH, 0, 0, HEIGHT, WIDTH, False))
 
-    sources = [Source(f"sa_{i}", "photo.tar", f"sa_{i}.jpg", 0, 0, f"{i:032x}") for i in range(count)]
     cache = FeatureCache(root, {"teacher": "random"})
-    cache.build(Images.collect(sources, [(HEIGHT, WIDTH)] * count), make)
+    for first in range(0, count, PER_SHARD):
+        numbers = range(first, min(first + PER_SHARD, count))
+        sources = [Source(f"sa_{i}", "photo.tar", f"sa_{i}.jpg", 0, 0, f"{i:032x}") for i in numbers]
+        cache.build(Images.collect(sources, [(HEIGHT, WIDTH)] * len(sources)), make, show=False)
     return cache
 
 

@@ -25,4 +25,6 @@ def local_rank() -> int | None:
 
 def world_size() -> int:
     """Number of processes on all nodes."""
-    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    # Of a batch script that srun did not start, SLURM says how many tasks there could be; it is one process.
+    tasks = os.environ.get("SLURM_NTASKS") if "SLURM_STEP_ID" in os.environ else None
+    return int(os.environ.get("WORLD_SIZE") or tasks or 1)

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from spar_lightning.datamodules.durable import sync_folder
-from spar_lightning.errors import check_at_least
+from spar_lightning.errors import UserError, check_at_least
 
 
 class LastCheckpoint(Checkpoint):
@@ -55,9 +55,16 @@ class DurableCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f"{path.name}.unfinished")
-        with open(unfinished, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(unfinished, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # torch tells of a full disk in a RuntimeError
+            unfinished.unlink(missing_ok=True)
+            raise UserError(
+                f"{path} cannot be written ({error}). Make room and go on with --resume auto; the checkpoint before "
+                "this one is whole."
+            ) from error
         os.replace(unfinished, path)
         sync_folder(path.parent)

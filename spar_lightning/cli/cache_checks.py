@@ -9,10 +9,13 @@ import torch
 from tqdm import tqdm
 
 from spar_lightning.cli.cache_report import bytes_text
-from spar_lightning.datamodules.cache_index import CacheIndex
+from spar_lightning.datamodules.cache_index import CacheIndex, shard_names
+from spar_lightning.datamodules.claims import Claims
 from spar_lightning.datamodules.feature_cache import read_manifest
 from spar_lightning.datamodules.feature_shard import CacheError, FeatureShard
+from spar_lightning.datamodules.images import from_file
 from spar_lightning.datamodules.sa1b import SA1B
+from spar_lightning.datamodules.source import ShardError
 from spar_lightning.datamodules.source_images import augmented
 
 AGREEMENT: Final = 1e-2  # relative error of recomputed features; float16 and other kernels stay below a tenth of it
@@ -24,19 +27,19 @@ def show(root: Path) -> int:
     """Print what a cache holds: identity, images, bytes, rejected images, unfinished work."""
     manifest = read_manifest(root)
     index = CacheIndex(root, manifest["fingerprint"])
-    index.refresh()
-    shards = sorted((root / "shards").iterdir())
+    index.refresh(compare=True)
+    shards = [root / "shards" / name for name in sorted(shard_names(root))]
     size = sum(path.stat().st_size for path in shards)
     print(f"{root}: {len(index):,} images with features in {len(shards):,} shards, {bytes_text(size)}")
     print(f"fingerprint {manifest['fingerprint']}")
     for part in ("identity", "made"):
         print(f"{part}:")
         _print_tree(manifest[part], "  ")
-    for name, reasons in index.rejected_by_shard().items():
-        for key, reason in reasons.items():
-            print(f"cannot be used: {key} ({reason}), listed in shards/{name}")
-    for claim in sorted((root / "claims").iterdir()):
-        print(f"in work: {claim.name} by {claim.read_text()}")
+    for key, (item, name) in index.rejected().items():
+        print(f"cannot be used: {key} ({item.reason}), listed in shards/{name}")
+    claims = Claims(root / "claims")
+    for name in sorted(claims.names()) if claims.folder.exists() else []:
+        print(f"in work: {name} by {claims.holder(name)}")
     return 0
 
 
@@ -51,9 +54,9 @@ def _print_tree(tree: object, indent: str) -> None:
 
 
 def verify(root: Path) -> int:
-    """Read every sample of a cache and compare it with its checksum; exit with 1 if anything is damaged."""
+    """Read all of a cache and compare it with its checksums; exit with 1 if anything is damaged."""
     expected = read_manifest(root)["fingerprint"]
-    paths = sorted((root / "shards").iterdir())
+    paths = [root / "shards" / name for name in sorted(shard_names(root))]
     damaged, samples = [], 0
     for path in tqdm(paths, desc="verifying", unit="shard", leave=False):
         try:
@@ -63,11 +66,13 @@ def verify(root: Path) -> int:
                 samples += len(shard.keys)
         except CacheError as error:
             damaged.append(str(error))
-    print(
-        "\n".join(
-            [f"{samples:,} samples in {len(paths) - len(damaged):,} of {len(paths):,} shards are whole", *damaged]
-        )
-    )
+    print(f"{samples:,} samples in {len(paths) - len(damaged):,} of {len(paths):,} shards are whole")
+    for path in [*(root / "plan").glob("*.npz"), *(root / "scans").glob("*.npz")]:
+        try:
+            from_file(path)
+        except ShardError as error:
+            damaged.append(str(error))
+    print("\n".join(damaged), end="\n" if damaged else "")
     return 1 if damaged else 0
 
 

@@ -83,10 +83,11 @@ class CachePlan:
 
 def summary(index: CacheIndex, images: Images) -> str:
     """How many of the images have features, and why the others have none."""
-    rejected = index.rejected
-    mine = [images[int(i)].key for i in (find(index.rejected_keys(), images.keys) >= 0).nonzero()[0]]
-    lines = [f"{len(images) - len(mine):,} of {len(images):,} images have features, {len(mine):,} cannot be used"]
-    return "\n".join(lines + [f"  {key}: {rejected[key]}" for key in mine])
+    there = int((find(index.sources()[0], images.keys) >= 0).sum())
+    wanted = set(images.keys.tolist()) if index.quarantined else set()
+    rejected = {key: item for key, (item, _) in index.rejected().items() if key.encode() in wanted}
+    lines = [f"{there:,} of {len(images):,} images have features, {len(rejected):,} cannot be used"]
+    return "\n".join(lines + [f"  {key}: {item.reason}" for key, item in rejected.items()])
 
 
 def bytes_text(count: float) -> str:

@@ -7,6 +7,7 @@ configuration give different sizes; its storage and times fit the released one a
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, NamedTuple
@@ -62,7 +63,14 @@ class Augmentation:
     flip_probability: float = 0.5
 
     def __post_init__(self) -> None:
-        check_at_least(1, multiple=self.multiple, min_side=self.min_side)
+        check_at_least(1, multiple=self.multiple, min_side=self.min_side, scale=min(self.scale or (1,)))
+        for name, highest in (("ratio_range", math.inf), ("crop_range", 1.0)):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= highest:
+                raise UserError(
+                    f"augmentation: {name} must be two numbers above 0, the smaller first"
+                    f"{', and at most 1' if highest == 1 else ''}, but got {low} and {high}."
+                )
         if self.min_side % self.multiple:
             raise UserError(
                 f"augmentation: min_side must be a multiple of multiple, but got {self.min_side} and {self.multiple}."

@@ -9,15 +9,22 @@ import io
 import json
 import logging
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spar_lightning.datamodules.durable import replace
-from spar_lightning.datamodules.feature_shard import FeatureShard
+from spar_lightning.datamodules.durable import ACCESS_ERRORS, replace
+from spar_lightning.datamodules.feature_shard import FeatureShard, Rejected
+from spar_lightning.datamodules.images import find
 
 log = logging.getLogger("spar_lightning")
+
+
+def shard_names(root: Path) -> set[str]:
+    """Published shards of a cache; what copying tools and file systems put beside them is passed over."""
+    return {name for name in os.listdir(root / "shards") if re.fullmatch(r"\d+\.h5", name)}
 
 
 class CacheIndex:
@@ -31,8 +38,10 @@ class CacheIndex:
     def __init__(self, root: Path, fingerprint: str) -> None:
         self.root, self.fingerprint = root, fingerprint
         self._keys: dict[str, NDArray[np.bytes_]] = {}  # by shard, in the order of its rows
-        self._rejected: dict[str, dict[str, str]] = {}
+        self._digests: dict[str, NDArray[np.uint64]] = {}  # of the source images, (n, 2)
+        self._rejected: dict[str, list[Rejected]] = {}
         self._stamps: dict[str, tuple[int, int]] = {}
+        self._changed = False
         self._load()
 
     @property
@@ -40,82 +49,112 @@ class CacheIndex:
         """Where it is kept."""
         return self.root / "index.npz"
 
-    def rejected_by_shard(self) -> dict[str, dict[str, str]]:
-        """Per shard with such images: key and reason of every image that cannot be used."""
-        return {name: self._rejected[name] for name in sorted(self._rejected) if self._rejected[name]}
-
-    @property
-    def rejected(self) -> dict[str, str]:
-        """Key and reason of every image that cannot be used."""
-        return {key: reason for part in self._rejected.values() for key, reason in part.items()}
-
     @property
     def numbers(self) -> NDArray[np.int32]:
         """Numbers of the published shards."""
         return np.array([int(Path(name).stem) for name in self._stamps], np.int32)
 
-    def rejected_keys(self) -> NDArray[np.bytes_]:
-        """Keys of the images that cannot be used, ascending."""
-        keys = sorted(key.encode() for key in self.rejected)
-        return np.array(keys, "S" if keys else "S1")
+    @property
+    def quarantined(self) -> int:
+        """Number of entries for images that cannot be used."""
+        return sum(map(len, self._rejected.values()))
 
     def __len__(self) -> int:
         """Images with features."""
         return sum(map(len, self._keys.values()))
 
-    def refresh(self) -> None:
+    def refresh(self, compare: bool = False) -> None:
         """Read the shards that are new, and forget those that are gone.
+
+        Args:
+            compare: Whether to look at the size and time of known shards as well, which takes minutes for a
+                hundred thousand of them on a network file system.
 
         Raises:
             CacheError: A shard is damaged.
         """
-        found = {entry.name: _stamp(entry.stat()) for entry in os.scandir(self.root / "shards")}
-        for name in self._stamps.keys() - found.keys():
+        names = shard_names(self.root)
+        for name in self._stamps.keys() - names:
             self._forget(name)
-        for name in sorted(name for name, stamp in found.items() if self._stamps.get(name) != stamp):
-            with FeatureShard(self.root / "shards" / name, self.fingerprint) as shard:
-                self._keys[name] = np.array([key.encode() for key in shard.keys], "S" if shard.keys else "S1")
-                self._rejected[name] = shard.rejected
-            self._stamps[name] = found[name]
+        for name in sorted(names if compare else names - self._stamps.keys()):
+            path = self.root / "shards" / name
+            try:
+                stat = path.stat()
+                stamp = (stat.st_size, stat.st_mtime_ns)
+                if self._stamps.get(name) == stamp:
+                    continue
+                with FeatureShard(path, self.fingerprint) as shard:
+                    self._keys[name] = np.array([key.encode() for key in shard.keys], "S" if shard.keys else "S1")
+                    self._digests[name], self._rejected[name] = shard.digests, shard.rejected
+            except Exception:
+                if path.exists():
+                    raise
+                if name in self._stamps:  # somebody has just deleted it
+                    self._forget(name)
+                continue
+            self._stamps[name], self._changed = stamp, True
 
     def _forget(self, name: str) -> None:
-        del self._keys[name], self._rejected[name], self._stamps[name]
+        del self._keys[name], self._digests[name], self._rejected[name], self._stamps[name]
+        self._changed = True
 
     def save(self) -> None:
-        """Keep it for the next start."""
+        """Keep it for the next start, unless it is kept already or the cache is for reading only."""
+        if not self._changed:
+            return
         names = sorted(self._stamps)
-        header = {name: [*self._stamps[name], len(self._keys[name]), self._rejected[name]] for name in names}
-        keys = np.concatenate([self._keys[name] for name in names]) if names else np.empty(0, "S1")
+        shards = {name: [*self._stamps[name], len(self._keys[name]), self._rejected[name]] for name in names}
+        header = json.dumps({"fingerprint": self.fingerprint, "shards": shards}).encode()
+        keys = np.concatenate([np.empty(0, "S1"), *(self._keys[name] for name in names)])
+        digests = np.concatenate([np.empty((0, 2), np.uint64), *(self._digests[name] for name in names)])
         buffer = io.BytesIO()
-        np.savez(buffer, header=np.frombuffer(json.dumps(header).encode(), np.uint8), keys=keys)
-        replace(self.path, buffer.getbuffer(), self.root / "tmp")
+        np.savez(buffer, header=np.frombuffer(header, np.uint8), keys=keys, digests=digests)
+        try:
+            replace(self.path, buffer.getbuffer(), self.root / "tmp")
+        except OSError as error:
+            if error.errno not in ACCESS_ERRORS:
+                raise
+        self._changed = False
 
     def _load(self) -> None:
         try:
             with np.load(self.path) as archive:
-                header, keys = json.loads(archive["header"].tobytes()), archive["keys"]
+                header, keys, digests = json.loads(archive["header"].tobytes()), archive["keys"], archive["digests"]
+            if header["fingerprint"] != self.fingerprint:
+                raise ValueError("it belongs to another cache")
         except FileNotFoundError:
             return
         except Exception as error:  # a damaged archive fails in many ways; the shards hold all that it held
-            log.warning("%s is damaged (%s); it is made again from the shards.", self.path, error)
+            log.warning("%s cannot be used (%s); it is made again from the shards.", self.path, error)
             return
         first = 0
-        for name, (size, time, count, rejected) in header.items():
-            self._keys[name] = keys[first : first + count]
-            self._stamps[name], self._rejected[name] = (size, time), rejected
+        for name, (size, time, count, rejected) in header["shards"].items():
+            self._keys[name], self._digests[name] = keys[first : first + count], digests[first : first + count]
+            self._stamps[name], self._rejected[name] = (size, time), [Rejected(*item) for item in rejected]
             first += count
 
     def places(self) -> tuple[list[str], NDArray[np.bytes_], NDArray[np.int32], NDArray[np.int32]]:
         """Shard names, and for every sample in ascending order of keys: key, number of its shard, row in it."""
         names = sorted(self._keys)
-        if not len(self):
-            return names, np.empty(0, "S1"), np.empty(0, np.int32), np.empty(0, np.int32)
-        keys = np.concatenate([self._keys[name] for name in names])
-        shard = np.repeat(np.arange(len(names), dtype=np.int32), [len(self._keys[name]) for name in names])
-        row = np.concatenate([np.arange(len(self._keys[name]), dtype=np.int32) for name in names])
+        counts = [len(self._keys[name]) for name in names]
+        keys = np.concatenate([np.empty(0, "S1"), *(self._keys[name] for name in names)])
+        shard = np.repeat(np.arange(len(names), dtype=np.int32), counts)
+        row = np.concatenate([np.empty(0, np.int32), *(np.arange(count, dtype=np.int32) for count in counts)])
         _, first = np.unique(keys, return_index=True)  # of an image that two builders made, the first is taken
         return names, keys[first], shard[first], row[first]
 
+    def sources(self) -> tuple[NDArray[np.bytes_], NDArray[np.uint64]]:
+        """Keys, ascending, and source digests (n, 2) of all images with features."""
+        names = sorted(self._keys)
+        keys = np.concatenate([np.empty(0, "S1"), *(self._keys[name] for name in names)])
+        digests = np.concatenate([np.empty((0, 2), np.uint64), *(self._digests[name] for name in names)])
+        keys, first = np.unique(keys, return_index=True)
+        return keys, digests[first]
 
-def _stamp(stat: os.stat_result) -> tuple[int, int]:
-    return stat.st_size, stat.st_mtime_ns
+    def rejected(self) -> dict[str, tuple[Rejected, str]]:
+        """By key: images that cannot be used, each with the shard that lists it; not those mended since."""
+        found = {item.key: (item, name) for name, part in sorted(self._rejected.items()) for item in part}
+        if not found:
+            return {}
+        mended = find(self.sources()[0], np.array([key.encode() for key in found])) >= 0
+        return {key: value for (key, value), done in zip(found.items(), mended, strict=True) if not done}

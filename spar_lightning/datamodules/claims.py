@@ -51,7 +51,8 @@ class Claims:
         path = self.folder / name
         try:
             holder, age = path.read_text(), self._now() - path.stat().st_mtime
-            if not is_dead(holder) and age < STALE:
+            # A claim in our own name that we do not hold is of a process that had our pid, before a restart.
+            if holder != owner() and not is_dead(holder) and age < STALE:
                 return False
             path.unlink()
         except FileNotFoundError:

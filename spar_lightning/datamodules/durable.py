@@ -5,14 +5,20 @@ linked to its final name. A link never replaces: of two processes with the same 
 it, and the other finds it there.
 """
 
+import errno
 import os
 import socket
 import time
-from itertools import count
+import uuid
 from pathlib import Path
 from typing import Final
 
-_numbers = count()
+# What keeps a whole file from being read or written: no reason to call it damaged.
+ACCESS_ERRORS: Final = {
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "EROFS", "ENOENT", "EMFILE", "ENFILE", "ENOMEM", "EIO", "ESTALE", "ETIMEDOUT")
+}
+NO_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 OLD: Final = 24 * 3600.0  # seconds after which an unfinished file of another machine is nobody's
 
 
@@ -50,7 +56,7 @@ def is_dead(name: str) -> bool:
 
 def private_path(folder: Path, path: Path) -> Path:
     """A new name in `folder` for the unfinished content of `path`; `sweep` knows whose it is."""
-    return folder / f"{owner()}.{next(_numbers)}.{path.name}"
+    return folder / f"{owner()}.{uuid.uuid4().hex[:8]}.{path.name}"
 
 
 def sweep(folder: Path) -> None:
@@ -60,8 +66,9 @@ def sweep(folder: Path) -> None:
         try:
             if is_dead(f"{machine}.{pid}") or time.time() - path.stat().st_mtime > OLD:
                 path.unlink()
-        except FileNotFoundError:  # another process sweeps too, or has just published it
-            pass
+        except OSError as error:  # another process sweeps too or has published it; or the folder is for reading only
+            if error.errno not in ACCESS_ERRORS:
+                raise
 
 
 def write(path: Path, content: bytes | memoryview) -> None:
@@ -70,8 +77,9 @@ def write(path: Path, content: bytes | memoryview) -> None:
     Raises:
         OSError: The disk is full, among others; nothing is left behind.
     """
+    file = open(path, "xb")  # noqa: SIM115 - closed below; a name that exists is not ours to delete
     try:
-        with open(path, "xb") as file:
+        with file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -81,14 +89,19 @@ def write(path: Path, content: bytes | memoryview) -> None:
 
 
 def link(unfinished: Path, path: Path) -> bool:
-    """Give a synced file its final name; False if that name was taken first. The unfinished name goes either way."""
+    """Give a synced file its final name; False if that name was taken first. The unfinished name goes either way.
+
+    Where the file system has no hard links, two processes that publish at the same moment may replace each other.
+    """
     try:
         os.link(unfinished, path)
         published = True
     except FileExistsError:
         # Network file systems repeat a request whose answer was lost: it may be our own file that exists.
         published = path.samefile(unfinished)
-    except OSError:  # no hard links here
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
         published = not path.exists()
         if published:
             os.replace(unfinished, path)

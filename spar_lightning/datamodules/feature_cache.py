@@ -12,10 +12,11 @@ selects from it. A shard is done when it exists under its final name; nothing el
 number of processes on any number of machines build a cache together, see `claims`.
 """
 
+import errno
 import hashlib
 import json
 import logging
-import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -24,11 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from spar_lightning.datamodules.cache_index import CacheIndex
+from spar_lightning.datamodules.cache_index import CacheIndex, shard_names
 from spar_lightning.datamodules.cached_features import CachedFeatures
 from spar_lightning.datamodules.claims import Claims, share
 from spar_lightning.datamodules.durable import publish, sweep
-from spar_lightning.datamodules.feature_shard import CacheError, Entry, Rejected, write_shard
+from spar_lightning.datamodules.feature_shard import CacheError, Entry, FeatureShard, Rejected, write_shard
 from spar_lightning.datamodules.images import Images, find, from_file, to_bytes
 from spar_lightning.datamodules.source import Source
 
@@ -54,13 +55,24 @@ class FeatureCache:
         self.root = root
         self.identity = json.loads(json.dumps(identity))
         self.fingerprint = fingerprint(self.identity)
+        for folder in ("shards", "plan", "claims", "tmp"):
+            self._make(root / folder)
         if not self.manifest.exists():
-            for folder in ("shards", "plan", "claims", "tmp"):
-                (root / folder).mkdir(parents=True, exist_ok=True)
+            for name in sorted(shard_names(root))[:1]:  # a manifest was lost: it is written anew for the same features
+                FeatureShard(root / "shards" / name, self.fingerprint).close()
             content = {"fingerprint": self.fingerprint, "identity": self.identity, "made": dict(provenance or {})}
             publish(self.manifest, (json.dumps(content, indent=2) + "\n").encode(), root / "tmp")
         self._compare(read_manifest(root)["identity"])
         self.index = CacheIndex(root, self.fingerprint)
+
+    @staticmethod
+    def _make(folder: Path) -> None:
+        """Make a folder that a copy of a cache may lack, unless the cache is for reading only."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES) or not folder.parent.exists():
+                raise
 
     @property
     def manifest(self) -> Path:
@@ -86,21 +98,30 @@ class FeatureCache:
         Raises:
             CacheError: One of them is another image than the one whose features lie here; or a shard is damaged.
         """
-        self.index.refresh()
-        built = find(self._known_keys(), images.keys) >= 0
-        plan, numbers = self._plan()
-        plan = plan[np.isin(numbers, self.index.numbers)]
-        plan = plan[np.argsort(plan["key"], kind="stable")]
-        place = find(plan["key"], images.keys)
-        other = built & (place >= 0)
-        other[other] = (plan["digest"][place[other]] != images.rows["digest"][other]).any(axis=1)
+        self.index.refresh(compare=True)
+        keys, digests = self.index.sources()
+        place = find(keys, images.keys)
+        built = place >= 0
+        other = built.copy()
+        other[built] = (digests[place[built]] != images.rows["digest"][built]).any(axis=1)
         if other.any():
             source = images[int(other.argmax())]
             raise CacheError(
                 f"The image {source.key} in {source.location} is not the one whose features lie in {self.root}. "
                 "Name another folder in data.cache, or restore the old shard."
             )
+        # A rejected image that has other bytes now was mended: it is tried again.
+        rejected = {key: item.digest for key, (item, _) in self.index.rejected().items()}
+        for i in self._listed(images, list(rejected)):
+            built[i] = images[i].digest == rejected[images[i].key]
         return images.take(~built)
+
+    @staticmethod
+    def _listed(images: Images, keys: list[str]) -> list[int]:
+        """Places of the images with these keys."""
+        ordered = np.array(sorted(key.encode() for key in keys), "S" if keys else "S1")
+        places: list[int] = np.flatnonzero(find(ordered, images.keys) >= 0).tolist()
+        return places
 
     def build(self, images: Images, make: Callable[[Source], Entry | Rejected], show: bool = True) -> None:
         """Compute the features that are missing, together with every other process that does.
@@ -118,48 +139,62 @@ class FeatureCache:
         """
         todo = self.missing(images)
         self._check_rejected(images)
+        self.index.save()
         if not len(todo):
             return
         sweep(self.root / "tmp")
-        planned = self._extend_plan(todo)
         bar: tqdm[Any]
         with tqdm(total=len(todo), desc="teacher features", unit="image", disable=not show) as bar:
-            before = len(self.index)
-
-            def finish(name: str) -> None:
-                made = []
-                for i in range(len(planned[name])):
-                    made.append(make(planned[name][i]))
-                    bar.update()
-                write_shard(self.root / "shards" / name, made, self.fingerprint, self.root / "tmp")
-                self.index.refresh()
-                bar.n = max(bar.n, min(len(self.index) - before, len(todo)))  # others' work counts too
-                self._check_rejected(images)
-
-            share(
-                list(planned),
-                Claims(self.root / "claims"),
-                lambda: set(os.listdir(self.root / "shards")),
-                finish,
-                lambda holder: bar.set_postfix_str(f"waiting for {holder}"),
-            )
-        self.index.refresh()
+            # Again while something is missing: another builder may have planned a part of it in another way.
+            while len(todo):
+                self._build(images, self._extend_plan(todo), make, bar)
+                todo = self.missing(images)
         self.index.save()
         self._check_rejected(images)
 
+    def _build(
+        self,
+        images: Images,
+        planned: dict[str, Images],
+        make: Callable[[Source], Entry | Rejected],
+        bar: "tqdm[Any]",
+    ) -> None:
+        """Make planned shards, by file name, until all of them are there."""
+        before, total = len(self.index) - bar.n, bar.total or 0
+
+        def finish(name: str) -> None:
+            made = []
+            for i in range(len(planned[name])):
+                made.append(make(planned[name][i]))
+                bar.update()
+            write_shard(self.root / "shards" / name, made, self.fingerprint, self.root / "tmp")
+            self.index.refresh()
+            bar.n = max(bar.n, min(len(self.index) - before, total))  # others' work counts too
+            self._check_rejected(images)
+
+        share(
+            list(planned),
+            Claims(self.root / "claims"),
+            lambda: shard_names(self.root),
+            finish,
+            lambda holder: bar.set_postfix_str(f"waiting for {holder}"),
+        )
+
     def _check_rejected(self, images: Images) -> None:
         """Stop when more images cannot be used than chance explains."""
-        reasons = self.index.rejected
-        if not reasons:
+        limit = max(REJECTED[0], REJECTED[1] * len(images))
+        if self.index.quarantined <= min(limit, len(images) - 1):
             return
-        rejected = [images[int(i)].key for i in np.flatnonzero(find(self.index.rejected_keys(), images.keys) >= 0)]
-        if len(rejected) == len(images) or len(rejected) > max(REJECTED[0], REJECTED[1] * len(images)):
-            rows = "\n".join(f"  {key}: {reasons[key]}" for key in rejected[:10])
-            raise CacheError(
-                f"{len(rejected)} of {len(images)} images cannot be used, the first of them\n{rows}\n"
-                f"Allowed are {REJECTED[0]} or {REJECTED[1]:.1%}, whichever is more. Mend the images, or leave them "
-                "out with data.keys. `spar cache info` says which shards count them; delete those to try again."
-            )
+        rejected = self.index.rejected()
+        mine = [images[i].key for i in self._listed(images, list(rejected))]
+        if len(mine) < len(images) and len(mine) <= limit:
+            return
+        rows = "\n".join(f"  {key}: {rejected[key][0].reason} (shards/{rejected[key][1]})" for key in mine[:10])
+        allowed = "Nothing is left to train on." if len(mine) == len(images) else f"Allowed are {limit:.0f}."
+        raise CacheError(
+            f"{len(mine)} of {len(images)} images cannot be used, the first of them\n{rows}\n{allowed} Mend them, or "
+            "leave them out with data.keys, and start again; to try the same bytes again, delete those shards."
+        )
 
     def dataset(self, keys: NDArray[np.bytes_]) -> CachedFeatures:
         """The samples with these keys, in this order, without those that were rejected.
@@ -167,10 +202,11 @@ class FeatureCache:
         Raises:
             CacheError: Some of them are not in the cache.
         """
-        self.index.refresh()
+        self.index.refresh(compare=True)
         names, known, shard, row = self.index.places()
         place = find(known, keys)
-        unusable = (place < 0) & (find(self.index.rejected_keys(), keys) >= 0)
+        rejected = np.array(sorted(key.encode() for key in self.index.rejected()) or [b""])
+        unusable = (place < 0) & (find(rejected, keys) >= 0)
         missing = keys[(place < 0) & ~unusable]
         if len(missing):
             raise CacheError(
@@ -182,18 +218,17 @@ class FeatureCache:
         place = place[~unusable]
         return CachedFeatures(self.root / "shards", names, known[place], shard[place], row[place], self.fingerprint)
 
-    def _known_keys(self) -> NDArray[np.bytes_]:
-        """Ascending keys of images with features or with a reason why they have none."""
-        return np.unique(np.concatenate([self.index.places()[1], self.index.rejected_keys()]))
-
-    def _plan(self) -> tuple[NDArray[Any], NDArray[np.int32]]:
-        """Rows of all planned images, and the number of the shard of each, ascending."""
+    def _plan(self) -> tuple[NDArray[Any], NDArray[np.int32], int]:
+        """Rows of all planned images, the number of the shard of each, ascending, and the number of the next part."""
+        parts = {
+            int(path.stem): path for path in (self.root / "plan").iterdir() if re.fullmatch(r"\d+\.npz", path.name)
+        }
         rows, numbers = [Images.empty().rows], [np.empty(0, np.int32)]
-        for path in sorted((self.root / "plan").iterdir()):
-            images, columns = from_file(path)
+        for number in sorted(parts):
+            images, columns = from_file(parts[number])
             rows.append(images.rows)
             numbers.append(columns["shard"])
-        return np.concatenate(rows), np.concatenate(numbers)
+        return np.concatenate(rows), np.concatenate(numbers), max(parts, default=-1) + 1
 
     def _extend_plan(self, todo: Images) -> dict[str, Images]:
         """Shards to make, by file name, for images that have no features.
@@ -202,7 +237,7 @@ class FeatureCache:
         because nobody may ask for the rest of those ever again.
         """
         while True:
-            plan, numbers = self._plan()
+            plan, numbers, part = self._plan()
             order = np.argsort(todo.keys)
             place = find(todo.keys[order], plan["key"])
             asked = place >= 0
@@ -217,10 +252,9 @@ class FeatureCache:
                 return {name: todo.take(rows) for name, rows in zip(names, np.split(chosen, cuts), strict=True)}
             first = int(np.concatenate([numbers, self.index.numbers]).max(initial=-1)) + 1
             column = (first + np.arange(len(rest)) // SAMPLES_PER_SHARD).astype(np.int32)
-            segment = max((int(path.stem) for path in (self.root / "plan").iterdir()), default=-1) + 1
-            # Whoever is second finds the name taken, reads the plan again and takes up what was planned.
+            # The number follows those that were read: whoever is second finds it taken, and reads the plan again.
             content = to_bytes(todo.take(rest), shard=column)
-            publish(self.root / "plan" / f"{segment:05d}.npz", content, self.root / "tmp")
+            publish(self.root / "plan" / f"{part:05d}.npz", content, self.root / "tmp")
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:

@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spar_lightning.datamodules.augmentation import Record
-from spar_lightning.datamodules.durable import link, private_path, write
+from spar_lightning.datamodules.durable import ACCESS_ERRORS, link, private_path, write
 from spar_lightning.datamodules.image import decode_image
 from spar_lightning.errors import UserError
 
 FORMAT: Final = 2  # 1 had no quarantine
 TOKENS_PER_CHUNK: Final = 256
 BYTES_PER_CHUNK: Final = 1 << 18
+HEADER: Final = ("key", "hw", "aug", "crc", "digest", "tok_off", "img_off", "quarantine")  # read when a shard is opened
 
 
 class CacheError(UserError):
@@ -35,18 +36,23 @@ class CacheError(UserError):
 
 
 class Entry(NamedTuple):
-    """A finished sample: PNG bytes of the image that the teacher saw, features (h, w, d), and how it was made."""
+    """A finished sample: PNG bytes of the image that the teacher saw, features (h, w, d), and how it was made.
+
+    `digest` is that of the source image, as `Source` has it.
+    """
 
     key: str
+    digest: str
     png: bytes
     features: NDArray[Any]
     record: Record
 
 
 class Rejected(NamedTuple):
-    """An image that cannot be used, with the reason."""
+    """An image that cannot be used, with the digest of its bytes and the reason."""
 
     key: str
+    digest: str
     reason: str
 
 
@@ -75,22 +81,25 @@ def write_shard(path: Path, made: Sequence[Entry | Rejected], fingerprint: str, 
 
 def _write(buffer: io.BytesIO, made: Sequence[Entry | Rejected], fingerprint: str) -> None:
     entries = [item for item in made if isinstance(item, Entry)]
-    rejected = {item.key: item.reason for item in made if isinstance(item, Rejected)}
+    rejected = [item for item in made if isinstance(item, Rejected)]
     tokens = [entry.features.reshape(-1, entry.features.shape[-1]) for entry in entries]
     images = [np.frombuffer(entry.png, np.uint8) for entry in entries]
     hw = np.array([entry.features.shape[:2] for entry in entries], np.int32).reshape(-1, 2)
     records = np.array([entry.record for entry in entries], np.int32).reshape(-1, len(Record._fields))
+    digests = digest_array([entry.digest for entry in entries])
     # libver v110: a half-written file is refused at opening instead of read as if it were whole.
     with h5py.File(buffer, "w", libver="v110") as file:
         _flat(file, "tok", tokens, TOKENS_PER_CHUNK)
         _flat(file, "img", images, BYTES_PER_CHUNK)
         file["key"] = np.array([entry.key.encode() for entry in entries], "S" if entries else "S1")
-        file["hw"], file["aug"] = hw, records
-        file["crc"] = np.array(
-            [_crc(e.key, *parts) for e, *parts in zip(entries, tokens, images, hw, records, strict=True)], np.uint32
-        )
+        file["hw"], file["aug"], file["digest"] = hw, records, digests
+        samples = zip(entries, tokens, images, hw, records, digests, strict=True)
+        file["crc"] = np.array([_crc(entry.key, *parts) for entry, *parts in samples], np.uint32)
         file["quarantine"] = np.frombuffer(json.dumps(rejected).encode(), np.uint8)
-        file.attrs.update(format=FORMAT, fingerprint=fingerprint, n=len(entries), rejected=len(rejected), complete=1)
+        # Of fixed length, so that it lies where HDF5 has a checksum: a flipped bit elsewhere was seen to hang it.
+        file.attrs["fingerprint"] = np.bytes_(fingerprint)
+        header = [file[name][:] for name in HEADER]
+        file.attrs.update(format=FORMAT, n=len(entries), header_crc=_crc("", *header), complete=1)
 
 
 def _flat(file: h5py.File, name: str, parts: Sequence[NDArray[Any]], chunk: int) -> None:
@@ -104,6 +113,11 @@ def _flat(file: h5py.File, name: str, parts: Sequence[NDArray[Any]], chunk: int)
     dataset = file.create_dataset(name, shape, parts[0].dtype, chunks=chunks, fletcher32=True)
     for part, first in zip(parts, offsets.tolist(), strict=False):
         dataset[first : first + len(part)] = part
+
+
+def digest_array(digests: Sequence[str]) -> NDArray[np.uint64]:
+    """Digests in hex as (n, 2) numbers of 64 bits."""
+    return np.frombuffer(bytes.fromhex("".join(digests)), "<u8").reshape(-1, 2)
 
 
 def _crc(key: str, *arrays: NDArray[Any]) -> int:
@@ -131,17 +145,18 @@ class FeatureShard:
             # No locking: published shards never change, and network file systems often cannot lock.
             self.file = h5py.File(path, "r", locking=False)
             attributes = dict(self.file.attrs)
-            self.keys: list[str] = [key.decode() for key in self.file["key"][:]]
-            self.hw, self.records, self.crc = (self.file[name][:] for name in ("hw", "aug", "crc"))
-            self.tok_off, self.img_off = self.file["tok_off"][:], self.file["img_off"][:]
-            self.rejected: dict[str, str] = json.loads(self.file["quarantine"][:].tobytes())
+            header = [self.file[name][:] for name in HEADER]
         except Exception as error:  # HDF5 finds a damaged file in many ways, with as many kinds of exception
-            raise self._damaged(str(error)) from error
-        if attributes.get("fingerprint") != fingerprint or attributes.get("format") != FORMAT:
+            raise self._damaged(error) from error
+        if attributes.get("fingerprint") != fingerprint.encode() or attributes.get("format") != FORMAT:
             raise CacheError(f"{path} belongs to another cache than the manifest beside it. {MEND}")
-        counts = (attributes.get("n"), attributes.get("rejected"))
-        if attributes.get("complete") != 1 or counts != (len(self.keys), len(self.rejected)):
+        if attributes.get("complete") != 1 or attributes.get("n") != len(header[0]):
             raise self._damaged("it is not complete")
+        if attributes.get("header_crc") != _crc("", *header):
+            raise self._damaged("the checksum of its header differs")
+        keys, self.hw, self.records, self.crc, self.digests, self.tok_off, self.img_off, quarantine = header
+        self.keys: list[str] = [key.decode() for key in keys]
+        self.rejected = [Rejected(*item) for item in json.loads(quarantine.tobytes())]
 
     def read(self, row: int) -> tuple[Tensor, Tensor]:
         """Image (3, H, W) uint8 and features (h, w, d) of one sample, checked against its CRC."""
@@ -149,8 +164,8 @@ class FeatureShard:
             tokens = self.file["tok"][self.tok_off[row] : self.tok_off[row + 1]]
             png = self.file["img"][self.img_off[row] : self.img_off[row + 1]]
         except Exception as error:  # as above
-            raise self._damaged(f"sample {row}, {self.keys[row]}: {error}") from error
-        if _crc(self.keys[row], tokens, png, self.hw[row], self.records[row]) != self.crc[row]:
+            raise self._damaged(error, f"sample {row}, {self.keys[row]}: ") from error
+        if _crc(self.keys[row], tokens, png, self.hw[row], self.records[row], self.digests[row]) != self.crc[row]:
             raise self._damaged(f"sample {row}, {self.keys[row]}: its checksum differs")
         h, w = self.hw[row].tolist()
         return decode_image(png.tobytes()), torch.from_numpy(tokens).unflatten(0, (h, w))
@@ -165,8 +180,10 @@ class FeatureShard:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _damaged(self, what: str) -> CacheError:
-        return CacheError(f"{self.path} is damaged: {what}. {MEND}")
+    def _damaged(self, what: object, where: str = "") -> CacheError:
+        if isinstance(what, OSError) and what.errno in ACCESS_ERRORS:
+            return CacheError(f"{self.path} cannot be read ({what.strerror}). Make it readable; it may be whole.")
+        return CacheError(f"{self.path} is damaged: {where}{what}. {MEND}")
 
 
 MEND: Final = "Delete that file; the next `spar cache` or `spar fit` builds it again."

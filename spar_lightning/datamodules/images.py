@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spar_lightning.datamodules.durable import ACCESS_ERRORS
 from spar_lightning.datamodules.source import ShardError, Source
 
 FIELDS = [
@@ -128,9 +129,9 @@ def from_file(path: Path) -> tuple[Images, dict[str, NDArray[Any]]]:
             columns = {name: archive[name] for name in archive.files}
         locations = tuple(json.loads(columns.pop("locations").tobytes()))
         return Images(locations, columns.pop("rows")), columns
-    except FileNotFoundError:
-        raise
     except Exception as error:  # a damaged archive fails in many ways
+        if isinstance(error, OSError) and error.errno in ACCESS_ERRORS:
+            raise ShardError(f"{path} cannot be read ({error.strerror}). Make it readable; it may be whole.") from error
         raise ShardError(f"{path} is damaged ({error}). Delete that file; the next start makes it again.") from error
 
 

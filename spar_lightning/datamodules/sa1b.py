@@ -234,10 +234,11 @@ def select(images: Images, keys: str | list[str] | None, fraction: float | None)
 
 def _read_keys(path: str) -> list[str]:
     try:
-        return [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
-    except OSError as error:
+        # utf-8-sig: editors on Windows put a mark before the first key
+        return [line.strip() for line in Path(path).read_text("utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"data.keys: {path} cannot be read ({error.strerror}). Give a text file with a key in each line, or a list."
+            f"data.keys: {path} cannot be read ({error}). Give a text file with a key in each line, or a list."
         ) from error
 
 

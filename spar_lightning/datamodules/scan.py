@@ -36,6 +36,7 @@ from spar_lightning.datamodules.source import (
 )
 
 BLOCK: Final = 512  # bytes; a tar consists of these
+RECORD: Final = 10240  # bytes, to a multiple of which a tar is filled up with zeros
 KEPT: Final = 1 << 16  # last bytes of a stream that are kept for the check of its end
 GZIP_MAGIC: Final = b"\x1f\x8b"
 
@@ -49,7 +50,10 @@ def expand(shards: str | Sequence[str]) -> list[str]:
         ShardError: The list is empty, or a local file is missing.
     """
     patterns = [shards] if isinstance(shards, str) else list(shards)
-    locations = [location for pattern in patterns for location in braceexpand(pattern)]
+    try:
+        locations = [location for pattern in patterns for location in braceexpand(pattern)]
+    except ValueError as error:
+        raise ShardError(f"data.shards: {patterns} is no brace pattern ({error}). Write {{000000..000002}}.") from error
     missing = [location for location in locations if not is_remote(location) and not Path(location).exists()]
     if not locations:
         raise ShardError(
@@ -95,6 +99,10 @@ def scan(location: str, each: Callable[[], Any] = lambda: None) -> Images:
     walk = _walk_folder if not is_remote(location) and Path(location).is_dir() else _walk_tar
     sources, sizes = [], []
     for key, name, offset, content in walk(location):
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise ShardError(f"{location}: the name {name!r} is not in UTF-8. Rename that image.") from error
         sources.append(Source(key, location, name, offset, len(content), digest(content)))
         sizes.append(image_size(content))
         each()
@@ -112,6 +120,9 @@ def _scan_name(location: str) -> str:
     if not is_remote(location):
         path = Path(location)
         files = [path] if path.is_file() else [path / name for name in _files(path)]
+        missing = [file for file in files if not file.exists()]
+        if missing:
+            raise ShardError(f"{missing[0]} is a link to a file that does not exist. Mend or remove the link.")
         stats = [file.stat() for file in files]
         stamp = [[str(f), s.st_size, s.st_mtime_ns] for f, s in zip(files, stats, strict=True)]
     text = json.dumps([os.path.abspath(location) if stamp else location, stamp])
@@ -120,13 +131,12 @@ def _scan_name(location: str) -> str:
 
 
 def _files(folder: Path) -> list[str]:
-    """Images below a folder, as sorted relative paths."""
-    found = [
-        os.path.relpath(os.path.join(place, name), folder)
-        for place, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if is_image(name)
-    ]
+    """Images below a folder, as sorted relative paths; a folder that is linked twice is entered once."""
+    found, entered = [], set()
+    for place, below, names in os.walk(folder, followlinks=True):
+        entered.add(os.path.realpath(place))
+        below[:] = sorted(name for name in below if os.path.realpath(os.path.join(place, name)) not in entered)
+        found += [os.path.relpath(os.path.join(place, name), folder) for name in names if is_image(name)]
     return sorted(found)
 
 
@@ -164,10 +174,12 @@ def _walk_tar(location: str) -> Iterator[tuple[str, str, int, bytes]]:
                         yield PurePosixPath(member.name).stem, member.name, member.offset_data, content
             if not streamed:
                 file.seek(end)
-            mark = tail.at(end, 2 * BLOCK) if streamed else file.read(2 * BLOCK)
-            if mark != bytes(2 * BLOCK):
+            rest = tail.at(end, RECORD + 1) if streamed else file.read(RECORD + 1)
+            if len(rest) < 2 * BLOCK or rest.strip(b"\0"):
                 raise tarfile.ReadError("neither a header nor the end-of-archive mark")
-            while streamed and tail.read(1 << 20):  # a pipe that is closed early reports an error
+            if len(rest) > RECORD:  # a hole of zeros looks like an end
+                raise tarfile.ReadError(f"more than {RECORD} bytes follow the end-of-archive mark")
+            while streamed and tail.read(KEPT):  # a pipe that is closed early reports an error
                 pass
     except READ_ERRORS as error:
         raise ShardError(

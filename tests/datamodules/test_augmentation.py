@@ -1,5 +1,7 @@
 """Sizes, crops and flips follow the released configuration and depend on seed and key alone."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -105,3 +107,19 @@ def test_presets() -> None:
 def test_images_that_are_too_small_or_too_long(height: int, width: int, least: int) -> None:
     with pytest.raises(SizeError, match=f"{height} x {width} pixels; the shorter side must have at least {least}"):
         Augmentation().draw(height, width, 0, "sa_1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"crop_range": (1.2, 1.5)}, "crop_range must be two numbers above 0, the smaller first, and at most 1"),
+        (
+            {"ratio_range": (0.0, 0.0)},
+            "ratio_range must be two numbers above 0, the smaller first, but got 0.0 and 0.0",
+        ),
+        ({"scale": (0, 512)}, "scale must be at least 1, but got 0"),
+    ],
+)
+def test_settings_without_meaning(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Augmentation(**settings)

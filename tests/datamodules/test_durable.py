@@ -1,5 +1,6 @@
 """Files appear whole, under a name that is never replaced, and what dead processes left is swept."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def test_a_repeated_request_of_a_network_file_system_is_success(private: Path, t
 
 def test_without_hard_links(private: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
-        raise PermissionError
+        raise OSError(errno.EPERM, "no links here")
 
     monkeypatch.setattr(os, "link", refuse)
     assert publish(tmp_path / "a", b"first", private)

@@ -196,3 +196,34 @@ def test_a_damaged_scan_is_refused_by_name(shard: Path, tmp_path: Path) -> None:
             assert str(kept) in str(error) and "Delete that file" in str(error)
             refused += 1
     assert refused > 25
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_hole_of_zeros_is_not_taken_for_the_end(tmp_path: Path, streamed: bool) -> None:
+    """As a download leaves it that reserves its space first, and as two tars behind one another look."""
+    path = write_tar(tmp_path / "sa_0.tar", {f"sa_{i}.jpg": b"x" * 5000 for i in range(20)})
+    whole = path.read_bytes()
+    location = f"pipe:cat {path}" if streamed else str(path)
+    middle = whole[: 11 * 5632] + bytes(4 * 5632) + whole[15 * 5632 :]
+    for content in (whole[: 11 * 5632] + bytes(len(whole) - 11 * 5632), middle, whole + whole):
+        path.write_bytes(content)
+        with pytest.raises(ShardError, match=r"sa_0.tar.* is damaged at byte \d+"):
+            scan(location)
+
+
+def test_names_and_links_that_cannot_be_used(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(b"x")
+    (folder / "again").symlink_to(folder)
+    assert keys(scan(str(folder))) == ["a"]  # a folder that links to itself is entered once
+    (folder / "b.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    with pytest.raises(ShardError, match=r"b.jpg is a link to a file that does not exist"):
+        scan_all([str(folder)], tmp_path, show=False)
+    (folder / "b.jpg").unlink()
+    with open(os.fsencode(folder) + b"/\xff.jpg", "wb") as file:
+        file.write(b"x")
+    with pytest.raises(ShardError, match="is not in UTF-8"):
+        scan(str(folder))
+    with pytest.raises(ShardError, match="is no brace pattern"):
+        expand("sa_{000..002.tar")
