@@ -36,7 +36,7 @@ from spar_lightning.datamodules.source import (
 )
 
 BLOCK: Final = 512  # bytes; a tar consists of these
-RECORD: Final = 10240  # bytes, to a multiple of which a tar is filled up with zeros
+ENDING: Final = 2 * BLOCK + 10240  # bytes: the mark, and zeros up to the next multiple of tar's record
 KEPT: Final = 1 << 16  # last bytes of a stream that are kept for the check of its end
 GZIP_MAGIC: Final = b"\x1f\x8b"
 
@@ -174,11 +174,11 @@ def _walk_tar(location: str) -> Iterator[tuple[str, str, int, bytes]]:
                         yield PurePosixPath(member.name).stem, member.name, member.offset_data, content
             if not streamed:
                 file.seek(end)
-            rest = tail.at(end, RECORD + 1) if streamed else file.read(RECORD + 1)
+            rest = tail.at(end, ENDING + 1) if streamed else file.read(ENDING + 1)
             if len(rest) < 2 * BLOCK or rest.strip(b"\0"):
                 raise tarfile.ReadError("neither a header nor the end-of-archive mark")
-            if len(rest) > RECORD:  # a hole of zeros looks like an end
-                raise tarfile.ReadError(f"more than {RECORD} bytes follow the end-of-archive mark")
+            if len(rest) > ENDING:  # a hole of zeros looks like an end
+                raise tarfile.ReadError(f"more than {ENDING} bytes follow the last image")
             while streamed and tail.read(KEPT):  # a pipe that is closed early reports an error
                 pass
     except READ_ERRORS as error:

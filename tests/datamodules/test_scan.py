@@ -227,3 +227,11 @@ def test_names_and_links_that_cannot_be_used(tmp_path: Path) -> None:
         scan(str(folder))
     with pytest.raises(ShardError, match="is no brace pattern"):
         expand("sa_{000..002.tar")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_every_length_of_a_whole_tar_is_accepted(tmp_path: Path, streamed: bool) -> None:
+    """tarfile fills up to records of 10 240 bytes: every place of the end within one."""
+    for blocks in range(1, 22):
+        path = write_tar(tmp_path / "sa_0.tar", {"sa_1.jpg": b"x" * 512 * blocks, "sa_1.json": b"{}"})
+        assert keys(scan(f"pipe:cat {path}" if streamed else str(path))) == ["sa_1"]
