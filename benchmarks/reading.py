@@ -4,7 +4,7 @@
 
 Samples have the size of the released configuration with a ViT-B/16: a photograph of 1152 x 768 pixels and
 3456 x 768 numbers in float16. A ratio within one run; both read from the page cache, so the disk is not
-measured but what lies above it: HDF5, two checksums, PNG, the hand-over between processes.
+measured but what lies above it: HDF5, two checksums, decoding the images, the hand-over between processes.
 """
 
 import argparse
@@ -36,12 +36,12 @@ def build(root: Path, count: int) -> FeatureCache:
     """A cache of `count` samples of one photograph and random features."""
     photo = torch.from_numpy(skimage.data.coffee()).permute(2, 0, 1)[None].float()  # type: ignore[no-untyped-call]
     pixels = F.interpolate(photo, (HEIGHT, WIDTH), mode="bicubic")[0].clamp(0, 255).to(torch.uint8)
-    png = encode_image(pixels)
+    content = encode_image(pixels)
     rng = np.random.default_rng(0)
 
     def make(source: Source) -> Entry:
         features = rng.standard_normal((HEIGHT // PATCH, WIDTH // PATCH, CHANNELS), np.float32).astype(np.float16)
-        return Entry(source.key, source.digest, png, features, Record(HEIGHT, WIDTH, 0, 0, HEIGHT, WIDTH, False))
+        return Entry(source.key, source.digest, content, features, Record(HEIGHT, WIDTH, 0, 0, HEIGHT, WIDTH, False))
 
     cache = FeatureCache(root, {"teacher": "random"})
     for first in range(0, count, PER_SHARD):

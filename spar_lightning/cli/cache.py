@@ -52,7 +52,10 @@ class CacheCLI(SparCLI):
         super().add_arguments_to_parser(parser)
         parser.add_argument("--plan-only", action="store_true", help="Say what would be done and what it costs.")
         parser.add_argument(
-            "--windows-per-second", type=float, help="Rate of one process, measured elsewhere; null measures it here."
+            "--windows-per-second",
+            type=float | None,
+            default=None,
+            help="Rate of one process, measured elsewhere; null measures it here.",
         )
         parser.add_argument("--recompute", type=int, default=0, help="Of verify: samples to compute once more.")
 

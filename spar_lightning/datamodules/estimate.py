@@ -18,7 +18,7 @@ from spar_lightning.datamodules.images import Images
 from spar_lightning.sliding_window import SlidingWindow, window_starts
 
 SAMPLED: Final = 2000  # images
-PNG_SHARE: Final = 0.55  # of the raw bytes of a photograph; drawings take less
+IMAGE_SHARE: Final = 0.5  # of the raw bytes of a photograph, lossless; drawings take less
 SECONDS: Final = 5.0  # that measuring the rate should take
 
 
@@ -80,7 +80,7 @@ def cost(
         rows, columns = (len(window_starts(side, teacher.window, teacher.stride)) for side in sides)
         windows += rows * columns
     sampled = CacheCost(
-        len(chosen), patches, windows, patches * channels * itemsize, patches * 3 * patch**2 * PNG_SHARE
+        len(chosen), patches, windows, patches * channels * itemsize, patches * 3 * patch**2 * IMAGE_SHARE
     )
     return sampled.of(len(images))
 

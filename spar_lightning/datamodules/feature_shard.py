@@ -36,14 +36,14 @@ class CacheError(UserError):
 
 
 class Entry(NamedTuple):
-    """A finished sample: PNG bytes of the image that the teacher saw, features (h, w, d), and how it was made.
+    """A finished sample: lossless bytes of the image that the teacher saw, features (h, w, d), and how it was made.
 
     `digest` is that of the source image, as `Source` has it.
     """
 
     key: str
     digest: str
-    png: bytes
+    content: bytes
     features: NDArray[Any]
     record: Record
 
@@ -83,7 +83,7 @@ def _write(buffer: io.BytesIO, made: Sequence[Entry | Rejected], fingerprint: st
     entries = [item for item in made if isinstance(item, Entry)]
     rejected = [item for item in made if isinstance(item, Rejected)]
     tokens = [entry.features.reshape(-1, entry.features.shape[-1]) for entry in entries]
-    images = [np.frombuffer(entry.png, np.uint8) for entry in entries]
+    images = [np.frombuffer(entry.content, np.uint8) for entry in entries]
     hw = np.array([entry.features.shape[:2] for entry in entries], np.int32).reshape(-1, 2)
     records = np.array([entry.record for entry in entries], np.int32).reshape(-1, len(Record._fields))
     digests = digest_array([entry.digest for entry in entries])
@@ -162,13 +162,13 @@ class FeatureShard:
         """Image (3, H, W) uint8 and features (h, w, d) of one sample, checked against its CRC."""
         try:
             tokens = self.file["tok"][self.tok_off[row] : self.tok_off[row + 1]]
-            png = self.file["img"][self.img_off[row] : self.img_off[row + 1]]
+            content = self.file["img"][self.img_off[row] : self.img_off[row + 1]]
         except Exception as error:  # as above
             raise self._damaged(error, f"sample {row}, {self.keys[row]}: ") from error
-        if _crc(self.keys[row], tokens, png, self.hw[row], self.records[row], self.digests[row]) != self.crc[row]:
+        if _crc(self.keys[row], tokens, content, self.hw[row], self.records[row], self.digests[row]) != self.crc[row]:
             raise self._damaged(f"sample {row}, {self.keys[row]}: its checksum differs")
         h, w = self.hw[row].tolist()
-        return decode_image(png.tobytes()), torch.from_numpy(tokens).unflatten(0, (h, w))
+        return decode_image(content.tobytes()), torch.from_numpy(tokens).unflatten(0, (h, w))
 
     def close(self) -> None:
         """Close the file."""

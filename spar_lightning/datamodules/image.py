@@ -2,11 +2,14 @@
 
 import io
 import warnings
+from typing import Final
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
+LONGEST_WEBP: Final = 16383  # pixels
 
 
 class ImageError(ValueError):
@@ -14,9 +17,17 @@ class ImageError(ValueError):
 
 
 def encode_image(image: Tensor) -> bytes:
-    """Lossless PNG bytes of an image (3, H, W) uint8."""
+    """Lossless bytes of an image (3, H, W) uint8.
+
+    WebP: a fifth smaller than PNG, and written and read in less time, measured on photographs. It ends at
+    16383 pixels; longer images become PNG.
+    """
     buffer = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "png", compress_level=1)
+    pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
+    if max(pixels.size) <= LONGEST_WEBP:
+        pixels.save(buffer, "webp", lossless=True, quality=0, method=0)
+    else:
+        pixels.save(buffer, "png", compress_level=1)
     return buffer.getvalue()
 
 

@@ -64,15 +64,15 @@ class TeacherFeatures:
             image, record = augmented(source, self.augmentation, self.seed)
         except (ImageError, SizeError) as error:
             return Rejected(source.key, source.digest, str(error))
-        png = encode_image(image)
-        features = self.features(decode_image(png))
+        content = encode_image(image)
+        features = self.features(decode_image(content))
         stored = features.cpu().numpy().astype(self.dtype)
         if not np.isfinite(stored).all():
             raise CacheError(
                 f"The features of {source.key} do not fit into {self.dtype} (largest {features.abs().max():.3g}). "
                 "Set data.cache_dtype: float32, or check the weights and trainer.precision if they are not finite."
             )
-        return Entry(source.key, source.digest, png, stored, record)
+        return Entry(source.key, source.digest, content, stored, record)
 
     @torch.no_grad()
     def features(self, image: Tensor) -> Tensor:

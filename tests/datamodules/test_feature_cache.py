@@ -60,7 +60,7 @@ def assert_same(cache: FeatureCache, keys: list[str]) -> None:
     for i, key in enumerate(keys):
         sample, entry = dataset[i], make(sources(1, int(key[3:]))[0])
         assert sample.key == key
-        assert encode_image(sample.image) == entry.png
+        assert encode_image(sample.image) == entry.content
         assert sample.features is not None and np.array_equal(sample.features.numpy(), entry.features)
 
 

@@ -62,4 +62,6 @@ def test_what_is_no_image_is_refused() -> None:
 def test_sizes_and_round_trip() -> None:
     image = decode_image(content(PHOTO))
     assert torch.equal(decode_image(encode_image(image)), image)
+    long = torch.randint(0, 256, (3, 2, 16384), dtype=torch.uint8)  # one pixel more than WebP can hold
+    assert torch.equal(decode_image(encode_image(long)), long)
     assert image_size(content(PHOTO)) == (64, 80) and image_size(b"nothing") == (0, 0)
