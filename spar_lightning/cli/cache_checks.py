@@ -11,9 +11,9 @@ from tqdm import tqdm
 from spar_lightning.cli.cache_report import bytes_text
 from spar_lightning.datamodules.cache_index import CacheIndex, shard_names
 from spar_lightning.datamodules.claims import Claims
-from spar_lightning.datamodules.feature_cache import read_manifest
 from spar_lightning.datamodules.feature_shard import CacheError, FeatureShard
 from spar_lightning.datamodules.images import from_file
+from spar_lightning.datamodules.manifest import read_manifest
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.datamodules.source import ShardError
 from spar_lightning.datamodules.source_images import augmented

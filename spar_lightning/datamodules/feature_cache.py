@@ -1,8 +1,8 @@
 """The teacher's features on disk: a folder of shards with a manifest and a plan.
 
-    manifest.json   identity of the cache (teacher, augmentation, seed, precision), its fingerprint, how it was made
+    manifest.json   identity of the cache (teacher, augmentation, seed, precision), see `manifest`
     scans/          what lies in each tar or folder of images, see `scan`
-    plan/           00000.npz ..: which images belong to which shard; only ever added to
+    plan/           which images belong to which shard, see `shard_plan`
     shards/         00000.h5 .. of up to 64 samples each, see `feature_shard`
     index.npz       key -> shard and row; made from the shards, see `cache_index`
     claims/, tmp/   who works on what; unfinished files
@@ -13,11 +13,9 @@ number of processes on any number of machines build a cache together, see `claim
 """
 
 import errno
-import hashlib
 import json
 import logging
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,10 +28,11 @@ from spar_lightning.datamodules.cached_features import CachedFeatures
 from spar_lightning.datamodules.claims import Claims, share
 from spar_lightning.datamodules.durable import publish, sweep
 from spar_lightning.datamodules.feature_shard import CacheError, Entry, FeatureShard, Rejected, write_shard
-from spar_lightning.datamodules.images import Images, find, from_file, to_bytes
+from spar_lightning.datamodules.images import Images, find
+from spar_lightning.datamodules.manifest import compare, fingerprint
+from spar_lightning.datamodules.shard_plan import ShardPlan
 from spar_lightning.datamodules.source import Source
 
-SAMPLES_PER_SHARD: Final = 64
 REJECTED: Final = (10, 0.001)  # images that may be unusable: the larger of a number and a share
 
 log = logging.getLogger("spar_lightning")
@@ -62,8 +61,9 @@ class FeatureCache:
                 FeatureShard(root / "shards" / name, self.fingerprint).close()
             content = {"fingerprint": self.fingerprint, "identity": self.identity, "made": dict(provenance or {})}
             publish(self.manifest, (json.dumps(content, indent=2) + "\n").encode(), root / "tmp")
-        self._compare(read_manifest(root)["identity"])
+        compare(root, self.identity)
         self.index = CacheIndex(root, self.fingerprint)
+        self.plan = ShardPlan(root / "plan", root / "tmp")
 
     @staticmethod
     def _make(folder: Path) -> None:
@@ -78,19 +78,6 @@ class FeatureCache:
     def manifest(self) -> Path:
         """The file that says whose features these are."""
         return self.root / "manifest.json"
-
-    def _compare(self, found: dict[str, Any]) -> None:
-        if found == self.identity:
-            return
-        theirs, ours = dict(_flat(found)), dict(_flat(self.identity))
-        names = [name for name in sorted({*theirs, *ours}) if theirs.get(name) != ours.get(name)]
-        rows = "\n".join(f"  {name}: cache {theirs.get(name)}, configuration {ours.get(name)}" for name in names)
-        other = self.root.with_name(f"{self.root.name}-{self.fingerprint[:8]}")
-        raise CacheError(
-            f"The features in {self.root} were made by another configuration:\n{rows}\n"
-            f"Restore these settings, or build the right features: spar cache with the same --config and "
-            f"--data.cache {other} (rendered scenes: --data.root), or delete the old ones."
-        )
 
     def missing(self, images: Images) -> Images:
         """Those of the images that have neither features nor a reason why they cannot.
@@ -147,7 +134,7 @@ class FeatureCache:
         with tqdm(total=len(todo), desc="teacher features", unit="image", disable=not show) as bar:
             # Again while something is missing: another builder may have planned a part of it in another way.
             while len(todo):
-                self._build(images, self._extend_plan(todo), make, bar)
+                self._build(images, self.plan.extend(todo, self.index.numbers), make, bar)
                 todo = self.missing(images)
         self.index.save()
         self._check_rejected(images)
@@ -217,77 +204,3 @@ class FeatureCache:
             log.warning("%d of %d images cannot be used; `spar cache info` says why.", unusable.sum(), len(keys))
         place = place[~unusable]
         return CachedFeatures(self.root / "shards", names, known[place], shard[place], row[place], self.fingerprint)
-
-    def _plan(self) -> tuple[NDArray[Any], NDArray[np.int32], int]:
-        """Rows of all planned images, the number of the shard of each, ascending, and the number of the next part."""
-        parts = {
-            int(path.stem): path for path in (self.root / "plan").iterdir() if re.fullmatch(r"\d+\.npz", path.name)
-        }
-        rows, numbers = [Images.empty().rows], [np.empty(0, np.int32)]
-        for number in sorted(parts):
-            images, columns = from_file(parts[number])
-            rows.append(images.rows)
-            numbers.append(columns["shard"])
-        return np.concatenate(rows), np.concatenate(numbers), max(parts, default=-1) + 1
-
-    def _extend_plan(self, todo: Images) -> dict[str, Images]:
-        """Shards to make, by file name, for images that have no features.
-
-        Planned shards are taken up where all of their images are asked for; images of others are planned anew,
-        because nobody may ask for the rest of those ever again.
-        """
-        while True:
-            plan, numbers, part = self._plan()
-            order = np.argsort(todo.keys)
-            place = find(todo.keys[order], plan["key"])
-            asked = place >= 0
-            asked[asked] = (todo.rows["digest"][order][place[asked]] == plan["digest"][asked]).all(axis=1)
-            usable = asked & ~np.isin(numbers, np.concatenate([numbers[~asked], self.index.numbers]))
-            chosen, numbers_chosen = order[place[usable]], numbers[usable]
-            rest = np.setdiff1d(np.arange(len(todo)), chosen)
-            if not len(rest):
-                cuts = np.flatnonzero(np.diff(numbers_chosen)) + 1
-                names = [f"{int(number):05d}.h5" for number in numbers_chosen[np.append(0, cuts)]]
-                # The rows of `todo`, not of the plan: a tar may have moved since it was planned.
-                return {name: todo.take(rows) for name, rows in zip(names, np.split(chosen, cuts), strict=True)}
-            first = int(np.concatenate([numbers, self.index.numbers]).max(initial=-1)) + 1
-            column = (first + np.arange(len(rest)) // SAMPLES_PER_SHARD).astype(np.int32)
-            # The number follows those that were read: whoever is second finds it taken, and reads the plan again.
-            content = to_bytes(todo.take(rest), shard=column)
-            publish(self.root / "plan" / f"{part:05d}.npz", content, self.root / "tmp")
-
-
-def fingerprint(identity: Mapping[str, Any]) -> str:
-    """Sha256 of the identity's canonical JSON."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-def read_manifest(root: Path) -> dict[str, Any]:
-    """The manifest of a cache, checked.
-
-    Raises:
-        CacheError: There is none, or it is damaged.
-    """
-    path = root / "manifest.json"
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_bytes())
-        whole = manifest["fingerprint"] == fingerprint(manifest["identity"])
-    except FileNotFoundError as error:
-        raise CacheError(f"{root} holds no feature cache: {path} does not exist.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CacheError(f"{path} is damaged ({error}). {_RESTORE}") from error
-    if not whole:
-        raise CacheError(f"{path} is damaged: its fingerprint is not that of its identity. {_RESTORE}")
-    return manifest
-
-
-_RESTORE: Final = "Restore it, or delete it: the next start writes it anew, and each shard is compared with it."
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested mappings as dotted names."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
@@ -19,10 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 from spar_lightning.datamodules.augmentation import PRESETS, Augmentation, Preset
 from spar_lightning.datamodules.benchmark import Benchmark
 from spar_lightning.datamodules.feature_cache import FeatureCache
-from spar_lightning.datamodules.images import Images, find
+from spar_lightning.datamodules.images import Images
 from spar_lightning.datamodules.loader import EpochOrder, RankSlice, ResumableLoader, StreamOrder
 from spar_lightning.datamodules.sample import LabelledImage, Sample
 from spar_lightning.datamodules.scan import expand, scan_all
+from spar_lightning.datamodules.selection import select
 from spar_lightning.datamodules.source import is_streamed
 from spar_lightning.datamodules.source_images import SourceImages
 from spar_lightning.datamodules.teacher_features import Dtype, TeacherFeatures
@@ -215,43 +215,3 @@ class SA1B(LightningDataModule):
                 f"data.augmentation.multiple is {self.augmentation.multiple}, but the backbone's patches of {patch} "
                 f"pixels ask for a multiple of {patch}."
             )
-
-
-def select(images: Images, keys: str | list[str] | None, fraction: float | None) -> Images:
-    """The images with these keys, and of those a share that their keys alone decide.
-
-    Raises:
-        UserError: A key is not among the images, or the file of keys cannot be read.
-    """
-    if keys is not None:
-        images = images.take(_places(images, _read_keys(keys) if isinstance(keys, str) else keys))
-    if fraction is not None:
-        draws = [hashlib.blake2b(key, digest_size=8).digest() for key in images.keys.tolist()]
-        count = max(1, round(fraction * len(images)))
-        images = images.take(np.sort(np.argsort(np.frombuffer(b"".join(draws), "<u8"), kind="stable")[:count]))
-    return images
-
-
-def _read_keys(path: str) -> list[str]:
-    try:
-        # utf-8-sig: editors on Windows put a mark before the first key
-        return [line.strip() for line in Path(path).read_text("utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"data.keys: {path} cannot be read ({error}). Give a text file with a key in each line, or a list."
-        ) from error
-
-
-def _places(images: Images, keys: list[str]) -> "np.ndarray[Any, Any]":
-    """Places of the keys, in the order of the images."""
-    order = np.argsort(images.keys)
-    wanted = np.array([key.encode() for key in dict.fromkeys(keys)])
-    if not len(wanted):
-        raise UserError("data.keys is empty. Give keys such as sa_1, or leave it out to take all images.")
-    place = find(images.keys[order], wanted)
-    if (place < 0).any():
-        raise UserError(
-            f"data.keys names {len(wanted)} images, of which {int((place < 0).sum())} are not in data.shards, the "
-            f"first of them {wanted[place < 0][0].decode()}. A key is a file name without suffix, such as sa_1."
-        )
-    return np.sort(order[place])

@@ -18,6 +18,7 @@ from spar_lightning.datamodules.feature_cache import FeatureCache
 from spar_lightning.datamodules.feature_shard import CacheError, Entry, FeatureShard, Rejected
 from spar_lightning.datamodules.image import encode_image
 from spar_lightning.datamodules.images import Images
+from spar_lightning.datamodules.shard_plan import ShardPlan
 from spar_lightning.datamodules.source import ShardError, Source
 
 IDENTITY = {"teacher": {"stride": 24, "weights": "abc"}, "seed": 0}
@@ -116,8 +117,8 @@ def test_a_plan_that_nobody_carries_out_binds_nobody(tmp_path: Path) -> None:
 def test_two_builders_with_one_plan_make_the_same_shards(tmp_path: Path) -> None:
     one, two = FeatureCache(tmp_path, IDENTITY), FeatureCache(tmp_path, IDENTITY)
     images = collect(sources(130))
-    assert {k: v.keys.tolist() for k, v in one._extend_plan(images).items()} == {
-        k: v.keys.tolist() for k, v in two._extend_plan(images).items()
+    assert {k: v.keys.tolist() for k, v in one.plan.extend(images, one.index.numbers).items()} == {
+        k: v.keys.tolist() for k, v in two.plan.extend(images, two.index.numbers).items()
     }
     assert len(list((tmp_path / "plan").iterdir())) == 1
 
@@ -186,7 +187,7 @@ def test_nothing_altered_is_ever_returned(tmp_path: Path, part: str, kind: str) 
     """After each of 50 damages what is read is the original, or the file is refused by name."""
     built(tmp_path, 20)
     path = tmp_path / part
-    whole, plan = path.read_bytes(), FeatureCache(tmp_path, IDENTITY)._plan()[0]
+    whole, plan = path.read_bytes(), FeatureCache(tmp_path, IDENTITY).plan.read()[0]
     refused = 0
     for place in np.random.default_rng(0).integers(0, len(whole), 50).tolist():
         path.write_bytes(damage(whole, kind, place))
@@ -194,7 +195,7 @@ def test_nothing_altered_is_ever_returned(tmp_path: Path, part: str, kind: str) 
             cache = FeatureCache(tmp_path, IDENTITY)
             assert len(cache.missing(collect(sources(20)))) == 0
             assert_same(cache, keys(20))
-            assert (cache._plan()[0] == plan).all()
+            assert (cache.plan.read()[0] == plan).all()
         except (CacheError, ShardError) as error:
             assert path.name in str(error) and "elete" in str(error)
             refused += 1
@@ -252,9 +253,9 @@ def test_workers_open_shards_themselves(tmp_path: Path) -> None:
 
 
 def test_few_shards_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from spar_lightning.datamodules import cached_features, feature_cache
+    from spar_lightning.datamodules import cached_features, shard_plan
 
-    monkeypatch.setattr(feature_cache, "SAMPLES_PER_SHARD", 2)
+    monkeypatch.setattr(shard_plan, "SAMPLES_PER_SHARD", 2)
     monkeypatch.setattr(cached_features, "OPEN_SHARDS", 3)
     dataset = built(tmp_path, 20).dataset(np.array([key.encode() for key in keys(20)]))
     assert [dataset[i].key for i in range(20)] == keys(20)
@@ -288,15 +289,15 @@ def test_a_flipped_bit_anywhere_neither_hangs_nor_passes(tmp_path: Path) -> None
 
 def test_two_builders_that_plan_at_the_same_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second reads the plan, then the first publishes his and builds."""
-    late, read = FeatureCache(tmp_path, IDENTITY), FeatureCache._plan
+    late, read = FeatureCache(tmp_path, IDENTITY), ShardPlan.read
 
-    def read_then_be_overtaken(self: FeatureCache) -> object:
+    def read_then_be_overtaken(self: ShardPlan) -> object:
         plan = read(self)
-        monkeypatch.setattr(FeatureCache, "_plan", read)
+        monkeypatch.setattr(ShardPlan, "read", read)
         built(tmp_path, 100)
         return plan
 
-    monkeypatch.setattr(FeatureCache, "_plan", read_then_be_overtaken)
+    monkeypatch.setattr(ShardPlan, "read", read_then_be_overtaken)
     made = []
 
     def count(source: Source) -> Entry:

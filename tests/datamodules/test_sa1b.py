@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from spar_lightning.datamodules import SA1B
-from spar_lightning.datamodules.sa1b import select
+from spar_lightning.datamodules.selection import select
 from tests.datamodules.test_feature_cache import collect, sources
 from tests.datamodules.test_scan import write_tar
 
