@@ -31,7 +31,11 @@ class CacheTrainer(Trainer):
     """A Trainer of one device whose work is to make features."""
 
     def cache(self, model: Distillation, datamodule: SA1B) -> None:
-        """Let module, datamodule and device know of each other, as fit does at its start."""
+        """Compute the teacher's features of the training images.
+
+        `spar cache info DIR` shows what a cache holds, `spar cache verify DIR` reads all of it.
+        """
+        # Module, datamodule and device get to know each other, as at the start of fit.
         self.strategy.connect(model)
         self.strategy.setup_environment()
         datamodule.trainer = self

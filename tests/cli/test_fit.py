@@ -26,7 +26,8 @@ def test_the_run_folder(run: Path) -> None:
     assert len(events) == 1
     assert made - events == {
         "config.yaml", "metrics.jsonl", "results.json", "train.log",
-        "checkpoints/best.ckpt", "checkpoints/last.ckpt", "plots/curves.png", "plots/predictions.png",
+        "checkpoints/best.ckpt", "checkpoints/epoch.ckpt", "checkpoints/last.ckpt", "plots/curves.png",
+        "plots/predictions.png",
     }  # fmt: skip
 
 

@@ -35,6 +35,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["vaildate"]) == 2
     assert (
-        "There is no verb 'vaildate'. Did you mean validate? Allowed are fit, validate, backbones."
+        "There is no verb 'vaildate'. Did you mean validate? Allowed are fit, cache, validate, backbones."
         in capsys.readouterr().err
     )
