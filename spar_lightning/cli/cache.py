@@ -30,22 +30,26 @@ from spar_lightning.processes import is_first_process, local_rank, world_size
 class CacheTrainer(Trainer):
     """A Trainer of one device whose work is to make features."""
 
+    def connect(self, model: Distillation, datamodule: SA1B) -> None:
+        """Let module, datamodule and device know each other, as at the start of fit."""
+        self.strategy.connect(model)
+        self.strategy.setup_environment()
+        datamodule.trainer = self
+        datamodule.prepare_data()
+
     def cache(self, model: Distillation, datamodule: SA1B) -> None:
         """Compute the teacher's features of the training images.
 
         `spar cache info DIR` shows what a cache holds, `spar cache verify DIR` reads all of it.
         """
-        # Module, datamodule and device get to know each other, as at the start of fit.
-        self.strategy.connect(model)
-        self.strategy.setup_environment()
-        datamodule.trainer = self
-        datamodule.prepare_data()
+        datamodule.build_cache()
 
 
 class CacheCLI(SparCLI):
     """Model and data of a configuration, with a Trainer on this process's own device."""
 
     def __init__(self, args: Sequence[str]) -> None:
+        self.given = list(args)
         super().__init__(args, trainer_class=CacheTrainer)
 
     @staticmethod
@@ -75,7 +79,8 @@ class CacheCLI(SparCLI):
 
     def cache(self, model: Distillation, datamodule: SA1B) -> None:
         """Say what will be done, then do it."""
-        self.trainer.cache(model, datamodule)  # type: ignore[attr-defined]
+        assert isinstance(self.trainer, CacheTrainer)
+        self.trainer.connect(model, datamodule)
         config = self.config.cache
         if config.recompute:
             recompute(datamodule, config.recompute)
@@ -98,14 +103,13 @@ class CacheCLI(SparCLI):
             return
         workers = self._start_workers() if len(todo) else []
         try:
-            datamodule.build_cache()
+            self.trainer.cache(model, datamodule)
         except BaseException:
             for worker in workers:
                 worker.terminate()
             raise
         codes = [worker.wait() for worker in workers]
         if is_first_process():
-            cache.index.refresh()
             print(summary(cache.index, images))
         if any(codes):
             raise UserError(f"The cache is complete, but other processes of this command ended with codes {codes}.")
@@ -114,21 +118,23 @@ class CacheCLI(SparCLI):
         """One process for each further device, unless a launcher has started them."""
         if local_rank() is not None:
             return []
-        command = [sys.executable, "-m", "spar_lightning", *sys.argv[1:]]
-        variables = [
-            {"RANK": str(i), "LOCAL_RANK": str(i), "WORLD_SIZE": str(self.devices)} for i in range(self.devices)
-        ]
-        return [subprocess.Popen(command, env={**os.environ, **mine}) for mine in variables[1:]]
+        command = [sys.executable, "-m", "spar_lightning", "cache", *self.given]
+        world = {**os.environ, "WORLD_SIZE": str(self.devices)}
+        ranks = map(str, range(1, self.devices))
+        return [subprocess.Popen(command, env={**world, "RANK": rank, "LOCAL_RANK": rank}) for rank in ranks]
 
 
 def run(args: Sequence[str]) -> int:
     """Build, or with `info` and `verify` look at what is there."""
-    if args[:1] == ["info"] or (args[:1] == ["verify"] and "--config" not in args):
+    configured = (
+        args[:1] == ["verify"] and len(args) > 1 and args[1].startswith("-") and args[1] not in ("-h", "--help")
+    )
+    if args[:1] in (["info"], ["verify"]) and not configured:
         parser = ArgumentParser(f"spar cache {args[0]}", description=(show if args[0] == "info" else verify).__doc__)
         parser.add_argument("cache", type=Path, help="folder of the cache")
         folder = parser.parse_args(args[1:]).cache
         return show(folder) if args[0] == "info" else verify(folder)
-    if args[:1] == ["verify"]:
+    if configured:
         cli = CacheCLI([*args[1:], *([] if any(a.startswith("--recompute") for a in args) else ["--recompute", "4"])])
         return verify(cli.datamodule.cache)
     if args and not args[0].startswith("-"):

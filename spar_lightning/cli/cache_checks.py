@@ -1,6 +1,5 @@
 """`spar cache info` and `spar cache verify`: what a cache holds, and whether it holds what it should."""
 
-import logging
 from pathlib import Path
 from typing import Final
 
@@ -20,14 +19,12 @@ from spar_lightning.datamodules.source_images import augmented
 
 AGREEMENT: Final = 1e-2  # relative error of recomputed features; float16 and other kernels stay below a tenth of it
 
-log = logging.getLogger("spar_lightning")
-
 
 def show(root: Path) -> int:
     """Print what a cache holds: identity, images, bytes, rejected images, unfinished work."""
     manifest = read_manifest(root)
     index = CacheIndex(root, manifest["fingerprint"])
-    index.refresh(compare=True)
+    index.refresh()
     shards = [root / "shards" / name for name in sorted(shard_names(root))]
     size = sum(path.stat().st_size for path in shards)
     print(f"{root}: {len(index):,} images with features in {len(shards):,} shards, {bytes_text(size)}")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from spar_lightning.datamodules.durable import ACCESS_ERRORS, replace
 from spar_lightning.datamodules.feature_shard import FeatureShard, Rejected
 from spar_lightning.datamodules.images import find
+from spar_lightning.datamodules.source import digest_array, key_array
 
 log = logging.getLogger("spar_lightning")
 
@@ -41,7 +42,7 @@ class CacheIndex:
         self._digests: dict[str, NDArray[np.uint64]] = {}  # of the source images, (n, 2)
         self._rejected: dict[str, list[Rejected]] = {}
         self._stamps: dict[str, tuple[int, int]] = {}
-        self._changed = False
+        self._changed = self._compared = False
         self._load()
 
     @property
@@ -63,12 +64,11 @@ class CacheIndex:
         """Images with features."""
         return sum(map(len, self._keys.values()))
 
-    def refresh(self, compare: bool = False) -> None:
+    def refresh(self) -> None:
         """Read the shards that are new, and forget those that are gone.
 
-        Args:
-            compare: Whether to look at the size and time of known shards as well, which takes minutes for a
-                hundred thousand of them on a network file system.
+        Sizes and times are compared the first time only: a published shard does not change, and asking a network
+        file system about a hundred thousand of them takes minutes.
 
         Raises:
             CacheError: A shard is damaged.
@@ -76,7 +76,8 @@ class CacheIndex:
         names = shard_names(self.root)
         for name in self._stamps.keys() - names:
             self._forget(name)
-        for name in sorted(names if compare else names - self._stamps.keys()):
+        unsure, self._compared = names - self._stamps.keys() if self._compared else names, True
+        for name in sorted(unsure):
             path = self.root / "shards" / name
             try:
                 stat = path.stat()
@@ -84,7 +85,7 @@ class CacheIndex:
                 if self._stamps.get(name) == stamp:
                     continue
                 with FeatureShard(path, self.fingerprint) as shard:
-                    self._keys[name] = np.array([key.encode() for key in shard.keys], "S" if shard.keys else "S1")
+                    self._keys[name] = key_array(shard.keys)
                     self._digests[name], self._rejected[name] = shard.digests, shard.rejected
             except Exception:
                 if path.exists():
@@ -102,11 +103,9 @@ class CacheIndex:
         """Keep it for the next start, unless it is kept already or the cache is for reading only."""
         if not self._changed:
             return
-        names = sorted(self._stamps)
+        names, keys, digests = self._columns()
         shards = {name: [*self._stamps[name], len(self._keys[name]), self._rejected[name]] for name in names}
         header = json.dumps({"fingerprint": self.fingerprint, "shards": shards}).encode()
-        keys = np.concatenate([np.empty(0, "S1"), *(self._keys[name] for name in names)])
-        digests = np.concatenate([np.empty((0, 2), np.uint64), *(self._digests[name] for name in names)])
         buffer = io.BytesIO()
         np.savez(buffer, header=np.frombuffer(header, np.uint8), keys=keys, digests=digests)
         try:
@@ -135,9 +134,8 @@ class CacheIndex:
 
     def places(self) -> tuple[list[str], NDArray[np.bytes_], NDArray[np.int32], NDArray[np.int32]]:
         """Shard names, and for every sample in ascending order of keys: key, number of its shard, row in it."""
-        names = sorted(self._keys)
+        names, keys, _ = self._columns()
         counts = [len(self._keys[name]) for name in names]
-        keys = np.concatenate([np.empty(0, "S1"), *(self._keys[name] for name in names)])
         shard = np.repeat(np.arange(len(names), dtype=np.int32), counts)
         row = np.concatenate([np.empty(0, np.int32), *(np.arange(count, dtype=np.int32) for count in counts)])
         _, first = np.unique(keys, return_index=True)  # of an image that two builders made, the first is taken
@@ -145,16 +143,20 @@ class CacheIndex:
 
     def sources(self) -> tuple[NDArray[np.bytes_], NDArray[np.uint64]]:
         """Keys, ascending, and source digests (n, 2) of all images with features."""
-        names = sorted(self._keys)
-        keys = np.concatenate([np.empty(0, "S1"), *(self._keys[name] for name in names)])
-        digests = np.concatenate([np.empty((0, 2), np.uint64), *(self._digests[name] for name in names)])
+        _, keys, digests = self._columns()
         keys, first = np.unique(keys, return_index=True)
         return keys, digests[first]
+
+    def _columns(self) -> tuple[list[str], NDArray[np.bytes_], NDArray[np.uint64]]:
+        """Shard names, and keys and digests of all their rows, one shard behind the other."""
+        names = sorted(self._keys)
+        keys = np.concatenate([key_array([]), *(self._keys[name] for name in names)])
+        return names, keys, np.concatenate([digest_array([]), *(self._digests[name] for name in names)])
 
     def rejected(self) -> dict[str, tuple[Rejected, str]]:
         """By key: images that cannot be used, each with the shard that lists it; not those mended since."""
         found = {item.key: (item, name) for name, part in sorted(self._rejected.items()) for item in part}
         if not found:
             return {}
-        mended = find(self.sources()[0], np.array([key.encode() for key in found])) >= 0
+        mended = find(self.sources()[0], key_array(found)) >= 0
         return {key: value for (key, value), done in zip(found.items(), mended, strict=True) if not done}

@@ -59,9 +59,18 @@ def private_path(folder: Path, path: Path) -> Path:
     return folder / f"{owner()}.{uuid.uuid4().hex[:8]}.{path.name}"
 
 
+def make_folder(folder: Path) -> None:
+    """Make a working folder, which a copy of a cache may lack; one for reading only goes without."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES) or not folder.parent.exists():
+            raise
+
+
 def sweep(folder: Path) -> None:
     """Delete unfinished files of processes that have ended."""
-    for path in folder.iterdir():
+    for path in folder.iterdir() if folder.exists() else []:
         machine, pid, *_ = (*path.name.split("."), "")
         try:
             if is_dead(f"{machine}.{pid}") or time.time() - path.stat().st_mtime > OLD:

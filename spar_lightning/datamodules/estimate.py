@@ -92,7 +92,7 @@ def windows_per_second(features: Callable[[Tensor], Tensor], teacher: SlidingWin
         features: The teacher's features of an image (3, H, W) uint8.
         teacher: Its window, stride and batch.
     """
-    columns, seconds = 1, 0.0
+    columns = 1
     while True:  # wider images until the time is long enough to trust, or a batch is full
         width = teacher.window + (columns - 1) * teacher.stride
         width -= width % teacher.backbone.patch_size

@@ -12,7 +12,6 @@ selects from it. A shard is done when it exists under its final name; nothing el
 number of processes on any number of machines build a cache together, see `claims`.
 """
 
-import errno
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -26,12 +25,12 @@ from tqdm import tqdm
 from spar_lightning.datamodules.cache_index import CacheIndex, shard_names
 from spar_lightning.datamodules.cached_features import CachedFeatures
 from spar_lightning.datamodules.claims import Claims, share
-from spar_lightning.datamodules.durable import publish, sweep
+from spar_lightning.datamodules.durable import make_folder, publish, sweep
 from spar_lightning.datamodules.feature_shard import CacheError, Entry, FeatureShard, Rejected, write_shard
 from spar_lightning.datamodules.images import Images, find
 from spar_lightning.datamodules.manifest import compare, fingerprint
 from spar_lightning.datamodules.shard_plan import ShardPlan
-from spar_lightning.datamodules.source import Source
+from spar_lightning.datamodules.source import Source, key_array
 
 REJECTED: Final = (10, 0.001)  # images that may be unusable: the larger of a number and a share
 
@@ -55,7 +54,7 @@ class FeatureCache:
         self.identity = json.loads(json.dumps(identity))
         self.fingerprint = fingerprint(self.identity)
         for folder in ("shards", "plan", "claims", "tmp"):
-            self._make(root / folder)
+            make_folder(root / folder)
         if not self.manifest.exists():
             for name in sorted(shard_names(root))[:1]:  # a manifest was lost: it is written anew for the same features
                 FeatureShard(root / "shards" / name, self.fingerprint).close()
@@ -64,15 +63,6 @@ class FeatureCache:
         compare(root, self.identity)
         self.index = CacheIndex(root, self.fingerprint)
         self.plan = ShardPlan(root / "plan", root / "tmp")
-
-    @staticmethod
-    def _make(folder: Path) -> None:
-        """Make a folder that a copy of a cache may lack, unless the cache is for reading only."""
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            if error.errno not in (errno.EROFS, errno.EACCES) or not folder.parent.exists():
-                raise
 
     @property
     def manifest(self) -> Path:
@@ -85,7 +75,7 @@ class FeatureCache:
         Raises:
             CacheError: One of them is another image than the one whose features lie here; or a shard is damaged.
         """
-        self.index.refresh(compare=True)
+        self.index.refresh()
         keys, digests = self.index.sources()
         place = find(keys, images.keys)
         built = place >= 0
@@ -106,8 +96,7 @@ class FeatureCache:
     @staticmethod
     def _listed(images: Images, keys: list[str]) -> list[int]:
         """Places of the images with these keys."""
-        ordered = np.array(sorted(key.encode() for key in keys), "S" if keys else "S1")
-        places: list[int] = np.flatnonzero(find(ordered, images.keys) >= 0).tolist()
+        places: list[int] = np.flatnonzero(find(np.sort(key_array(keys)), images.keys) >= 0).tolist()
         return places
 
     def build(self, images: Images, make: Callable[[Source], Entry | Rejected], show: bool = True) -> None:
@@ -189,11 +178,10 @@ class FeatureCache:
         Raises:
             CacheError: Some of them are not in the cache.
         """
-        self.index.refresh(compare=True)
+        self.index.refresh()
         names, known, shard, row = self.index.places()
         place = find(known, keys)
-        rejected = np.array(sorted(key.encode() for key in self.index.rejected()) or [b""])
-        unusable = (place < 0) & (find(rejected, keys) >= 0)
+        unusable = (place < 0) & (find(np.sort(key_array(self.index.rejected())), keys) >= 0)
         missing = keys[(place < 0) & ~unusable]
         if len(missing):
             raise CacheError(

@@ -23,6 +23,7 @@ from torch import Tensor
 from spar_lightning.datamodules.augmentation import Record
 from spar_lightning.datamodules.durable import ACCESS_ERRORS, link, private_path, write
 from spar_lightning.datamodules.image import decode_image
+from spar_lightning.datamodules.source import digest_array, key_array
 from spar_lightning.errors import UserError
 
 FORMAT: Final = 2  # 1 had no quarantine
@@ -86,12 +87,12 @@ def _write(buffer: io.BytesIO, made: Sequence[Entry | Rejected], fingerprint: st
     images = [np.frombuffer(entry.content, np.uint8) for entry in entries]
     hw = np.array([entry.features.shape[:2] for entry in entries], np.int32).reshape(-1, 2)
     records = np.array([entry.record for entry in entries], np.int32).reshape(-1, len(Record._fields))
-    digests = digest_array([entry.digest for entry in entries])
+    digests = digest_array(entry.digest for entry in entries)
     # libver v110: a half-written file is refused at opening instead of read as if it were whole.
     with h5py.File(buffer, "w", libver="v110") as file:
         _flat(file, "tok", tokens, TOKENS_PER_CHUNK)
         _flat(file, "img", images, BYTES_PER_CHUNK)
-        file["key"] = np.array([entry.key.encode() for entry in entries], "S" if entries else "S1")
+        file["key"] = key_array(entry.key for entry in entries)
         file["hw"], file["aug"], file["digest"] = hw, records, digests
         samples = zip(entries, tokens, images, hw, records, digests, strict=True)
         file["crc"] = np.array([_crc(entry.key, *parts) for entry, *parts in samples], np.uint32)
@@ -113,11 +114,6 @@ def _flat(file: h5py.File, name: str, parts: Sequence[NDArray[Any]], chunk: int)
     dataset = file.create_dataset(name, shape, parts[0].dtype, chunks=chunks, fletcher32=True)
     for part, first in zip(parts, offsets.tolist(), strict=False):
         dataset[first : first + len(part)] = part
-
-
-def digest_array(digests: Sequence[str]) -> NDArray[np.uint64]:
-    """Digests in hex as (n, 2) numbers of 64 bits."""
-    return np.frombuffer(bytes.fromhex("".join(digests)), "<u8").reshape(-1, 2)
 
 
 def _crc(key: str, *arrays: NDArray[Any]) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spar_lightning.datamodules.durable import ACCESS_ERRORS
-from spar_lightning.datamodules.source import ShardError, Source
+from spar_lightning.datamodules.source import ShardError, Source, digest_array, key_array
 
 FIELDS = [
     ("location", "<i4"),  # number of the shard or folder
@@ -43,14 +43,13 @@ class Images:
     def collect(cls, sources: Sequence[Source], sizes: Sequence[tuple[int, int]]) -> "Images":
         """Columns of sources with the heights and widths of their images."""
         locations = {location: i for i, location in enumerate(dict.fromkeys(s.location for s in sources))}
-        keys, names = [s.key.encode() for s in sources], [s.name.encode() for s in sources]
-        widest = [f"S{max(map(len, column), default=1) or 1}" for column in (keys, names)]
-        rows = np.empty(len(sources), [("key", widest[0]), ("name", widest[1]), *FIELDS])
+        keys, names = key_array(s.key for s in sources), key_array(s.name for s in sources)
+        rows = np.empty(len(sources), [("key", keys.dtype), ("name", names.dtype), *FIELDS])
         rows["key"], rows["name"] = keys, names
         rows["location"] = [locations[s.location] for s in sources]
         rows["offset"], rows["size"] = [s.offset for s in sources], [s.size for s in sources]
         rows["height"], rows["width"] = np.array(sizes, np.int32).reshape(-1, 2).T
-        rows["digest"] = np.frombuffer(bytes.fromhex("".join(s.digest for s in sources)), "<u8").reshape(-1, 2)
+        rows["digest"] = digest_array(s.digest for s in sources)
         return cls(tuple(locations), rows)
 
     @classmethod

@@ -38,8 +38,8 @@ class SA1B(LightningDataModule):
             one, or folders of images; one brace pattern or a list.
         cache: Folder of the teacher's features, built where they are missing; null runs the teacher in each step.
         augmentation: Size, crop and flip, drawn once per image: `released` as the published configuration, `text` as
-            the paper's text, `extended` as its extended variant, `none`, `small` for images of a
-            few hundred pixels, or the settings of an Augmentation.
+            the paper's text, `extended` as its extended variant, `none`, `small` for images of a few hundred pixels, or
+            the settings of an Augmentation.
         benchmarks: Labelled folders for validation.
         max_images: Use the first images of the shards only; null takes all.
         fraction: Share of the images that is used, chosen by their keys: a larger one contains the smaller.
@@ -84,6 +84,7 @@ class SA1B(LightningDataModule):
         self.seed = seed
         self.cache_dtype: Dtype = cache_dtype
         self._images: Images | None = None
+        self._cache: FeatureCache | None = None  # kept: its identity costs a copy of the teacher and a hash of it
         self._train: Dataset[Sample] | None = None
 
     def setup(self, stage: str) -> None:
@@ -132,6 +133,8 @@ class SA1B(LightningDataModule):
         Raises:
             CacheError: The folder holds another one.
         """
+        if self._cache is not None:
+            return self._cache
         assert self.trainer is not None
         if self.cache is None:
             raise UserError("data.cache is null: there is no cache to build. Give a folder for the features.")
@@ -145,7 +148,8 @@ class SA1B(LightningDataModule):
         }
         device = self.trainer.strategy.root_device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        return FeatureCache(self.cache, identity, {"torch": torch.__version__, "device": name})
+        self._cache = FeatureCache(self.cache, identity, {"torch": torch.__version__, "device": name})
+        return self._cache
 
     def build_cache(self) -> FeatureCache:
         """The cache, with the features of all training images: made by all processes that call this."""

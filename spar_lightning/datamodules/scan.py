@@ -15,7 +15,7 @@ from braceexpand import braceexpand
 from tqdm import tqdm
 
 from spar_lightning.datamodules.claims import Claims, share
-from spar_lightning.datamodules.durable import publish, sweep
+from spar_lightning.datamodules.durable import make_folder, publish, sweep
 from spar_lightning.datamodules.image import image_size
 from spar_lightning.datamodules.images import Images, from_file, to_bytes
 from spar_lightning.datamodules.source import IMAGE_SUFFIXES, ShardError, Source, digest, is_image, is_remote
@@ -56,7 +56,7 @@ def scan_all(locations: Sequence[str], root: Path, show: bool = True) -> Images:
     """
     folder, private, claims = root / "scans", root / "tmp", root / "claims"
     for path in (folder, private, claims):
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
     sweep(private)
     names = {_scan_name(location): location for location in locations}
     bar: tqdm[Any]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from spar_lightning.datamodules.images import Images, find
+from spar_lightning.datamodules.source import key_array
 from spar_lightning.errors import UserError
 
 
@@ -38,7 +39,7 @@ def _read_keys(path: str) -> list[str]:
 def _places(images: Images, keys: list[str]) -> "np.ndarray[Any, Any]":
     """Places of the keys, in the order of the images."""
     order = np.argsort(images.keys)
-    wanted = np.array([key.encode() for key in dict.fromkeys(keys)])
+    wanted = key_array(dict.fromkeys(keys))
     if not len(wanted):
         raise UserError("data.keys is empty. Give keys such as sa_1, or leave it out to take all images.")
     place = find(images.keys[order], wanted)

@@ -10,11 +10,13 @@ import os
 import tarfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import webdataset as wds
+from numpy.typing import NDArray
 
 from spar_lightning.errors import UserError
 
@@ -89,6 +91,16 @@ RESTORE: Final = "Restore it as it was, or delete the folder `scans` of the cach
 def digest(content: bytes) -> str:
     """Blake2b of 16 bytes, as hex."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def digest_array(digests: Iterable[str]) -> NDArray[np.uint64]:
+    """Digests in hex as (n, 2) numbers of 64 bits."""
+    return np.frombuffer(bytes.fromhex("".join(digests)), "<u8").reshape(-1, 2)
+
+
+def key_array(keys: Iterable[str]) -> NDArray[np.bytes_]:
+    """Keys as bytes of a fixed width."""
+    return np.array([key.encode() for key in keys] or np.empty(0, "S1"), "S")
 
 
 class _Cursor:

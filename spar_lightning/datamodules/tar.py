@@ -78,12 +78,9 @@ class _Joined:
     def __init__(self, start: bytes, file: Any) -> None:
         self.start, self.file = start, file
 
-    def read(self, size: int = -1) -> bytes:
-        if self.start:
-            start, self.start = self.start[:size] if size >= 0 else self.start, b"" if size < 0 else self.start[size:]
-            return start + bytes(self.file.read(size - len(start) if size >= 0 else -1))
-        content: bytes = self.file.read(size)
-        return content
+    def read(self, size: int) -> bytes:
+        start, self.start = self.start[:size], self.start[size:]
+        return start + bytes(self.file.read(size - len(start))) if len(start) < size else start
 
     def __enter__(self) -> "_Joined":
         return self
