@@ -29,7 +29,8 @@ def test_modes_that_can_be_converted(mode: str, suffix: str) -> None:
     image = decode_image(content(PHOTO.convert(mode), suffix))
     assert image.shape == (3, 64, 80) and image.dtype == torch.uint8
     close = torch.from_numpy(np.array(PHOTO.convert(mode).convert("RGB"))).permute(2, 0, 1)
-    assert (image.float() - close).abs().mean() < 4  # JPEG loses a little
+    lossy = suffix in ("jpeg", "webp")
+    assert (image.float() - close).abs().mean() <= (2.2 if lossy else 0)  # measured: 1.2 to 2.12, and 0
 
 
 def test_16_bits_keep_their_range() -> None:
