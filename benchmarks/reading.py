@@ -19,7 +19,6 @@ import skimage.data
 import torch
 import torch.nn.functional as F
 
-from spar_lightning.callbacks.mean_iou import markdown
 from spar_lightning.datamodules.augmentation import Record
 from spar_lightning.datamodules.feature_cache import FeatureCache
 from spar_lightning.datamodules.feature_shard import Entry
@@ -27,6 +26,7 @@ from spar_lightning.datamodules.image import decode_image, encode_image
 from spar_lightning.datamodules.images import Images
 from spar_lightning.datamodules.loader import EpochOrder, ResumableLoader
 from spar_lightning.datamodules.source import Source
+from spar_lightning.markdown import markdown
 
 HEIGHT, WIDTH, PATCH, CHANNELS = 768, 1152, 16, 768
 PER_SHARD = 6  # so that there are more shards than a process keeps open, as in a real cache

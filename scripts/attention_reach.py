@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spar_lightning.backbones.tiny import Attention, Block, Tiny
-from spar_lightning.callbacks.score import Score
 from spar_lightning.datamodules.rendered import VALIDATION
 from spar_lightning.datamodules.scenes import CLASSES, TEXTURES, render
+from spar_lightning.evaluation.score import Score
 from spar_lightning.segmenter import Segmenter
 
 ROOT = Path(__file__).parents[1]

@@ -22,12 +22,12 @@ import webdataset as wds
 from PIL import Image
 from torch import Tensor, nn
 
-from spar_lightning.callbacks.mean_iou import markdown
 from spar_lightning.datamodules.augmentation import Augmentation
 from spar_lightning.datamodules.feature_cache import FeatureCache
 from spar_lightning.datamodules.loader import EpochOrder, ResumableLoader
 from spar_lightning.datamodules.scan import scan_all
 from spar_lightning.datamodules.teacher_features import TeacherFeatures
+from spar_lightning.markdown import markdown
 
 PER_TAR = 2000
 SIZE, PATCH, CHANNELS = 64, 8, 32

@@ -7,7 +7,7 @@ is in no state dict, DDP never sees it, and it stays right after a resume.
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from spar_lightning import __version__
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.backbones.weights import difference
+from spar_lightning.datamodules.benchmark_description import BenchmarkDescription
 from spar_lightning.datamodules.loader import ResumeError as ResumeError
 from spar_lightning.datamodules.sample import LabelledImage, Sample
 from spar_lightning.errors import UserError
@@ -27,8 +28,9 @@ from spar_lightning.geometry import Geometry
 from spar_lightning.packing import dense_features
 from spar_lightning.segmenter import Inference, Segmenter
 from spar_lightning.sliding_window import SlidingWindow
+from spar_lightning.text_embeddings import text_classifier
 from spar_lightning.trainable import set_trainable
-from spar_lightning.zero_shot import TEMPLATES, TextClassifier
+from spar_lightning.zero_shot import Templates, TextClassifier, prompt_templates
 
 
 class CosineDecay(LambdaLR):
@@ -54,7 +56,8 @@ class Distillation(LightningModule):
         lr_schedule: A class whose first two arguments are the optimizer and the number of optimizer steps of the
             run, such as spar_lightning.distillation.CosineDecay; stepped after every step. null keeps lr constant.
         window_batch: Teacher windows per forward pass.
-        templates: Prompt templates for validation, averaged; `{}` stands for the class name.
+        templates: Prompts of class names, averaged: openai_imagenet, the 80 of CLIP and of the paper, or a list with
+            `{}` for the name.
         inference: How validation segments: `single` pass of the student, or `sliding` window.
         geometry: Validation images whose sides the patch does not divide: `aligned` resizes them to the nearest
             multiples, `paper` does what the published code does for the family of the backbone.
@@ -70,7 +73,7 @@ class Distillation(LightningModule):
         weight_decay: float = 1e-4,
         lr_schedule: Callable[[Optimizer, int], LRScheduler] | None = None,
         window_batch: int = 60,
-        templates: Sequence[str] = TEMPLATES,
+        templates: Templates = "openai_imagenet",
         inference: Inference = "single",
         geometry: Geometry = "aligned",
     ) -> None:
@@ -85,7 +88,7 @@ class Distillation(LightningModule):
         self.weight_decay = weight_decay
         self.lr_schedule = lr_schedule
         self.window_batch = window_batch
-        self.templates = list(templates)
+        self.templates = templates
         self.inference: Inference = inference
         self.geometry: Geometry = geometry
         set_trainable(backbone, backbone.parameter_groups(), self.trainable)
@@ -95,6 +98,7 @@ class Distillation(LightningModule):
         self._teacher: list[SlidingWindow] = []  # a list: no submodule
         self._fitting = True
         self._classifiers: dict[tuple[tuple[str, tuple[str, ...]], ...], TextClassifier] = {}
+        prompt_templates(templates)  # refuses what is none now, not after the data
         SlidingWindow(backbone, stride, batch_size=window_batch)  # refuses a bad stride now, not after the data
 
     def setup(self, stage: str) -> None:
@@ -113,22 +117,31 @@ class Distillation(LightningModule):
         assert isinstance(teacher.backbone, Backbone)
         return {**teacher.backbone.identity(), **teacher.identity()}
 
-    def segmenter(self, classes: Mapping[str, Sequence[str]], inference: Inference | None = None) -> Segmenter:
-        """The student as a segmenter of these classes; text embeddings are made once per list of classes."""
-        return self._segmenter(self.student, classes, inference or self.inference)
+    def segmenter(self, task: BenchmarkDescription, inference: Inference | None = None) -> Segmenter:
+        """The student as a segmenter by the protocol of a benchmark; class names are encoded once."""
+        return self._segmenter(self.student, task, inference or self.inference)
 
-    def teacher_segmenter(self, classes: Mapping[str, Sequence[str]]) -> Segmenter:
-        """The teacher as a segmenter: the pretrained backbone in sliding windows."""
+    def teacher_segmenter(self, task: BenchmarkDescription, inference: Inference = "sliding") -> Segmenter:
+        """The pretrained backbone as a segmenter: the teacher in sliding windows, or its single pass."""
         teacher = self.build_teacher().backbone
         assert isinstance(teacher, Backbone)
-        return self._segmenter(teacher, classes, "sliding")
+        return self._segmenter(teacher, task, inference)
 
-    def _segmenter(self, backbone: Backbone, classes: Mapping[str, Sequence[str]], inference: Inference) -> Segmenter:
-        key = tuple((label, tuple(names)) for label, names in classes.items())
+    def _segmenter(self, backbone: Backbone, task: BenchmarkDescription, inference: Inference) -> Segmenter:
+        classes = task.names()
+        key = tuple(classes.items())
         if key not in self._classifiers:
-            self._classifiers[key] = TextClassifier.from_classes(self.student.encode_text, classes, self.templates)
-        classifier = self._classifiers[key]
-        return Segmenter(backbone, classifier, inference, self.stride, self.window_batch, geometry=self.geometry)
+            self._classifiers[key] = text_classifier(self.student, classes, self.templates)
+        return Segmenter(
+            backbone,
+            self._classifiers[key],
+            inference,
+            self.stride,
+            self.window_batch,
+            geometry=self.geometry,
+            resize=task.resize,
+            thresholds=task.thresholds_of(type(backbone)),
+        )
 
     def training_step(self, batch: list[Sample], batch_idx: int) -> Tensor:
         images = [self.student.normalize(sample.image) for sample in batch]
@@ -151,7 +164,7 @@ class Distillation(LightningModule):
         return features
 
     def on_validation_start(self) -> None:
-        self._segmenters = [self.segmenter(b.classes) for b in self._benchmarks()]
+        self._segmenters = [self.segmenter(b.description) for b in self._benchmarks()]
 
     def validation_step(
         self, batch: list[LabelledImage], batch_idx: int, dataloader_idx: int = 0

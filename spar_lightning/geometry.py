@@ -1,4 +1,6 @@
-"""What becomes of an image whose sides are no multiples of the patch: one rule for all backbones.
+"""Sizes of images: mmcv's keep-ratio resize, and sides that are no multiples of the patch.
+
+One rule for all backbones decides what becomes of such sides.
 
 `aligned` resizes to the nearest multiples, so that the patch grid covers the image exactly. `paper`
 reproduces what the published code does per family (a backbone names it in `paper_geometry`); the maps
@@ -9,11 +11,26 @@ image as if it fitted.
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Rule = Callable[[Tensor, int], Tensor]  # images (B, 3, H, W) and the patch P -> images with sides that P divides
 Geometry = Literal["aligned", "paper"]
+
+
+def rescaled(height: int, width: int, bounds: tuple[int, int]) -> tuple[int, int]:
+    """Largest size with the same aspect whose long and short side stay within the bounds (mmcv's rule)."""
+    factor = min(max(bounds) / max(height, width), min(bounds) / min(height, width))
+    return int(height * factor + 0.5), int(width * factor + 0.5)
+
+
+def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Image (3, H, W) uint8 at another size: bilinear without antialias, rounded, as OpenCV's INTER_LINEAR."""
+    if size == tuple(image.shape[-2:]):
+        return image
+    pixels = F.interpolate(image[None].float(), size, mode="bilinear", align_corners=False)[0]
+    return pixels.round().clamp(0, 255).to(torch.uint8)
 
 
 def aligned(images: Tensor, patch: int) -> Tensor:

@@ -1,20 +1,25 @@
 """Segmenter: an image and class names in, a label map out.
 
-Single pass and sliding window are two objects with one interface, images -> dense features; all
-that follows is the same for both.
+Single pass and sliding window are two objects with one interface, a normalised image -> cosines of the
+names; all that follows is the same for both. The label map has the size of the image, whatever size the
+network saw.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from spar_lightning.backbones.base import Backbone
+from spar_lightning.cosine_maps import PatchCosines, WindowCosines
 from spar_lightning.errors import UserError
-from spar_lightning.geometry import Geometry, aligned
+from spar_lightning.geometry import Geometry, aligned, rescaled, resize_image
+from spar_lightning.label_map import CosineMaps, Thresholds, label_map
 from spar_lightning.sliding_window import SlidingWindow
-from spar_lightning.zero_shot import TEMPLATES, Classes, TextClassifier
+from spar_lightning.text_embeddings import text_classifier
+from spar_lightning.zero_shot import Classes, Templates, TextClassifier
 
 Inference = Literal["single", "sliding"]
 
@@ -25,12 +30,16 @@ class Segmenter:
     Args:
         backbone: Gives dense features and text embeddings.
         classes: Class names, a mapping from label to several names, or a ready `TextClassifier`.
-        inference: `single` sees the whole image in one pass; `sliding` stitches windows, the teacher's way.
+        inference: `single` sees the whole image in one pass; `sliding` averages the cosines of windows, pixel by
+            pixel, the teacher's way.
         stride: Step between windows in pixels, for `sliding`.
         batch_size: Windows per forward pass, for `sliding`.
-        templates: Prompt templates, averaged; `{}` stands for the name.
+        templates: Prompt templates, averaged: openai_imagenet, or a list with `{}` for the name.
         geometry: Images whose sides the patch does not divide: `aligned` resizes them to the nearest multiples,
             `paper` does what the published code does for the family of the backbone.
+        resize: Bounds of the long and of the short side that the network's image gets, in pixels, with its aspect
+            kept; null keeps the size.
+        thresholds: When a pixel becomes class 0, for classes of which the first is the background; null: never.
     """
 
     def __init__(
@@ -40,31 +49,37 @@ class Segmenter:
         inference: Inference = "single",
         stride: int = 24,
         batch_size: int = 60,
-        templates: Sequence[str] = TEMPLATES,
+        templates: Templates = "openai_imagenet",
         geometry: Geometry = "aligned",
+        resize: tuple[int, int] | None = None,
+        thresholds: Thresholds | None = None,
     ) -> None:
-        self.backbone = backbone
-        if not isinstance(classes, TextClassifier):
-            classes = TextClassifier.from_classes(backbone.encode_text, classes, templates)
-        self.classifier = classes
         if inference not in get_args(Inference):
             raise UserError(f"inference is 'single' or 'sliding', but got {inference!r}.")
         if geometry not in get_args(Geometry):
             raise UserError(f"geometry is 'aligned' or 'paper', but got {geometry!r}.")
+        self.backbone = backbone
+        if not isinstance(classes, TextClassifier):
+            classes = text_classifier(backbone, classes, templates)
+        self.classifier = classes
         self.rule = aligned if geometry == "aligned" else backbone.paper_geometry
-        self.dense = backbone if inference == "single" else SlidingWindow(backbone, stride, batch_size=batch_size)
+        self.resize = resize
+        self.thresholds = thresholds or Thresholds()
+        self.cosines: Callable[[Tensor, Tensor], CosineMaps] = (
+            partial(PatchCosines, backbone)
+            if inference == "single"
+            else partial(WindowCosines, SlidingWindow(backbone, stride, batch_size=batch_size))
+        )
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
         """Class of every pixel (H, W) int64 of an image (3, H, W) uint8 of any size, on the image's device."""
-        return self.classifier.label_map(self.features(image), (image.shape[-2], image.shape[-1]))
+        cosines = self.cosines(self.pixels(image), self.classifier.embeddings)
+        size = (image.shape[-2], image.shape[-1])
+        return label_map(cosines, self.classifier.owner.to(image.device), size, self.thresholds)
 
-    @torch.no_grad()
-    def features(self, image: Tensor) -> Tensor:
-        """Dense features (h, w, d), not normalised.
-
-        Sides that are not multiples of the patch are treated as `geometry` says.
-        """
-        pixels = self.rule(self.backbone.normalize(image[None]), self.backbone.patch_size)
-        features: Tensor = self.dense(pixels)[0]
-        return features
+    def pixels(self, image: Tensor) -> Tensor:
+        """What the network sees (3, H', W'): resized, normalised, with sides that the patch divides."""
+        if self.resize is not None:
+            image = resize_image(image, rescaled(image.shape[-2], image.shape[-1], self.resize))
+        return self.rule(self.backbone.normalize(image[None]), self.backbone.patch_size)[0]

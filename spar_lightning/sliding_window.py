@@ -10,6 +10,7 @@ Shapes: B images, H x W pixels, h x w patches; a window has k x l patches; d cha
 """
 
 import math
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Protocol
 
@@ -55,16 +56,16 @@ def stitch_matrices(length: int, window: int, stride: int, patch: int) -> Tensor
     window = min(window, length)
     r = patch // math.gcd(patch, stride)
     fine, k = length // patch * r, window // patch
-    up = _interpolation(k, k * r)
+    up = interpolation_matrix(k, k * r)
     starts = [start * r // patch for start in window_starts(length, window, stride)]
     placed = torch.zeros(len(starts), fine, k, dtype=torch.float64)
     for matrix, start in zip(placed, starts, strict=True):
         matrix[start : start + k * r] = up
     count = placed.sum(dim=(0, 2))  # windows over each fine position: rows of `up` sum to 1
-    return _interpolation(fine, fine // r) @ (placed / count[:, None])
+    return interpolation_matrix(fine, fine // r) @ (placed / count[:, None])
 
 
-def _interpolation(source: int, target: int) -> Tensor:
+def interpolation_matrix(source: int, target: int) -> Tensor:
     """Bilinear interpolation (align_corners False) along one axis as a matrix (target, source)."""
     basis = torch.eye(source, dtype=torch.float64)[None]
     return F.interpolate(basis, target, mode="linear", align_corners=False)[0].T
@@ -109,33 +110,41 @@ class SlidingWindow(nn.Module):
         check_sides(images, self.backbone.patch_size)
         return torch.stack([self._stitch(image) for image in images])
 
-    def _stitch(self, image: Tensor) -> Tensor:
+    def maps(self, image: Tensor) -> Iterator[tuple[int, list[int], Tensor]]:
+        """The backbone's maps of all windows of a normalised image (3, H, W), a row of windows after the other.
+
+        Yields the row's number, the columns' numbers and their maps (n, k/P, l/P, d), in at least fp32. A row
+        may come in several parts: a forward pass takes `batch_size` windows, across rows.
+        """
         height, width = image.shape[-2:]
-        patch = self.backbone.patch_size
         k, l = min(self.window, height), min(self.window, width)
         tops = window_starts(height, self.window, self.stride)
         lefts = window_starts(width, self.window, self.stride)
-        a_y = stitch_matrices(height, self.window, self.stride, patch)  # (rows, h, k/P)
-        a_x = stitch_matrices(width, self.window, self.stride, patch)  # (columns, w, l/P)
-
         places = [(i, j) for i in range(len(tops)) for j in range(len(lefts))]
-        total: Tensor | None = None
         for first in range(0, len(places), self.batch_size):
             batch = places[first : first + self.batch_size]
             # Views of the image: only this batch of windows is ever copied.
             windows = torch.stack([image[:, tops[i] : tops[i] + k, lefts[j] : lefts[j] + l] for i, j in batch])
             maps = self.backbone(windows)
             maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # (n, k/P, l/P, d)
-            if total is None:
-                a_y, a_x = a_y.to(maps), a_x.to(maps)
-                total = maps.new_zeros(height // patch, width // patch, maps.shape[-1])
             done = 0
-            with torch.autocast(maps.device.type, enabled=False):  # autocast would round the matrices
-                for i, row in groupby(batch, key=lambda place: place[0]):
-                    columns = [j for _, j in row]
-                    part = maps[done : done + len(columns)]
-                    strip = torch.einsum("nxl,nkld->kxd", a_x[columns], part)  # one row of windows, widthwise
-                    total += torch.einsum("yk,kxd->yxd", a_y[i], strip)
-                    done += len(columns)
+            for i, row in groupby(batch, key=lambda place: place[0]):
+                columns = [j for _, j in row]
+                yield i, columns, maps[done : done + len(columns)]
+                done += len(columns)
+
+    def _stitch(self, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        patch = self.backbone.patch_size
+        a_y = stitch_matrices(height, self.window, self.stride, patch)  # (rows, h, k/P)
+        a_x = stitch_matrices(width, self.window, self.stride, patch)  # (columns, w, l/P)
+        total: Tensor | None = None
+        for i, columns, part in self.maps(image):
+            if total is None:
+                a_y, a_x = a_y.to(part), a_x.to(part)
+                total = part.new_zeros(height // patch, width // patch, part.shape[-1])
+            with torch.autocast(part.device.type, enabled=False):  # autocast would round the matrices
+                strip = torch.einsum("nxl,nkld->kxd", a_x[columns], part)  # one row of windows, widthwise
+                total += torch.einsum("yk,kxd->yxd", a_y[i], strip)
         assert total is not None
         return total

@@ -1,33 +1,49 @@
-"""Class names to text embeddings, and dense features to label maps.
+"""Class names to text embeddings.
 
-A class may have several names (prompt synonyms); its score is the largest cosine of any of them.
-argmax over classes of the maximum over names is the owner of the best name, so a label map needs no
-C x H x W tensor: names are upsampled in chunks and only the running best is kept.
+A class may have several names (prompt synonyms); its score is the largest cosine of any of them, so the
+class of a pixel is the owner of its best name. Each name is put into every template, and the unit
+vectors of these prompts are averaged (paper, supplement).
 
-Shapes: Q names, C classes, h x w patches, H x W pixels, d channels.
+Shapes: Q names, C classes, d channels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TEMPLATES = ("a photo of a {}.",)
+from spar_lightning.errors import UserError
 
 Classes = Sequence[str] | Mapping[str, Sequence[str]]
+Templates = Literal["openai_imagenet"] | Sequence[str]
 
 
-def embed_names(
-    encode_text: Callable[[Sequence[str]], Tensor], names: Sequence[str], templates: Sequence[str] = TEMPLATES
-) -> Tensor:
-    """One unit vector per name (Q, d): normalised prompts, averaged over the templates, normalised again."""
-    embeddings = []
-    for name in names:
-        prompts = encode_text([template.format(name) for template in templates])  # (templates, d)
-        embeddings.append(F.normalize(prompts.float(), dim=-1).mean(0))
-    return F.normalize(torch.stack(embeddings), dim=-1)
+def prompt_templates(given: Templates) -> tuple[str, ...]:
+    """The templates of a set by name, or those that are given; `{}` stands for the name.
+
+    `openai_imagenet` are the 80 of CLIP's evaluation on ImageNet (configs/templates).
+
+    Raises:
+        UserError: There is none, or one lacks `{}`.
+    """
+    if given == "openai_imagenet":
+        file = resources.files("spar_lightning.configs") / "templates" / "openai_imagenet.txt"
+        return tuple(file.read_text(encoding="ascii").splitlines())
+    if isinstance(given, str) or not given or not all("{}" in template for template in given):
+        raise UserError(
+            f"templates: allowed are openai_imagenet, or a list of prompts with {{}} for the name, but got {given!r}."
+        )
+    return tuple(given)
+
+
+def embed_name(encode_text: Callable[[Sequence[str]], Tensor], name: str, templates: Sequence[str]) -> Tensor:
+    """One unit vector (d): normalised prompts, averaged over the templates, normalised again."""
+    prompts = encode_text([template.replace("{}", name) for template in templates])  # (templates, d)
+    return F.normalize(F.normalize(prompts.float(), dim=-1).mean(0), dim=-1)
 
 
 @dataclass(frozen=True)
@@ -45,36 +61,19 @@ class TextClassifier:
     owner: Tensor
 
     @classmethod
-    def from_classes(
-        cls,
-        encode_text: Callable[[Sequence[str]], Tensor],
-        classes: Classes,
-        templates: Sequence[str] = TEMPLATES,
-    ) -> "TextClassifier":
-        """Encode class names: a list of names, or a mapping from label to its names."""
-        by_label = classes if isinstance(classes, Mapping) else {name: (name,) for name in classes}
-        names = [name for group in by_label.values() for name in group]
-        owner = [i for i, group in enumerate(by_label.values()) for _ in group]
-        return cls(tuple(by_label), embed_names(encode_text, names, templates), torch.tensor(owner))
-
-    def label_map(self, features: Tensor, size: tuple[int, int], chunk: int = 32) -> Tensor:
-        """Class of every pixel (H, W) int64, from features (h, w, d) upsampled bilinearly as cosines.
+    def from_classes(cls, embed: Callable[[Sequence[str]], Tensor], classes: Classes) -> "TextClassifier":
+        """Encode class names: a list of names, or a mapping from label to its names.
 
         Args:
-            features: Dense features of one image, not normalised.
-            size: Height and width of the label map in pixels.
-            chunk: Names per step; memory is bounded by chunk x H x W floats.
+            embed: Names (Q) -> unit vectors (Q, d).
+            classes: One or more; each name without blanks around it.
+
+        Raises:
+            UserError: There is no class, or one without names.
         """
-        embeddings, owner = self.embeddings.to(features.device), self.owner.to(features.device)
-        unit = F.normalize(features.float(), dim=-1)
-        best = torch.full(size, -torch.inf, device=features.device)
-        labels = torch.zeros(size, dtype=torch.long, device=features.device)
-        for first in range(0, len(embeddings), chunk):
-            with torch.autocast(features.device.type, enabled=False):  # close classes differ by less than bf16 holds
-                cosines = torch.einsum("hwd,qd->qhw", unit, embeddings[first : first + chunk])
-            pixels = F.interpolate(cosines[None], size, mode="bilinear", align_corners=False)[0]  # (chunk, H, W)
-            score, name = pixels.max(0)
-            better = score > best
-            best = torch.where(better, score, best)
-            labels = torch.where(better, owner[first + name], labels)
-        return labels
+        by_label = classes if isinstance(classes, Mapping) else {name: (name,) for name in classes}
+        if not by_label or not all(by_label.values()):
+            raise UserError(f"classes: give at least one, each with at least one name, but got {classes!r}.")
+        names = [name.strip() for group in by_label.values() for name in group]
+        owner = [i for i, group in enumerate(by_label.values()) for _ in group]
+        return cls(tuple(by_label), embed(names), torch.tensor(owner))

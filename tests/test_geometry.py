@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 from spar_lightning.backbones import DINOv3Text, OpenCLIP, SigLIP2, Tiny
 from spar_lightning.errors import UserError
@@ -42,11 +41,11 @@ def test_the_segmenter_follows_the_rule() -> None:
     backbone = Padded()
 
     def grid(segmenter: Segmenter) -> tuple[int, ...]:
-        features: Tensor = segmenter.features(image)
-        return tuple(features.shape[:2])
+        return tuple(side // 8 for side in segmenter.pixels(image).shape[1:])
 
     assert grid(Segmenter(backbone, ["ring"])) == (5, 5)
     assert grid(Segmenter(backbone, ["ring"], geometry="paper")) == (5, 6)
+    assert grid(Segmenter(backbone, ["ring"], resize=(128, 64))) == (8, 9)  # 37 x 43 -> 64 x 74 -> 64 x 72
     assert Segmenter(backbone, ["ring"], geometry="paper")(image).shape == (37, 43)
     with pytest.raises(UserError, match="geometry is 'aligned' or 'paper', but got 'exact'"):
         Segmenter(backbone, ["ring"], geometry="exact")  # type: ignore[arg-type]

@@ -11,10 +11,12 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Lowest first; a module imports from its own row and from those above it in this list.
 LAYERS = [
-    ["errors"],
-    ["sliding_window", "trainable", "packing", "zero_shot", "geometry", "processes"],
+    ["errors", "markdown"],
+    ["sliding_window", "trainable", "packing", "zero_shot", "geometry", "processes", "label_map"],
     ["backbones", "datamodules"],
+    ["cosine_maps", "text_embeddings"],
     ["segmenter"],
+    ["evaluation"],
     ["distillation"],
     ["callbacks", "testing"],
     ["cli"],

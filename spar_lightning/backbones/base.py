@@ -104,6 +104,13 @@ class Backbone(nn.Module, ABC):
             self._text_tower.append(self.build_text_tower())
         return self._text_tower[0](prompts)
 
+    def text_identity(self) -> dict[str, Any] | None:
+        """What text embeddings depend on, so that they can be kept on disk; None keeps nothing.
+
+        Names that stand for the same weights for ever, or digests of files, with the tokenizer where it is chosen.
+        """
+        return None
+
     def drop_text_tower(self) -> None:
         """Free the text encoder; the next `encode_text` builds it again."""
         self._text_tower.clear()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spar_lightning.backbones.base import Backbone, TextTower
-from spar_lightning.backbones.weights import WeightsError, check_fit, read
+from spar_lightning.backbones.weights import WeightsError, check_fit, file_digest, read
 from spar_lightning.errors import UserError
 from spar_lightning.geometry import stretch
 from spar_lightning.packing import Grid, patch_tokens, per_image
@@ -108,6 +108,11 @@ class DINOv3Text(Backbone):
     def load_vision_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         check_fit(state_dict, self.trunk.state_dict(), "the state dict", self.model)
         self.trunk.load_state_dict(state_dict)
+
+    def text_identity(self) -> dict[str, Any] | None:
+        if self.text_weights is None:
+            return None
+        return {"family": "DINOv3.txt", "weights": file_digest(self.text_weights, (TEXT_FILE,))}
 
     def build_text_tower(self) -> TextTower:
         if self.text_weights is None:

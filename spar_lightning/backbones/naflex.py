@@ -107,10 +107,19 @@ class NaFlex(Backbone):
         check_fit(state_dict, self.state_dict(), "the state dict", "NaFlex")
         self.load_state_dict(state_dict)
 
+    def text_identity(self) -> dict[str, Any] | None:
+        if self.tokenizer or Path(self._text_source).exists():  # a folder's shards and tokenizer: nothing is kept
+            return None
+        return {"family": "NaFlex", "weights": self._text_source}
+
+    @property
+    def _text_source(self) -> str:
+        return HUB if self.pretrained is None or self._file else self.pretrained
+
     def build_text_tower(self) -> TextTower:
         from transformers import AutoTokenizer, Siglip2TextModel
 
-        source = HUB if self.pretrained is None or self._file else self.pretrained
+        source = self._text_source
         model = _model(Siglip2TextModel, source)
         tokenizer = _from_pretrained(AutoTokenizer, self.tokenizer or source)
         tower = model.eval().requires_grad_(False)

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from spar_lightning.backbones.base import Backbone, TextTower
-from spar_lightning.backbones.weights import WeightsError, check_fit, read
+from spar_lightning.backbones.weights import WeightsError, check_fit, file_digest, read
 from spar_lightning.errors import UserError, nearest
 
 FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model")
 
 
 class OpenClipModel(Backbone):
@@ -53,6 +54,14 @@ class OpenClipModel(Backbone):
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "quick_gelu": self.quick_gelu}  # the same weights serve both
+
+    def text_identity(self) -> dict[str, Any] | None:
+        if self.text_pretrained is None:
+            return None
+        known = pretrained_config(self.model, self.text_pretrained)
+        weights = self.text_pretrained if known else file_digest(self.text_pretrained, FILES)
+        tokenizer = self.tokenizer and file_digest(self.tokenizer, TOKENIZER_FILES)
+        return {"family": "open_clip", "model": self.model, "weights": weights, "tokenizer": tokenizer}
 
     def vision_state_dict(self) -> dict[str, Tensor]:
         return dict(self.state_dict())  # visual. ..

@@ -5,6 +5,7 @@ off: `state_dict` around the tensors, `segmentor.net.model.` and `model.` in the
 students, `student.` in our own checkpoints, `module.` of DataParallel.
 """
 
+import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,14 +30,7 @@ def read(source: str, names: Sequence[str] = ()) -> dict[str, Tensor]:
     Raises:
         WeightsError: No such file, or nothing in it that can be read as weights.
     """
-    path = Path(source)
-    if path.is_dir():
-        found = [path / name for name in names if (path / name).is_file()]
-        if not found:
-            raise WeightsError(f"{source} holds none of {', '.join(names)}. Give the weight file itself.")
-        path = found[0]
-    if not path.is_file():
-        raise WeightsError(f"There is no file {source}. Give a weight file ({', '.join(SUFFIXES)}).")
+    path = find(source, names)
     if _is_torchscript(path):
         raise WeightsError(
             f"{path} is a TorchScript archive, which holds code. Load it with torch.jit.load where you trust it, save "
@@ -57,6 +51,34 @@ def read(source: str, names: Sequence[str] = ()) -> dict[str, Tensor]:
     if not tensors:
         raise WeightsError(f"{path} holds no tensors by name. Give a state dict or a checkpoint that has one.")
     return unwrap(tensors)
+
+
+def find(source: str, names: Sequence[str] = ()) -> Path:
+    """The file itself, or the first of `names` in a folder.
+
+    Raises:
+        WeightsError: There is none.
+    """
+    path = Path(source)
+    if path.is_dir():
+        found = [path / name for name in names if (path / name).is_file()]
+        if not found:
+            raise WeightsError(f"{source} holds none of {', '.join(names)}. Give the weight file itself.")
+        path = found[0]
+    if not path.is_file():
+        raise WeightsError(f"There is no file {source}. Give a weight file ({', '.join(SUFFIXES)}).")
+    return path
+
+
+def file_digest(source: str, names: Sequence[str] = ()) -> str:
+    """sha256 of a weight file, or of all files of `names` that a folder holds."""
+    path = Path(source)
+    files = [path / name for name in names if (path / name).is_file()] if path.is_dir() else [find(source)]
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -7,24 +7,22 @@ the comparison that the method is about. What was measured travels in the checkp
 
 import json
 import statistics
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
-from spar_lightning.callbacks.score import Result, Score
-from spar_lightning.datamodules.benchmark import Benchmark
 from spar_lightning.datamodules.sa1b import SA1B
-from spar_lightning.datamodules.sample import LabelledImage
 from spar_lightning.distillation import Distillation
-from spar_lightning.segmenter import Segmenter
+from spar_lightning.errors import UserError, check_at_least, nearest
+from spar_lightning.evaluation.loop import count
+from spar_lightning.evaluation.score import Result, Score
+from spar_lightning.markdown import markdown
 
 Stage = Literal["before", "teacher", "after"]
 
@@ -45,23 +43,54 @@ class Row(TypedDict):
 
 
 class MeanIoU(Callback):
-    """Measure mIoU on the datamodule's benchmarks.
+    """Measure mIoU on the datamodule's benchmarks; trainer.check_val_every_n_epoch and val_check_interval say when.
 
     Args:
         before: Measure the single pass before the first training step.
         teacher: Measure the sliding-window teacher before the first training step; costly at full size.
+        at_end: Measure the single pass when training ends, and print all of it in a table.
+        benchmarks: Names of those of data.benchmarks that are measured; null takes all.
+        max_images: Images of each benchmark, spread evenly over it; null takes all.
 
     Attributes:
         rows: What was measured outside the Trainer's validations.
         results: The Trainer's last validation, by benchmark.
     """
 
-    def __init__(self, before: bool = True, teacher: bool = True) -> None:
+    def __init__(
+        self,
+        before: bool = True,
+        teacher: bool = True,
+        at_end: bool = True,
+        benchmarks: Sequence[str] | None = None,
+        max_images: int | None = None,
+    ) -> None:
+        check_at_least(1, **{"mean_iou.max_images": max_images})
         self.before = before
         self.teacher = teacher
+        self.at_end = at_end
+        self.benchmarks = benchmarks
+        self.max_images = max_images
         self.rows: list[Row] = []
         self.results: dict[str, Result] = {}
         self._scores: list[Score] = []
+
+    def check(self, data: SA1B) -> None:
+        """Raise UserError if a name is none of the datamodule's benchmarks."""
+        names = [benchmark.name for benchmark in data.benchmarks]
+        for name in self.benchmarks or []:
+            if name not in names:
+                raise UserError(
+                    f"mean_iou.benchmarks: {name!r} is none of data.benchmarks. {nearest(name, names)}Those are "
+                    f"{', '.join(names) or 'none'}."
+                )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        data = _data(trainer)
+        if self.benchmarks is not None:
+            data.benchmarks = [benchmark for benchmark in data.benchmarks if benchmark.name in self.benchmarks]
+        for benchmark in data.benchmarks:
+            benchmark.keep(self.max_images)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step:
@@ -87,8 +116,9 @@ class MeanIoU(Callback):
         pl_module.log_dict(named(self.results))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pl_module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU by now
-        self._measure(trainer, "after")
+        if self.at_end:
+            pl_module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU by now
+            self._measure(trainer, "after")
         self._write(trainer)
 
     def _measure(self, trainer: Trainer, stage: Stage) -> None:
@@ -101,11 +131,16 @@ class MeanIoU(Callback):
             limit = _limit(trainer.limit_val_batches, len(loader))
             if not limit:
                 continue
-            bar = tqdm(
-                islice(loader, limit), f"{TITLES[stage]}: {benchmark.name}", limit, leave=False, unit="image",
+            device, precision = trainer.strategy.root_device, trainer.precision_plugin.forward_context
+            score = Score(len(benchmark.classes), device)
+            shown = (image for batch in islice(loader, limit) for image in batch)
+            times = tqdm(
+                count(segmenter_of(benchmark.description), shown, score, device, precision),
+                f"{TITLES[stage]}: {benchmark.name}", limit, leave=False, unit="image",
                 disable=not trainer.is_global_zero,
             )  # fmt: skip
-            results[benchmark.name], ms = _evaluate(trainer, segmenter_of(benchmark.classes), bar, benchmark)
+            ms = statistics.median(times)
+            results[benchmark.name] = score.compute()
         if not results:
             return
         miou, images = {k: r.miou for k, r in results.items()}, {k: r.images for k, r in results.items()}
@@ -146,41 +181,10 @@ def table(rows: Sequence[Row]) -> str:
     return f"{markdown([head, *body])}\n\n{note}"
 
 
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that reads well as it is; the first line is the head."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    ruled = [lines[0], ["-" * width for width in widths], *lines[1:]]
-    return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in ruled)
-
-
 def named(results: Mapping[str, Result]) -> dict[str, float]:
     """Metric names and values: each benchmark, and the plain mean of all."""
     values = {f"mIoU/{name}": result.miou for name, result in results.items()}
     return {**values, "mIoU/mean": statistics.fmean(values.values())} if values else {}
-
-
-def _evaluate(
-    trainer: Trainer, segmenter: Segmenter, batches: Iterable[list[LabelledImage]], benchmark: Benchmark
-) -> tuple[Result, float]:
-    """Score of one segmenter on one benchmark, and its median time per image in milliseconds."""
-    device = trainer.strategy.root_device
-    score = Score(len(benchmark.classes), device)
-    times = []
-    for image in (image for batch in batches for image in batch):
-        pixels = image.image.to(device)
-        start = _now(device)
-        with trainer.precision_plugin.forward_context():
-            predicted = segmenter(pixels)
-        times.append(1000 * (_now(device) - start))
-        score.update(predicted, image.labels.to(device))
-    return score.compute(), statistics.median(times)
-
-
-def _now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def _data(trainer: Trainer) -> SA1B:

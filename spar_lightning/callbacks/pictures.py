@@ -15,7 +15,6 @@ from spar_lightning.callbacks.mean_iou import TITLES
 from spar_lightning.datamodules.benchmark import Benchmark
 from spar_lightning.datamodules.sample import IGNORED
 from spar_lightning.distillation import Distillation
-from spar_lightning.segmenter import Segmenter
 
 
 class Pictures(Callback):
@@ -41,9 +40,9 @@ class Pictures(Callback):
             self._draw_predictions(pl_module, benchmarks[-1], folder / "predictions.png")
 
     def _draw_predictions(self, module: Distillation, benchmark: Benchmark, path: Path) -> None:
-        teacher = module.teacher_segmenter(benchmark.classes)
-        before = Segmenter(teacher.backbone, teacher.classifier)
-        after = module.segmenter(benchmark.classes)
+        teacher = module.teacher_segmenter(benchmark.description)
+        before = module.teacher_segmenter(benchmark.description, "single")
+        after = module.segmenter(benchmark.description, "single")
         rows = []
         for i in np.linspace(0, len(benchmark) - 1, min(self.images, len(benchmark))).astype(int).tolist():
             image = benchmark[i]

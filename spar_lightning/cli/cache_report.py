@@ -7,12 +7,12 @@ from typing import Any, Final
 
 import torch
 
-from spar_lightning.callbacks.mean_iou import markdown
 from spar_lightning.datamodules.cache_index import CacheIndex
 from spar_lightning.datamodules.estimate import cost, windows_per_second
 from spar_lightning.datamodules.images import Images, find
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
+from spar_lightning.markdown import markdown
 from spar_lightning.sliding_window import SlidingWindow
 
 IMAGES: Final = (1_000, 25_000, 11_000_000)  # rows of the table

@@ -47,9 +47,6 @@ class FitCLI(SparCLI):
             default="never",
             help="auto: from the last checkpoint of the run if there is one; or the path of a checkpoint.",
         )
-        parser.add_argument(
-            "--checkpoint_every_n_steps", type=int, default=500, help="Steps between two savings of last.ckpt."
-        )
         parser.add_argument("--overwrite", action="store_true", help="Delete the run that lies in run_dir.")
 
     def before_instantiate_classes(self) -> None:

@@ -66,12 +66,22 @@ class SparCLI(LightningCLI):
         parser.add_lightning_class_args(MeanIoU, "mean_iou")
         parser.add_lightning_class_args(Pictures, "pictures")
         parser.add_argument("--run_dir", type=str, default="runs/run", help="Folder for everything that fit makes.")
+        parser.add_argument(
+            "--checkpoint_every_n_steps", type=int, default=500, help="Of fit: steps between two savings of last.ckpt."
+        )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer
         if config.use_distributed_sampler:
             log.warning("trainer.use_distributed_sampler is ignored: it would repeat images to even out the ranks.")
         return super().instantiate_trainer(**{"use_distributed_sampler": False, **kwargs})
+
+    def instantiate_classes(self) -> None:
+        """Make everything, and compare what only shows side by side."""
+        super().instantiate_classes()
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, MeanIoU):
+                callback.check(self.datamodule)
 
     def settings(self) -> dict[str, Any]:
         """The complete configuration of the verb, as plain YAML types."""

@@ -7,9 +7,10 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from spar_lightning.callbacks.mean_iou import MeanIoU, markdown
+from spar_lightning.callbacks.mean_iou import MeanIoU
 from spar_lightning.cli.lightning_cli import SparCLI, check_checkpoint, progress
 from spar_lightning.errors import UserError
+from spar_lightning.markdown import markdown
 
 
 class ValidateCLI(SparCLI):

@@ -13,11 +13,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from spar_lightning.errors import UserError, check_at_least
+from spar_lightning.geometry import rescaled, resize_image
 
 ALGORITHM: Final = 1  # raised by hand when the same settings, seed and key give other pixels
 SMALLEST: Final = 8  # an image with a side below min_side / SMALLEST is not enlarged but rejected
@@ -117,18 +116,11 @@ class Augmentation:
 
     def apply(self, image: Tensor, record: Record) -> Tensor:
         """Turn an image (3, H, W) uint8 into the recorded one, bilinear without antialias as the released code."""
-        pixels = F.interpolate(image[None].float(), (record.height, record.width), mode="bilinear")[0]
-        pixels = pixels.round().clamp(0, 255).to(torch.uint8)
+        pixels = resize_image(image, (record.height, record.width))
         rows = slice(record.top, record.top + record.crop_height)
         columns = slice(record.left, record.left + record.crop_width)
         pixels = pixels[:, rows, columns]
         return pixels.flip(-1) if record.flip else pixels
-
-
-def rescaled(height: int, width: int, bounds: tuple[int, int]) -> tuple[int, int]:
-    """Largest size with the same aspect whose long and short side stay within the bounds (mmcv's rule)."""
-    factor = min(max(bounds) / max(height, width), min(bounds) / min(height, width))
-    return int(height * factor + 0.5), int(width * factor + 0.5)
 
 
 def _integer(low: int, high: int, share: float) -> int:

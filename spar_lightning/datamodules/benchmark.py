@@ -1,96 +1,215 @@
-"""A labelled validation set in a folder: images/, labels/ and benchmark.yaml with the class names.
+"""A benchmark on disk: labelled images in the folders that users already have, read one at a time.
 
-benchmark.yaml      classes: [{label: disc, names: [disc, circle]}, ..]; the order is the class id
-images/NAME.png     or .jpg
-labels/NAME.png     one channel, class ids; 255 is not counted
+Labels stay at the size of their image and are compared there; only the image is resized, by the segmenter.
 """
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from PIL import Image
 from torch.utils.data import Dataset
 
+from spar_lightning.datamodules.benchmark_description import (
+    SHIPPED,
+    BenchmarkDescription,
+    BenchmarkError,
+    LabelFiles,
+    locate,
+    read,
+)
 from spar_lightning.datamodules.image import ImageError, decode_image
-from spar_lightning.datamodules.sample import IGNORED, LabelledImage
-from spar_lightning.errors import UserError
-
-
-class BenchmarkError(UserError):
-    """A validation set is missing or malformed."""
+from spar_lightning.datamodules.label_values import class_ids
+from spar_lightning.datamodules.sample import LabelledImage
 
 
 class Benchmark(Dataset[LabelledImage]):
     """Labelled images for mIoU.
 
     Args:
-        root: Folder with images/, labels/ and benchmark.yaml.
-        name: How the results are called; null takes the folder's name.
-        max_images: Use only the first images; null takes all.
+        source: Name of one that ships (voc21, voc20, cityscapes, ade20k, context60, context59), the path of a YAML
+            file, or a folder with benchmark.yaml, images/ and labels/.
+        root: Folder in which the data of those that ship lie.
+
+    Attributes:
+        name: How results call it: the name that ships, or that of the file or folder.
+        description: What the YAML file says; once `open` has run.
+        folder: Where images and labels lie.
+        stems: What stands for `{}` in the patterns of each image.
     """
 
-    def __init__(self, root: str, name: str | None = None, max_images: int | None = None) -> None:
-        self.root = Path(root)
-        self.name = name or self.root.name
-        self.max_images = max_images
-        self.classes: dict[str, tuple[str, ...]] = {}
-        self.files: list[Path] = []
+    description: BenchmarkDescription
+    folder: Path
+
+    def __init__(self, source: str, root: str | None = None) -> None:
+        self.source = source
+        self.root = root
+        path = Path(source)
+        self.name = path.stem if path.suffix in (".yaml", ".yml") else path.name
+        if self.name == "benchmark":
+            self.name = path.resolve().parent.name
+        self.stems: list[str] = []
+        self._images: list[Path] = []
 
     def open(self) -> None:
-        """List the files and read the class names.
+        """Read the description and list the images.
 
         Raises:
             BenchmarkError: Folders, files or class names are missing.
         """
-        description = self.root / "benchmark.yaml"
-        if not description.is_file():
-            raise BenchmarkError(
-                f"The validation set {self.name} should lie in {self.root}, but {description} does not exist. "
-                "Expected there: benchmark.yaml with classes, images/*.png or *.jpg, labels/*.png."
-            )
-        self.classes = _read_classes(description)
-        files = sorted(path for path in (self.root / "images").glob("*") if path.suffix in (".png", ".jpg"))
-        self.files = files[: self.max_images]
-        if not self.files:
-            raise BenchmarkError(f"The validation set {self.name} holds no images in {self.root / 'images'}.")
+        file = locate(self.source)
+        self.description = read(file)
+        self.folder = self._folder(file)
+        patterns = self.description.images
+        patterns = [patterns] if isinstance(patterns, str) else patterns
+        if self.description.split is None:
+            found = sorted((path, stem) for pattern in patterns for path, stem in _matches(self.folder, pattern))
+            if not found:
+                raise BenchmarkError(
+                    f"{self.name} holds no images: nothing matches {' or '.join(patterns)} in {self.folder}. "
+                    f"{self._help}"
+                )
+            self._images, self.stems = [path for path, _ in found], [stem for _, stem in found]
+        else:
+            self.stems = self._read_split(self.folder / self.description.split)
+            self._images = [self._image(stem, patterns) for stem in self.stems]
+
+    def keep(self, count: int | None) -> None:
+        """Keep so many images, spread evenly over all; None or a larger number keeps all."""
+        if count is not None and count < len(self):
+            chosen = [i * len(self) // count for i in range(count)]
+            self.stems, self._images = [self.stems[i] for i in chosen], [self._images[i] for i in chosen]
+
+    @property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """Label -> names, in the order of the class ids."""
+        return self.description.names()
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self._images)
 
     def __getitem__(self, index: int) -> LabelledImage:
-        path = self.files[index]
-        label_path = self.root / "labels" / f"{path.stem}.png"
-        if not label_path.is_file():
-            raise BenchmarkError(f"{path} has no labels: {label_path} does not exist.")
+        path = self._images[index]
         try:
             image = decode_image(path.read_bytes())
-            with Image.open(label_path) as file:
-                labels = np.array(file)
         except (OSError, ImageError) as error:
-            raise BenchmarkError(f"{path} or its labels cannot be read: {error}. Restore the file.") from error
-        if labels.shape != tuple(image.shape[-2:]):
-            raise BenchmarkError(f"{label_path} is {labels.shape}, but its image {tuple(image.shape[-2:])}.")
-        counted = labels[labels != IGNORED]
-        if counted.size and int(counted.max()) >= len(self.classes):
+            raise BenchmarkError(f"{self.name}: {path} cannot be read: {error}. Restore the file.") from error
+        label_path, kind = self.label_file(self.stems[index])
+        try:
+            with Image.open(label_path) as file:
+                values = np.array(file)  # of a palette its indices
+        except Exception as error:  # every format has its own ways to fail
+            raise BenchmarkError(f"{self.name}: {label_path} cannot be read: {error}. Restore the file.") from error
+        if values.shape != tuple(image.shape[-2:]):
             raise BenchmarkError(
-                f"{label_path} holds class {int(counted.max())}, but {self.name} has {len(self.classes)} classes: "
-                f"0 to {len(self.classes) - 1}, and {IGNORED} for pixels that do not count."
+                f"{self.name}: {label_path} is {values.shape}, but its image {path} {tuple(image.shape[-2:])}. Labels "
+                "have one channel and the size of their image."
             )
-        return LabelledImage(path.stem, image, torch.from_numpy(labels.astype(np.uint8)))
+        try:
+            labels = class_ids(values, kind, len(self.description.classes))
+        except ValueError as error:
+            raise BenchmarkError(f"{self.name}: {label_path} {error}.") from error
+        return LabelledImage(self.stems[index], image, torch.from_numpy(labels))
+
+    def label_file(self, stem: str) -> tuple[Path, LabelFiles]:
+        """The label map of an image, and what its values mean.
+
+        Raises:
+            BenchmarkError: There is none.
+        """
+        candidates = self._label_files(stem)
+        for path, kind in candidates:
+            if path.is_file():
+                return path, kind
+        raise BenchmarkError(
+            f"{self.name}: {stem} has no labels: there is no {' nor '.join(str(path) for path, _ in candidates)}. "
+            f"{self._help}"
+        )
+
+    def _label_files(self, stem: str) -> list[tuple[Path, LabelFiles]]:
+        return [(self.folder / kind.file.replace("{}", stem), kind) for kind in self.description.labels]
+
+    def has_labels(self, stem: str) -> bool:
+        """Whether a label map of an image exists."""
+        return any(path.is_file() for path, _ in self._label_files(stem))
+
+    def has_image(self, index: int) -> bool:
+        """Whether the file of an image exists; those of a list may not."""
+        return self._images[index].is_file()
+
+    def _folder(self, file: Path) -> Path:
+        """The folder with the data: of a benchmark that ships below the root, otherwise beside its YAML file."""
+        ships = self.source in SHIPPED
+        if ships and self.root is None:
+            raise BenchmarkError(
+                f"{self.name} needs the folder in which the benchmarks lie: give --root, or data.benchmark_root."
+            )
+        folders = self.description.folder
+        base = Path(self.root) if ships and self.root is not None else file.parent
+        candidates = [base / folder for folder in ([folders] if isinstance(folders, str) else folders)]
+        wanted = self.description.split or _prefix(self._first_image())
+        for candidate in candidates:
+            if (candidate / wanted).exists():
+                return candidate
+        raise BenchmarkError(
+            f"{self.name} is not in {base}: none of {', '.join(str(c / wanted) for c in candidates)} exists. "
+            f"{self._help}"
+        )
+
+    def _first_image(self) -> str:
+        images = self.description.images
+        return images if isinstance(images, str) else images[0]
+
+    @property
+    def _help(self) -> str:
+        context = " `spar evaluate --prepare context --root DIR` makes its list and labels."
+        known = self.source in SHIPPED
+        where = f"`spar evaluate --check {self.root}` says what lies where." if known else ""
+        return where + (context if known and self.name.startswith("context") else "")
+
+    def _read_split(self, path: Path) -> list[str]:
+        try:
+            stems = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        except OSError as error:
+            raise BenchmarkError(
+                f"{self.name}: the list of images {path} cannot be read: {error.strerror}. {self._help}"
+            ) from error
+        if not stems:
+            raise BenchmarkError(f"{self.name}: the list of images {path} is empty. Restore the file.")
+        if len(set(stems)) < len(stems):
+            raise BenchmarkError(f"{self.name}: {path} lists an image twice. Each would count twice: restore the file.")
+        return stems
+
+    def _image(self, stem: str, patterns: list[str]) -> Path:
+        candidates = [self.folder / pattern.replace("{}", stem) for pattern in patterns]
+        return next((path for path in candidates if path.is_file()), candidates[0])  # reading a missing one names it
 
 
-def _read_classes(description: Path) -> dict[str, tuple[str, ...]]:
-    """Label -> names, in the order of the class ids."""
-    content = yaml.safe_load(description.read_text())
-    entries = content.get("classes") if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not all(
-        isinstance(entry, dict) and isinstance(entry.get("label"), str) and isinstance(entry.get("names"), list)
-        for entry in entries
-    ):
-        raise BenchmarkError(f"{description} must hold classes: [{{label: disc, names: [disc, circle]}}, ..].")
-    classes = {entry["label"]: tuple(map(str, entry["names"])) for entry in entries}
-    if len(classes) < len(entries) or not all(classes.values()):
-        raise BenchmarkError(f"{description}: every class needs a label of its own and at least one name.")
-    return classes
+def opened_later(sources: Sequence[str], root: str | None) -> list[Benchmark]:
+    """The benchmarks of a list; nothing is read yet.
+
+    Raises:
+        BenchmarkError: Two have the same name, so that results could not tell them apart.
+    """
+    benchmarks = [Benchmark(source, root) for source in sources]
+    names = [benchmark.name for benchmark in benchmarks]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise BenchmarkError(
+            f"benchmarks: two are called {', '.join(twice)}. The name is that of the file or folder: give each its own."
+        )
+    return benchmarks
+
+
+def _prefix(pattern: str) -> str:
+    """The folder of a pattern that is the same for all images."""
+    return pattern.partition("{}")[0].rpartition("/")[0]
+
+
+def _matches(folder: Path, pattern: str) -> Iterator[tuple[Path, str]]:
+    """Files that match a pattern, in subfolders too, with what stands for `{}`."""
+    before, _, after = pattern.partition("{}")
+    for path in (folder / _prefix(pattern)).rglob(f"*{after.rpartition('/')[2]}"):
+        relative = path.relative_to(folder).as_posix()
+        if relative.startswith(before) and relative.endswith(after) and path.is_file():
+            yield path, relative[len(before) : len(relative) - len(after)]

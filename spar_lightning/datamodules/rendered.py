@@ -19,13 +19,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from spar_lightning.datamodules.augmentation import Augmentation, Preset
-from spar_lightning.datamodules.benchmark import Benchmark
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.datamodules.scenes import CLASSES, render
 from spar_lightning.errors import UserError, check_at_least
 
 IMAGES_PER_TAR = 256
 MIN_CANVAS = 8  # px
+FORMAT = 2  # of the folder
 VALIDATION = 1_000_000  # first scene index of validation; training scenes are counted from 1
 
 
@@ -69,7 +69,7 @@ class RenderedScenes(SA1B):
             shards=[str(self.folder / "train" / f"sa_{i:06d}.tar") for i in range(tars)],
             cache=str(self.folder / "cache") if cached else None,
             augmentation=augmentation,
-            benchmarks=[Benchmark(str(self.folder / f"val_{size}"), f"scenes_{size}") for size in self.val_sizes],
+            benchmarks=[str(self.folder / f"scenes_{size}") for size in self.val_sizes],
             batch_size=batch_size,
             num_workers=num_workers,
             seed=seed,
@@ -86,6 +86,7 @@ class RenderedScenes(SA1B):
             UserError: The folder holds scenes of other settings.
         """
         wanted = {
+            "format": FORMAT,
             "seed": self.seed,
             "train_scenes": self.train_scenes,
             "train_canvas": list(self.train_canvas),
@@ -125,7 +126,7 @@ class RenderedScenes(SA1B):
         with tqdm(total=total, desc="drawing scenes", unit="scene") as bar:
             self._write_tars(unfinished / "train", bar)
             for size in self.val_sizes:
-                self._write_benchmark(unfinished / f"val_{size}", size, bar)
+                self._write_benchmark(unfinished / f"scenes_{size}", size, bar)
         (unfinished / "scenes.json").write_text(json.dumps(wanted, indent=2) + "\n")
 
     def _write_tars(self, folder: Path, bar: "tqdm[Any]") -> None:

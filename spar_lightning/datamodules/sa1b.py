@@ -6,7 +6,7 @@ runs in the training step. Either way an image is augmented once, the same in ev
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from spar_lightning.datamodules.augmentation import PRESETS, Augmentation, Preset
-from spar_lightning.datamodules.benchmark import Benchmark
+from spar_lightning.datamodules.benchmark import opened_later
 from spar_lightning.datamodules.feature_cache import FeatureCache
 from spar_lightning.datamodules.images import Images
 from spar_lightning.datamodules.loader import EpochOrder, RankSlice, ResumableLoader, StreamOrder
@@ -40,7 +40,9 @@ class SA1B(LightningDataModule):
         augmentation: Size, crop and flip, drawn once per image: `released` as the published configuration, `text` as
             the paper's text, `extended` as its extended variant, `none`, `small` for images of a few hundred pixels, or
             the settings of an Augmentation.
-        benchmarks: Labelled folders for validation.
+        benchmarks: Validation sets: names of those that ship (voc21, voc20, cityscapes, ade20k, context60, context59),
+            paths of YAML files, or folders with benchmark.yaml, images/ and labels/.
+        benchmark_root: Folder in which the data of the benchmarks that ship lie.
         max_images: Use the first images of the shards only; null takes all.
         fraction: Share of the images that is used, chosen by their keys: a larger one contains the smaller.
         keys: Keys of the images that are used, or a text file with one in each line; null takes all.
@@ -55,7 +57,8 @@ class SA1B(LightningDataModule):
         shards: str | list[str],
         cache: str | None = None,
         augmentation: Preset | Augmentation = "released",
-        benchmarks: list[Benchmark] | None = None,
+        benchmarks: Sequence[str] = (),
+        benchmark_root: str | None = None,
         max_images: int | None = None,
         fraction: float | None = None,
         keys: str | list[str] | None = None,
@@ -69,15 +72,10 @@ class SA1B(LightningDataModule):
         check_at_least(0, num_workers=num_workers, seed=seed)
         if fraction is not None and not 0 < fraction <= 1:
             raise UserError(f"data.fraction must be above 0 and at most 1, but got {fraction}.")
-        names = [benchmark.name for benchmark in benchmarks or []]
-        if len(set(names)) < len(names):
-            raise UserError(
-                f"data.benchmarks: two have the same name, of {', '.join(names)}. Give each its own `name`."
-            )
         self.shards = shards
         self.cache = None if cache is None else Path(cache)
         self.augmentation = augmentation if isinstance(augmentation, Augmentation) else PRESETS[augmentation]
-        self.benchmarks = benchmarks or []
+        self.benchmarks = opened_later(benchmarks, benchmark_root)
         self.max_images, self.fraction, self.chosen = max_images, fraction, keys
         self.batch_size = batch_size
         self.num_workers = num_workers

@@ -17,11 +17,11 @@ class Sample(NamedTuple):
 
 
 class LabelledImage(NamedTuple):
-    """One validation image (3, H, W) uint8 and its labels (H, W) uint8, 255 where no class counts."""
+    """One validation image (3, H, W) uint8 and its labels (H, W) int16, `IGNORED` where no class counts."""
 
     key: str
     image: Tensor
     labels: Tensor
 
 
-IGNORED = 255
+IGNORED = -1  # not 255, which may be a class

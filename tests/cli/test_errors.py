@@ -96,7 +96,7 @@ def test_unknown_class_name(tmp_path: Path, scenes: Path, small: list[str], caps
     where = ["--data.root", str(tmp_path), "--run_dir", str(tmp_path / "run")]
     data = RenderedScenes(root=str(tmp_path), train_scenes=1, val_scenes=1, val_sizes=(64,))
     data.draw()
-    path = tmp_path / "seed-0" / "val_64" / "benchmark.yaml"
+    path = tmp_path / "seed-0" / "scenes_64" / "benchmark.yaml"
     path.write_text(path.read_text().replace("- disc", "- disk"))
     more = ["--data.train_scenes", "1", "--data.val_scenes", "1", "--data.val_sizes", "[64]"]
     text = sentence(["validate", *small, *more, *where[:2]], capsys)

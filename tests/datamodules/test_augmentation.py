@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spar_lightning.datamodules.augmentation import PRESETS, Augmentation, Record, SizeError, rescaled
+from spar_lightning.datamodules.augmentation import PRESETS, Augmentation, Record, SizeError
 from spar_lightning.errors import UserError
+from spar_lightning.geometry import rescaled
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,27 @@ from spar_lightning.datamodules.sample import IGNORED
 
 @dataclass(frozen=True)
 class Result:
-    """mIoU in percent, IoU in percent of each class (nan where it never occurs), and the images counted."""
+    """What a confusion matrix says.
+
+    Attributes:
+        miou: Mean IoU in percent, over classes that occur.
+        per_class: IoU in percent of each class, nan where it never occurs.
+        accuracy: Share of the counted pixels that are right, in percent.
+        images: Images counted.
+    """
 
     miou: float
     per_class: list[float]
+    accuracy: float
     images: int
+
+    @classmethod
+    def of(cls, matrix: Tensor, images: int) -> "Result":
+        """The result of a confusion matrix (C, C), rows are labels."""
+        matrix = matrix.double()
+        hits = matrix.diagonal()
+        iou = 100 * hits / (matrix.sum(0) + matrix.sum(1) - hits)  # nan where a class never occurs
+        return cls(iou.nanmean().item(), iou.tolist(), (100 * hits.sum() / matrix.sum()).item(), images)
 
 
 class Score:
@@ -41,10 +57,12 @@ class Score:
         self._matrix.update(predicted[None], labels[None].long())
         self._images.update(1)
 
+    @property
+    def matrix(self) -> Tensor:
+        """Confusion matrix (C, C) int64 of this process alone, rows are labels."""
+        counts: Tensor = self._matrix.confmat
+        return counts
+
     def compute(self) -> Result:
         """Collective: every process calls it, with at least one image each."""
-        matrix = self._matrix.compute().double()  # (C, C), rows are labels
-        hits = matrix.diagonal()
-        union = matrix.sum(0) + matrix.sum(1) - hits
-        iou = 100 * hits / union  # nan where a class never occurs
-        return Result(iou.nanmean().item(), iou.tolist(), int(self._images.compute()))
+        return Result.of(self._matrix.compute(), int(self._images.compute()))

@@ -1,0 +1,125 @@
+"""Where the cosines of a label map come from: one pass over the image, or windows stitched pixel by pixel.
+
+Single pass gives them on the patch grid. The sliding window brings every window's cosines to pixels,
+sums them on a canvas and divides by the number of windows over each pixel (the teacher's rows of the
+paper's Table 1). That canvas has as many rows as a window and moves down with the windows: rows that no
+later window covers are handed on.
+
+Shapes: Q names, H x W pixels of the network's image, d channels; a window has k x l pixels.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spar_lightning.label_map import BAND
+from spar_lightning.sliding_window import DenseEncoder, SlidingWindow, interpolation_matrix, window_starts
+
+CANVAS: Final = 160 * 2**20  # numbers on a canvas at most (640 MiB in fp32)
+
+
+class PatchCosines:
+    """Cosines on the patch grid, from one pass of the backbone.
+
+    Args:
+        backbone: The network.
+        image: Normalised image (3, H, W), sides multiples of the patch.
+        embeddings: Unit vectors of all names (Q, d).
+    """
+
+    def __init__(self, backbone: DenseEncoder, image: Tensor, embeddings: Tensor) -> None:
+        features = backbone(image[None])[0]  # (h, w, d)
+        self._unit = F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+        self._embeddings = embeddings.to(self._unit)
+        self.size = (features.shape[0], features.shape[1])
+        self.names_at_once = len(embeddings)
+
+    def rows(self, names: Tensor) -> Iterator[Tensor]:
+        """Cosines (q, n, w), n rows of patches at a time."""
+        for part in self._unit.split(max(1, BAND // (len(names) * self.size[1]))):
+            yield _cosines(part, self._embeddings[names])
+
+
+class WindowCosines:
+    """Cosines at the pixels of the network's image, averaged over all windows that see them.
+
+    Args:
+        windows: The network in sliding windows.
+        image: Normalised image (3, H, W), sides multiples of the patch.
+        embeddings: Unit vectors of all names (Q, d).
+
+    Attributes:
+        names_at_once: What the canvas holds; for more names the network sees all windows again.
+    """
+
+    def __init__(self, windows: SlidingWindow, image: Tensor, embeddings: Tensor) -> None:
+        self._windows, self._image, self._embeddings = windows, image, embeddings
+        height, width = image.shape[-2:]
+        self.size = (height, width)
+        self._sides = (min(windows.window, height), min(windows.window, width))  # k, l
+        self._tops = window_starts(height, windows.window, windows.stride)
+        self._lefts = window_starts(width, windows.window, windows.stride)
+        self.names_at_once = max(1, CANVAS // (self._sides[0] * width))
+
+    def rows(self, names: Tensor) -> Iterator[Tensor]:
+        """Cosines (q, n, W), n rows of pixels at a time."""
+        k, l = self._sides
+        width, patch = self.size[1], self._windows.backbone.patch_size
+        canvas = strip = torch.empty(0)
+        row, done = -1, 0
+        for i, columns, part in self._windows.maps(self._image):
+            if row < 0:
+                up_y, up_x = (interpolation_matrix(side // patch, side).to(part) for side in (k, l))
+                embeddings = self._embeddings.to(part)[names]
+                canvas = part.new_zeros(len(names), k, width)  # row y of the image lies in row y % k
+                counts = [count.to(part) for count in self._counts()]
+            if i != row:
+                if row >= 0:
+                    self._add(canvas, strip, up_y, self._tops[row])
+                yield from self._take(canvas, counts, done, self._tops[i])
+                row, done = i, self._tops[i]
+                strip = part.new_zeros(len(names), k // patch, width)
+            for j, unit in zip(columns, F.normalize(part, dim=-1), strict=True):
+                with torch.autocast(part.device.type, enabled=False):
+                    across = torch.einsum("qkl,xl->qkx", _cosines(unit, embeddings), up_x)
+                strip[:, :, self._lefts[j] : self._lefts[j] + l] += across
+        self._add(canvas, strip, up_y, self._tops[row])
+        yield from self._take(canvas, counts, done, self.size[0])
+
+    def _counts(self) -> list[Tensor]:
+        """Windows over each row (H) and over each column (W) of pixels."""
+        counts = []
+        for starts, side, length in zip((self._tops, self._lefts), self._sides, self.size, strict=True):
+            count = torch.zeros(length)
+            for start in starts:
+                count[start : start + side] += 1
+            counts.append(count)
+        return counts
+
+    def _add(self, canvas: Tensor, strip: Tensor, up_y: Tensor, top: int) -> None:
+        """Bring a row of windows (q, k/P, W) to pixels and add it to the canvas; a few names at a time."""
+        step = max(1, BAND // canvas[0].numel())
+        turn = top % canvas.shape[1]
+        for part, rows in zip(canvas.split(step), strip.split(step), strict=True):
+            with torch.autocast(canvas.device.type, enabled=False):
+                pixels = torch.einsum("yk,qkx->qyx", up_y, rows)
+            part[:, turn:] += pixels[:, : canvas.shape[1] - turn]
+            part[:, :turn] += pixels[:, canvas.shape[1] - turn :]
+
+    def _take(self, canvas: Tensor, counts: list[Tensor], start: int, stop: int) -> Iterator[Tensor]:
+        """Averages of the rows start..stop-1, whose places on the canvas become free."""
+        step = max(1, BAND // canvas[:, 0].numel())
+        for first in range(start, stop, step):
+            rows = torch.arange(first, min(stop, first + step), device=canvas.device)
+            places = rows % canvas.shape[1]
+            yield canvas[:, places] / (counts[0][rows, None] * counts[1])
+            canvas[:, places] = 0
+
+
+def _cosines(unit: Tensor, embeddings: Tensor) -> Tensor:
+    """Cosines (q, h, w) of unit vectors (h, w, d) with names (q, d)."""
+    with torch.autocast(unit.device.type, enabled=False):  # close classes differ by less than bf16 holds
+        return torch.einsum("hwd,qd->qhw", unit, embeddings)

@@ -1,0 +1,188 @@
+"""What a benchmark is, in a YAML file: where images and labels lie, what labels mean, class names, protocol.
+
+The six benchmarks of the paper are such files too (configs/benchmarks); one's own may lie anywhere. In a
+pattern `{}` stands for what identifies an image, subfolders included.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from spar_lightning.errors import UserError, nearest
+from spar_lightning.label_map import Thresholds
+
+
+class BenchmarkError(UserError):
+    """A benchmark is missing or malformed."""
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """One class.
+
+    Attributes:
+        label: How results call it.
+        names: What prompts call it; the best of them counts.
+    """
+
+    label: str
+    names: list[str]
+
+
+@dataclass(frozen=True)
+class LabelFiles:
+    """Label maps of one kind: one channel, or a palette whose indices count.
+
+    Attributes:
+        file: Pattern of the files' paths.
+        reduce_zero_label: Whether 0 is not counted and k stands for class k - 1.
+        label_map: Value in the file -> class; null takes values as classes.
+        ignored: Values that are not counted.
+    """
+
+    file: str
+    reduce_zero_label: bool = False
+    label_map: dict[int, int] | None = None
+    ignored: list[int] = field(default_factory=lambda: [255])
+
+
+@dataclass(frozen=True)
+class BenchmarkDescription:
+    """A labelled set of images and the protocol of its evaluation.
+
+    Attributes:
+        classes: In the order of the class ids.
+        folder: Where it lies, relative to this file; of several the first that exists.
+        images: Pattern of the images' paths; several where their format differs.
+        labels: Label maps; for each image the first kind whose file exists.
+        split: Text file with one image in each line; null takes all that `images` finds.
+        resize: Bounds of the long and of the short side that images are brought to, in pixels; null keeps sizes.
+        background: Whether class 0 is everything that the other classes are not; thresholds need it.
+        thresholds: When a pixel becomes background.
+        backbone_thresholds: The same for some classes of backbones, by their names.
+    """
+
+    classes: list[ClassNames]
+    folder: str | list[str] = "."
+    images: str | list[str] = field(default_factory=lambda: ["images/{}.png", "images/{}.jpg"])
+    labels: list[LabelFiles] = field(default_factory=lambda: [LabelFiles("labels/{}.png")])
+    split: str | None = None
+    resize: tuple[int, int] | None = None
+    background: bool = False
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    backbone_thresholds: dict[str, Thresholds] = field(default_factory=dict)
+
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """Label -> names, in the order of the class ids."""
+        return {entry.label: tuple(entry.names) for entry in self.classes}
+
+    def thresholds_of(self, backbone: type) -> Thresholds:
+        """Those of the backbone's class or of the nearest class above it, or those of all."""
+        named = (
+            self.backbone_thresholds[cls.__name__]
+            for cls in backbone.__mro__
+            if cls.__name__ in self.backbone_thresholds
+        )
+        return next(named, self.thresholds)
+
+    def protocol(self, backbone: type) -> dict[str, Any]:
+        """What a result depends on beside images and network."""
+        classes = json.dumps([asdict(entry) for entry in self.classes])
+        return {
+            "classes": len(self.classes),
+            "names": sum(len(entry.names) for entry in self.classes),
+            "names_sha256": hashlib.sha256(classes.encode()).hexdigest()[:16],
+            "labels": [asdict(labels) for labels in self.labels],
+            "resize": None if self.resize is None else list(self.resize),
+            "thresholds": asdict(self.thresholds_of(backbone)),
+        }
+
+
+def shipped() -> dict[str, Path]:
+    """Name -> file of the benchmarks in the package."""
+    folder = Path(str(resources.files("spar_lightning.configs"))) / "benchmarks"
+    return {name: folder / f"{name}.yaml" for name in SHIPPED}
+
+
+SHIPPED = ("voc21", "voc20", "cityscapes", "ade20k", "context60", "context59")  # in the order of the paper's Table 1
+
+
+def locate(source: str) -> Path:
+    """The YAML file of a benchmark: by its name, by its path, or benchmark.yaml in a folder.
+
+    Raises:
+        BenchmarkError: There is none.
+    """
+    if source in SHIPPED:
+        return shipped()[source]
+    path = Path(source)
+    if path.suffix not in (".yaml", ".yml"):
+        path = path / "benchmark.yaml"
+    if not path.is_file():
+        raise BenchmarkError(
+            f"There is no benchmark {source!r}: {path} does not exist. {nearest(source, SHIPPED)}Allowed are "
+            f"{', '.join(SHIPPED)}, the path of a YAML file, or a folder with benchmark.yaml, images/ and labels/."
+        )
+    return path
+
+
+def read(path: Path) -> BenchmarkDescription:
+    """Read and check a description.
+
+    Raises:
+        BenchmarkError: The file is no YAML of this form.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BenchmarkError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, Mapping):
+        raise BenchmarkError(f"{path} must hold at least classes: [{{label: disc, names: [disc, circle]}}, ..].")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(BenchmarkDescription)
+    try:
+        settings = parser.instantiate(parser.parse_object(dict(content)))
+        description = BenchmarkDescription(**vars(settings))
+    except UserError as error:
+        raise BenchmarkError(f"{path}: {error}") from error
+    except Exception as error:  # jsonargparse's own, of several types
+        keys = ", ".join(key.name for key in fields(BenchmarkDescription))
+        raise BenchmarkError(f"{path}: {' '.join(str(error).split())}. Keys of a benchmark are {keys}.") from error
+    _check(description, path)
+    return description
+
+
+def _check(description: BenchmarkDescription, path: Path) -> None:
+    labels = [entry.label for entry in description.classes]
+    if not labels:
+        raise BenchmarkError(f"{path}: classes is empty. Give at least one: {{label: disc, names: [disc, circle]}}.")
+    for entry in description.classes:
+        if not entry.names or not all(name.strip() for name in entry.names):
+            raise BenchmarkError(f"{path}: class {entry.label!r} needs at least one name, and none may be empty.")
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        raise BenchmarkError(f"{path}: two classes are called {', '.join(twice)}. Every class needs its own label.")
+    for patterns in (
+        ([description.images] if isinstance(description.images, str) else description.images),
+        [kind.file for kind in description.labels],
+    ):
+        for pattern in patterns:
+            if pattern.count("{}") != 1:
+                raise BenchmarkError(f"{path}: the pattern {pattern!r} must hold {{}} once, for the image's name.")
+    for thresholds in (description.thresholds, *description.backbone_thresholds.values()):
+        if (thresholds.probability or thresholds.area is not None) and not description.background:
+            raise BenchmarkError(
+                f"{path}: thresholds turn pixels into class 0, but {labels[0]!r} is not said to be the background. "
+                "Set background: true, or leave out probability and area."
+            )
+    for kind in description.labels:
+        if kind.label_map is not None and kind.reduce_zero_label:
+            raise BenchmarkError(f"{path}: label_map and reduce_zero_label exclude each other. Give one of them.")
+        if kind.label_map and not set(kind.label_map.values()) <= set(range(len(labels))):
+            raise BenchmarkError(f"{path}: label_map leads to classes outside 0 to {len(labels) - 1}.")

@@ -1,0 +1,80 @@
+"""All that an mIoU depends on, resolved and hashed.
+
+The network and the protocol are told apart: two networks are comparable if their protocols have one hash.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from spar_lightning.backbones.base import Backbone
+from spar_lightning.datamodules.benchmark import Benchmark
+from spar_lightning.geometry import Geometry
+from spar_lightning.segmenter import Inference
+from spar_lightning.sliding_window import ALGORITHM
+from spar_lightning.zero_shot import Templates, prompt_templates
+
+
+def digest(content: Any) -> str:
+    """Twelve hexadecimal digits that stand for plain data."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How images become label maps, the same for all benchmarks.
+
+    Attributes:
+        backbone: The network that is measured.
+        inference: single or sliding.
+        stride: Step between windows in pixels; of sliding.
+        geometry: What becomes of sides that the patch does not divide.
+        templates: Prompts of class names.
+        precision: Of the network's arithmetic, in Lightning's terms.
+    """
+
+    backbone: Backbone
+    inference: Inference
+    stride: int
+    geometry: Geometry
+    templates: Templates
+    precision: str
+
+    def model(self) -> dict[str, Any]:
+        """The network as plain data; weights by their digest."""
+        return {**self.backbone.identity(), "window": self.backbone.window, "text": self.backbone.text_identity()}
+
+    def content(self) -> dict[str, Any]:
+        """The protocol as plain data."""
+        templates = prompt_templates(self.templates)
+        content: dict[str, Any] = {
+            "inference": self.inference,
+            "geometry": self.geometry,
+            "precision": self.precision,
+            "templates": len(templates),
+            "templates_sha256": digest(templates),
+        }
+        if self.inference == "sliding":
+            content |= {"stride": self.stride, "algorithm": ALGORITHM}
+        return content
+
+    def of(self, benchmark: Benchmark) -> dict[str, Any]:
+        """What one benchmark adds: its images, classes, sizes and thresholds."""
+        return {
+            **benchmark.description.protocol(type(self.backbone)),
+            "images": len(benchmark),
+            "images_sha256": digest(benchmark.stems),
+        }
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """`key: this and that` for every entry in which two protocols differ."""
+    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+    return [f"{key}: {_short(one.get(key))} and {_short(other.get(key))}" for key in keys]
+
+
+def _short(value: Any) -> str:
+    """A hash by its first digits, everything else as it is."""
+    return value[:12] if isinstance(value, str) and len(value) == 64 else json.dumps(value)

@@ -1,0 +1,134 @@
+"""What an evaluation leaves: results.json, a table in Markdown, per-class CSV files; and how two of them differ."""
+
+import csv
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from spar_lightning.datamodules.benchmark import Benchmark
+from spar_lightning.datamodules.benchmark_description import SHIPPED
+from spar_lightning.errors import UserError
+from spar_lightning.evaluation.counts import Counts
+from spar_lightning.evaluation.protocol import differences
+from spar_lightning.evaluation.score import Result
+from spar_lightning.markdown import markdown
+
+
+class Report:
+    """The results of one protocol on any number of benchmarks, in a folder.
+
+    Args:
+        folder: Where they lie.
+        model: The network that is measured.
+        protocol: What all results have in common.
+        environment: Versions and hardware, which no hash covers.
+
+    Raises:
+        UserError: The folder holds results of another network or protocol.
+    """
+
+    def __init__(
+        self, folder: Path, model: dict[str, Any], protocol: dict[str, Any], environment: dict[str, Any]
+    ) -> None:
+        self.folder = folder
+        self.content: dict[str, Any] = {
+            "model": model, "protocol": protocol, "environment": environment, "benchmarks": {},
+        }  # fmt: skip
+        if self.path.exists():
+            found = read(self.path)
+            if other := differences({**found["model"], **found["protocol"]}, {**model, **protocol}):
+                raise UserError(f"{folder} holds other results: {'; '.join(other)}. Give another --out.")
+            self.content["benchmarks"] = found["benchmarks"]
+
+    @property
+    def path(self) -> Path:
+        """results.json."""
+        return self.folder / "results.json"
+
+    def add(self, benchmark: Benchmark, protocol: dict[str, Any], counts: Counts, result: Result) -> None:
+        """Write the results of a benchmark, in place of earlier ones."""
+        per_class = [None if math.isnan(iou) else iou for iou in result.per_class]
+        self.content["benchmarks"][benchmark.name] = {
+            "mIoU": result.miou,
+            "pixel_accuracy": result.accuracy,
+            "images": result.images,
+            "ms_per_image": statistics.median(counts.milliseconds.tolist()),
+            "IoU": dict(zip(benchmark.classes, per_class, strict=True)),
+            "protocol": protocol,
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._write_classes(benchmark, counts, result)
+        self.path.write_text(json.dumps(self.content, indent=2) + "\n")
+        (self.folder / "table.md").write_text(f"{table(self.content)}\n")
+
+    def _write_classes(self, benchmark: Benchmark, counts: Counts, result: Result) -> None:
+        """per_class/NAME.csv: a line for each class."""
+        path = self.folder / "per_class" / f"{benchmark.name}.csv"
+        path.parent.mkdir(exist_ok=True)
+        columns = zip(
+            benchmark.classes.items(), result.per_class, counts.matrix.sum(1), counts.matrix.sum(0), strict=True
+        )
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["class", "names", "IoU", "pixels", "predicted_pixels"])
+            for (label, names), iou, pixels, predicted in columns:
+                writer.writerow([label, "; ".join(names), "" if math.isnan(iou) else f"{iou:.4f}", pixels, predicted])
+
+
+def table(content: dict[str, Any]) -> str:
+    """A line per benchmark in the paper's order, and the plain mean of all."""
+    results: dict[str, Any] = content["benchmarks"]
+    names = [*(name for name in SHIPPED if name in results), *(name for name in results if name not in SHIPPED)]
+    lines = [["benchmark", "mIoU", "pixel accuracy", "images", "ms per image", "protocol"]]
+    for name in names:
+        row = results[name]
+        accuracy, ms = f"{row['pixel_accuracy']:.2f}", f"{row['ms_per_image']:.1f}"
+        lines.append([name, f"{row['mIoU']:.2f}", accuracy, str(row["images"]), ms, row["protocol"]["hash"]])
+    if len(names) > 1:
+        title = "Mean6" if set(names) == set(SHIPPED) else f"mean of {len(names)}"
+        images = str(sum(results[name]["images"] for name in names))
+        lines.append([title, f"{statistics.fmean(results[name]['mIoU'] for name in names):.2f}", "", images, "", ""])
+    return markdown(lines)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a results.json, or of the one in a folder.
+
+    Raises:
+        UserError: There is none, or it was not written by an evaluation.
+    """
+    path = path / "results.json" if path.is_dir() else path
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as results ({error}). Give a results.json of spar evaluate.") from error
+    if not isinstance(content, dict) or not {"model", "protocol", "benchmarks"} <= content.keys():
+        raise UserError(f"{path} was not written by spar evaluate. Give a results.json of spar evaluate.")
+    return content
+
+
+def comparison(one: Path, other: Path) -> str:
+    """Where two protocols differ, and both results side by side."""
+    first, second = read(one), read(other)
+    lines = [f"A  {one}", f"B  {other}", ""]
+    for part in ("model", "protocol"):
+        lines += [f"{part}: {text}" for text in differences(first[part], second[part])]
+    shared = [name for name in first["benchmarks"] if name in second["benchmarks"]]
+    rows = [["benchmark", "A", "B", "B - A"]]
+    for name in shared:
+        a, b = first["benchmarks"][name], second["benchmarks"][name]
+        lines += [f"{name}: {text}" for text in differences(_plain(a["protocol"]), _plain(b["protocol"]))]
+        rows.append([name, f"{a['mIoU']:.2f}", f"{b['mIoU']:.2f}", f"{b['mIoU'] - a['mIoU']:+.2f}"])
+    if len(shared) > 1:
+        means = [statistics.fmean(side["benchmarks"][name]["mIoU"] for name in shared) for side in (first, second)]
+        rows.append([f"mean of {len(shared)}", *(f"{mean:.2f}" for mean in means), f"{means[1] - means[0]:+.2f}"])
+    only = [name for side in (first, second) for name in side["benchmarks"] if name not in shared]
+    lines += [f"only in one of them: {', '.join(only)}"] if only else []
+    lines += ["the same network, the same protocol"] if len(lines) == 3 else []
+    return "\n".join([*lines, "", markdown(rows)])
+
+
+def _plain(protocol: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in protocol.items() if key != "hash"}
