@@ -82,9 +82,9 @@ class WindowCosines:
                 yield from self._take(canvas, counts, done, self._tops[i])
                 row, done = i, self._tops[i]
                 strip = part.new_zeros(len(names), k // patch, width)
-            for j, unit in zip(columns, F.normalize(part, dim=-1), strict=True):
+            for j, features in zip(columns, part, strict=True):
                 with torch.autocast(part.device.type, enabled=False):
-                    across = torch.einsum("qkl,xl->qkx", _cosines(unit, embeddings), up_x)
+                    across = torch.einsum("qkl,xl->qkx", _cosines(F.normalize(features, dim=-1), embeddings), up_x)
                 strip[:, :, self._lefts[j] : self._lefts[j] + l] += across
         self._add(canvas, strip, up_y, self._tops[row])
         yield from self._take(canvas, counts, done, self.size[0])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spar_lightning.errors import UserError
 
-BAND: Final = 2**24  # numbers that one step of this file works on at once (64 MiB in fp32)
+BAND: Final = 2**22  # numbers that one step works on at once (16 MiB in fp32)
 KEEP: Final = 2**27  # cosines that are kept for a second look rather than computed twice (512 MiB)
 
 
@@ -93,7 +93,7 @@ def _decide(
     """The best of these names in every pixel: its cosine, its class, and log sum exp(scale * cosine) of all."""
     best = torch.full(size, -torch.inf, device=owner.device)
     labels = torch.zeros(size, dtype=torch.long, device=owner.device)
-    total = best.clone()
+    total = torch.full(size if scale is not None else (), -torch.inf, device=owner.device)
     step = min(maps.names_at_once, max(1, BAND // size[1]))
     for chunk in names.split(step):
         for rows, cosines in bands(maps.rows(chunk), maps.size, size):

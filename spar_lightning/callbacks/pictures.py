@@ -95,18 +95,25 @@ def draw_curves(metrics: Path, path: Path) -> None:
     left.set(xlabel="step", ylabel="loss", title="distance to the teacher", yscale="log")
     left.legend()
     names = [name for name in values if name.startswith("mIoU/") and name != "mIoU/mean"]
-    for colour, name in enumerate(names):
-        curve = {**values.get(f"before/{name}", {}), **values[name]}
-        right.plot(list(curve), list(curve.values()), "o-", color=f"C{colour}", label=f"student, {name[5:]}")
-        for value in values.get(f"teacher/{name}", {}).values():
-            ends = [min(curve), max(curve)]
-            right.plot(ends, [value] * 2, "--", color=f"C{colour}", alpha=0.7, label=f"teacher, {name[5:]}")
-    right.set(xlabel="step", ylabel="mIoU (%)", title="segmentation")
+    for colour, name in enumerate([*names, "mIoU/mean"] if len(names) > 1 else names):
+        _draw_miou(right, values, name, "black" if name == "mIoU/mean" else f"C{colour}")
+    right.set(xlabel="step", ylabel="mIoU (%)", title="segmentation: student, its start (dotted), teacher (dashed)")
     if names:
         right.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _draw_miou(axes: Any, values: dict[str, dict[int, float]], name: str, colour: str) -> None:
+    """One benchmark over steps, with lines where the student started and where the teacher is."""
+    curve = {**values.get(f"before/{name}", {}), **values[name]}
+    label, last = name.removeprefix("mIoU/"), list(curve.values())[-1]
+    for stage, style in (("before", ":"), ("teacher", "--")):
+        for value in values.get(f"{stage}/{name}", {}).values():
+            axes.plot([min(curve), max(curve)], [value] * 2, style, color=colour, alpha=0.7)
+            label += f", {last - value:+.1f} to {'start' if stage == 'before' else 'teacher'}"
+    axes.plot(list(curve), list(curve.values()), "o-", color=colour, label=label)
 
 
 def _running_mean(curve: dict[int, float], width: int = 20) -> tuple[list[int], list[float]]:

@@ -76,14 +76,12 @@ class EvaluateCLI(SparCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config.evaluate
         data = config.data.init_args
-        named = SHIPPED if config.benchmarks == "all" else config.benchmarks and config.benchmarks.split(",")
-        sources = named or data.get("benchmarks") or ()
-        if not sources:
-            raise UserError("There is nothing to evaluate on: give --benchmarks all, or names, YAML files and folders.")
+        sources = SHIPPED if config.benchmarks == "all" else config.benchmarks and config.benchmarks.split(",")
         if config.max_images is not None and config.max_images < 1:
             raise UserError(f"--max_images must be at least 1, but got {config.max_images}.")
         # Before the weights are loaded: a folder that is not there should cost no minutes.
-        self.benchmarks = opened(sources, config.root or data.get("benchmark_root"), config.max_images)
+        named = opened_later(sources or data.get("benchmarks") or (), config.root or data.get("benchmark_root"))
+        self.benchmarks = opened(named, config.max_images)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         return super().instantiate_trainer(logger=False, enable_checkpointing=False, **kwargs)
@@ -112,8 +110,11 @@ class EvaluateCLI(SparCLI):
         first = fabric.global_rank == 0
         if first:
             print("\n".join(f"{key}: {value}" for key, value in {**network, **content}.items()), end="\n\n")
+        benchmarks = self.benchmarks or opened(datamodule.benchmarks, config.max_images)
+        if not benchmarks:
+            raise UserError("There is nothing to evaluate on: give --benchmarks all, or names, YAML files and folders.")
         evaluator = Evaluator(fabric, datamodule.num_workers)
-        for benchmark in self.benchmarks:
+        for benchmark in benchmarks:
             own = protocol.of(benchmark)
             own["hash"] = digest([content, own])
             key = f"{benchmark.name}-{digest([network, own['hash']])}"
@@ -126,9 +127,9 @@ class EvaluateCLI(SparCLI):
             print(f"\n{table(report.content)}\n\n{NOTE}\n{folder}: results.json, table.md, per_class/, counts/")
 
 
-def opened(sources: Sequence[str], root: str | None, max_images: int | None) -> list[Benchmark]:
+def opened(benchmarks: list[Benchmark], max_images: int | None) -> list[Benchmark]:
     """The benchmarks, opened; of all that fail, the sentences of all."""
-    benchmarks, errors = opened_later(sources, root), []
+    errors = []
     for benchmark in benchmarks:
         try:
             benchmark.open()

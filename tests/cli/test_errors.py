@@ -151,7 +151,7 @@ def test_a_bad_selector(tmp_path: Path, small: list[str], capsys: Capture) -> No
 def test_other_scenes_in_the_folder(tmp_path: Path, scenes: Path, small: list[str], capsys: Capture) -> None:
     folder = tmp_path / "seed-0"
     folder.mkdir()
-    (folder / "scenes.json").write_text('{"seed": 0, "train_scenes": 3}')
+    (folder / "scenes.json").write_text('{"format": 2, "seed": 0, "train_scenes": 3}')
     text = sentence(["fit", *small, "--data.root", str(tmp_path), "--run_dir", str(tmp_path / "run")], capsys)
     assert "holds other scenes: train_scenes 3 instead of 12" in text and "data.root" in text
 

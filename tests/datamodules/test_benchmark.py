@@ -149,7 +149,7 @@ def test_a_benchmark_that_ships_needs_a_root() -> None:
 def test_a_missing_list(tmp_path: Path) -> None:
     fake_benchmarks.voc(tmp_path, [(8, 8)])
     (tmp_path / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").unlink()
-    with pytest.raises(BenchmarkError, match=r"voc21 is not in .*Segmentation/val.txt.*--check .* says what lies where"):
+    with pytest.raises(BenchmarkError, match=r"voc21 is not in .*Segmentation/val.txt.*--check .* says what"):
         opened("voc21", tmp_path)
 
 

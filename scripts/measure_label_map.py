@@ -1,0 +1,86 @@
+"""Peak memory of segmentation beyond that of the network, at many classes and a large image.
+
+    python scripts/measure_label_map.py                      # 150 classes, 2048 x 2048, both ways of inference
+    python scripts/measure_label_map.py --classes 1000 --stride 128
+
+Each number is the peak of a process of its own: one that runs the network alone, with the windows and batches
+of the segmentation, and one that segments. The network is a convolution with the sizes of SigLIP2 ViT-B/16 at
+512 px (patch 16, 768 channels), so that little but the segmentation is measured.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+from torch import Tensor, nn
+
+from spar_lightning.backbones import Tiny
+from spar_lightning.markdown import markdown
+from spar_lightning.segmenter import Inference, Segmenter
+from spar_lightning.sliding_window import SlidingWindow
+from spar_lightning.zero_shot import TextClassifier
+
+
+class Convolution(Tiny):
+    """Patches of 16 pixels to 768 channels, in windows of 512."""
+
+    patch_size, window, embed_dim = 16, 512, 768
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.conv = nn.Conv2d(3, 768, 16, stride=16)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.conv(images).permute(0, 2, 3, 1)
+        return features
+
+
+@torch.no_grad()
+def work(what: str, inference: Inference, classes: int, side: int, stride: int) -> None:
+    """Segment, or run the network alone; print peak memory in MiB and seconds."""
+    torch.manual_seed(0)
+    network = Convolution()
+    image = torch.randint(256, (3, side, side), dtype=torch.uint8)
+    text = nn.functional.normalize(torch.randn(classes, 768), dim=-1)
+    classifier = TextClassifier(tuple(map(str, range(classes))), text, torch.arange(classes))
+    segmenter = Segmenter(network, classifier, inference, stride)
+    start = time.perf_counter()
+    if what == "segment":
+        segmenter(image)
+    elif inference == "single":
+        network(segmenter.pixels(image)[None])
+    else:
+        for _ in SlidingWindow(network, stride).maps(segmenter.pixels(image)):
+            pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(peak, time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--classes", type=int, default=150)
+    parser.add_argument("--side", type=int, default=2048, help="pixels")
+    parser.add_argument("--stride", type=int, default=24, help="pixels")
+    parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    sizes = ["--classes", str(args.classes), "--side", str(args.side), "--stride", str(args.stride)]
+    if args.work:
+        work(args.work[0], args.work[1], args.classes, args.side, args.stride)
+        return
+    lines = [["inference", "network alone, MiB", "segmentation, MiB", "above the network, MiB", "seconds"]]
+    for inference in ("single", "sliding"):
+        measured = []
+        for what in ("network", "segment"):
+            command = [sys.executable, __file__, "--work", what, inference, *sizes]
+            out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            measured.append([float(number) for number in out.split()])
+        (alone, _), (peak, seconds) = measured
+        lines.append([inference, f"{alone:.0f}", f"{peak:.0f}", f"{peak - alone:.0f}", f"{seconds:.1f}"])
+    print(f"{args.classes} classes, {args.side} x {args.side} pixels, stride {args.stride}\n\n{markdown(lines)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""`spar evaluate` on the six benchmarks in miniature: counts, resume, processes, reports and refusals."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import save_file
+
+from spar_lightning.cli import main
+from spar_lightning.datamodules.benchmark_description import SHIPPED, read, shipped
+from spar_lightning.evaluation import evaluator
+from spar_lightning.evaluation.loop import count
+from tests import fake_benchmarks
+from tests.any_words import SmallCLIP
+from tests.conftest import ROOT, environment
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="session")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All six; one image is smaller than a window, one is six times as wide as high."""
+    root = tmp_path_factory.mktemp("benchmarks")
+    fake_benchmarks.all_six(root, [(24, 36), (40, 30), (16, 96)])
+    assert main(["evaluate", "--prepare", "context", "--root", str(root)]) == 0
+    return root
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Both towers of a small CLIP, in a file of open_clip's layout."""
+    path = tmp_path_factory.mktemp("clip") / "open_clip_model.safetensors"
+    torch.manual_seed(3)
+    save_file(open_clip.create_model("ViT-Ti-16-test").state_dict(), path)
+    return str(path)
+
+
+@pytest.fixture
+def config(tmp_path: Path, clip: str) -> Callable[[str], list[str]]:
+    """Arguments of an evaluation with a network that reads any words."""
+
+    def arguments(backbone: str) -> list[str]:
+        path = tmp_path / f"{backbone}.yaml"
+        chosen = {"class_path": f"tests.any_words.{backbone}"}
+        weights = {"init_args": {"pretrained": clip}} if backbone == "SmallCLIP" else {}
+        model = {"backbone": {**chosen, **weights}, "templates": ["{}"], "stride": 64}
+        data = {"class_path": "spar_lightning.datamodules.SA1B", "init_args": {"shards": "none.tar"}}
+        path.write_text(yaml.safe_dump({"model": model, "data": data, "trainer": {"accelerator": "cpu"}}))
+        return ["evaluate", "--config", str(path)]
+
+    return arguments
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text embeddings of a test are its own."""
+    monkeypatch.setenv("SPAR_CACHE", str(tmp_path / "cache"))
+
+
+def matrices(out: Path) -> dict[str, NDArray[np.int64]]:
+    """Confusion matrices by benchmark."""
+    assert not list((out / "counts").glob("*.part-*"))
+    return {path.name.split("-")[0]: np.load(path)["matrix"] for path in sorted((out / "counts").glob("*.npz"))}
+
+
+def sentence(args: list[str], capsys: Capture) -> str:
+    assert main(args) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("backbone", "inference"), [("SmallCLIP", "single"), ("AnyWords", "sliding")])
+def test_all_six_end_to_end(
+    backbone: str, inference: str, config: Callable[[str], list[str]], trees: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    out = tmp_path / "out"
+    args = ["--benchmarks", "all", "--root", str(trees), "--out", str(out), "--inference", inference]
+    assert main([*config(backbone), *args]) == 0
+    printed = capsys.readouterr().out
+    results = json.loads((out / "results.json").read_text())
+    assert list(results["benchmarks"]) == list(SHIPPED)
+    assert all(row["images"] == 3 for row in results["benchmarks"].values())
+    table = (out / "table.md").read_text()
+    assert table.strip() in printed and "| Mean6 " in table and "| 18 " in table
+    assert f"inference: {inference}" in printed and "templates: 1" in printed
+    for name, matrix in matrices(out).items():
+        hits = matrix.diagonal()
+        union = matrix.sum(0) + matrix.sum(1) - hits
+        expected = 100 * (hits[union > 0] / union[union > 0]).mean()
+        assert results["benchmarks"][name]["mIoU"] == pytest.approx(expected, abs=1e-9)
+        lines = (out / "per_class" / f"{name}.csv").read_text().splitlines()
+        assert len(lines) == 1 + len(matrix) == 1 + len(read(shipped()[name]).classes)
+    thresholds = results["benchmarks"]["voc21"]["protocol"]["thresholds"]
+    assert (thresholds["area"] is None) == (backbone == "AnyWords")  # MaskCLIP has its own
+
+
+def by_hand(root: Path, clip: SmallCLIP) -> NDArray[np.int64]:
+    """voc21 with OpenCLIP as the protocol says it, in plain steps without this package's evaluation."""
+    folder = root / "VOCdevkit" / "VOC2012"
+    entries = read(shipped()["voc21"]).classes
+    owner = torch.tensor([i for i, entry in enumerate(entries) for _ in entry.names])
+    text = F.normalize(clip.encode_text([name for entry in entries for name in entry.names]), dim=-1)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.mean, clip.std))
+    matrix = np.zeros((21, 21), np.int64)
+    for stem in (folder / "ImageSets/Segmentation/val.txt").read_text().split():
+        image = torch.from_numpy(np.array(Image.open(folder / "JPEGImages" / f"{stem}.jpg"))).permute(2, 0, 1)
+        truth = np.array(Image.open(folder / "SegmentationClass" / f"{stem}.png"))
+        factor = min(2048 / max(truth.shape), 672 / min(truth.shape))
+        size = [int(side * factor + 0.5) for side in truth.shape]
+        pixels = F.interpolate(image[None].float(), size, mode="bilinear").round().clamp(0, 255) / 255
+        pixels = F.interpolate((pixels - mean) / std, [round(side / 16) * 16 for side in size], mode="bilinear")
+        with torch.no_grad():
+            features = F.normalize(clip(pixels)[0], dim=-1)
+        cosines = torch.einsum("hwd,qd->qhw", features, text)
+        scores = F.interpolate(cosines[None], truth.shape, mode="bilinear")[0]
+        scores = (65 * scores).softmax(0)
+        scores = torch.stack([scores[owner == c].amax(0) for c in range(21)])  # (21, H, W)
+        pixels_of = scores.argmax(0).flatten().bincount(minlength=21)
+        for c in range(1, 21):
+            if pixels_of[c] <= 0.1 * pixels_of[1:].sum():
+                scores[c] *= 0
+        predicted = scores.argmax(0)
+        predicted[scores.amax(0) < 0.1] = 0
+        counted = truth != 255
+        np.add.at(matrix, (truth[counted], predicted.numpy()[counted]), 1)
+    return matrix
+
+
+def test_equals_the_protocol_by_hand(
+    config: Callable[[str], list[str]], clip: str, trees: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert main([*config("SmallCLIP"), "--benchmarks", "voc21", "--root", str(trees), "--out", str(out)]) == 0
+    found, expected = matrices(out)["voc21"], by_hand(trees, SmallCLIP(clip))
+    assert found.sum(1).tolist() == expected.sum(1).tolist()
+    assert (expected > 0).any(0).sum() >= 3  # more than two classes are predicted
+    assert abs(found - expected).sum() <= 0.002 * expected.sum()  # pixels where two classes are equal in fp32
+
+
+def test_goes_on_where_it_was(
+    config: Callable[[str], list[str]], trees: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = [*config("SmallCLIP"), "--benchmarks", "voc21,ade20k", "--root", str(trees)]
+    assert main([*args, "--out", str(tmp_path / "whole")]) == 0
+
+    counted: list[float] = []
+
+    def interrupted(*given: Any) -> Any:
+        for i, ms in enumerate(count(*given)):
+            counted.append(ms)
+            yield ms
+            if i == 1:
+                raise KeyboardInterrupt
+
+    args += ["--out", str(tmp_path / "parts")]
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluator, "SAVE_EVERY", 0.0)
+        patch.setattr(evaluator, "count", interrupted)
+        capsys.readouterr()
+        assert main(args) == 130
+        assert "The same command goes on where it was" in capsys.readouterr().out
+        assert len(counted) == 2
+
+    def noted(*given: Any) -> Any:
+        for ms in count(*given):
+            counted.append(ms)
+            yield ms
+
+    monkeypatch.setattr(evaluator, "count", noted)
+    assert main(args) == 0
+    assert len(counted) == 6  # two before, one after, three of the other benchmark
+    for name, matrix in matrices(tmp_path / "whole").items():
+        assert np.array_equal(matrices(tmp_path / "parts")[name], matrix)
+    assert main(args) == 0
+    assert len(counted) == 6  # nothing is left to do
+
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.mark.parametrize("launcher", [[], TORCHRUN], ids=["spar", "torchrun"])
+def test_two_processes_count_what_one_counts(
+    launcher: list[str], config: Callable[[str], list[str]], trees: Path, tmp_path: Path
+) -> None:
+    args = [*config("SmallCLIP"), "--benchmarks", "voc21,cityscapes", "--root", str(trees)]
+    assert main([*args, "--out", str(tmp_path / "one")]) == 0
+    args += ["--out", str(tmp_path / "two"), "--trainer.devices", "2"]
+    command = [sys.executable, *launcher, "-m", "spar_lightning", *args]
+    env = {**environment(), "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
+    assert done.returncode == 0, done.stderr
+    one, two = matrices(tmp_path / "one"), matrices(tmp_path / "two")
+    assert one.keys() == two.keys() == {"voc21", "cityscapes"}
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    assert json.loads((tmp_path / "two" / "results.json").read_text())["environment"]["processes"] == 2
+
+
+def test_a_run_is_evaluated_with_its_own_configuration(
+    small: list[str], scenes: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    assert main(["fit", *small, "--data.root", str(scenes), "--trainer.max_epochs", "1", "--run_dir", str(run)]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "--weights", str(run)]) == 0
+    assert main(["evaluate", "--weights", str(run / "checkpoints" / "last.ckpt"), "--config", str(run / "config.yaml"),
+                 "--inference", "sliding"]) == 0  # fmt: skip
+    single, sliding = (next(tmp_path.glob(f"runs/evaluate/Tiny-{way}-*/results.json")) for way in ("single", "sliding"))
+    found = {name: row["mIoU"] for name, row in json.loads(single.read_text())["benchmarks"].items()}
+    after = json.loads((run / "results.json").read_text())[2]["miou"]
+    assert found == pytest.approx(after, abs=1e-4)  # fit sums the same counts, in fp32
+    capsys.readouterr()
+    assert main(["evaluate", "--compare", str(single), str(sliding.parent)]) == 0
+    text = capsys.readouterr().out
+    assert 'protocol: inference: "single" and "sliding"' in text and "scenes_96" in text and "mean of 2" in text
+    assert main(["evaluate", "--compare", str(single), str(single)]) == 0
+    assert "the same network, the same protocol" in capsys.readouterr().out
+
+
+def test_weights_of_a_library(config: Callable[[str], list[str]], trees: Path, tmp_path: Path, capsys: Capture) -> None:
+    torch.manual_seed(7)
+    save_file(SmallCLIP().vision_state_dict(), tmp_path / "a.safetensors")
+    args = [*config("SmallCLIP"), "--benchmarks", "voc20", "--root", str(trees), "--max_images", "1"]
+    for name, more in (("a", ["--weights", str(tmp_path / "a.safetensors")]), ("b", [])):
+        assert main([*args, *more, "--out", str(tmp_path / name)]) == 0
+    one, other = (json.loads((tmp_path / name / "results.json").read_text()) for name in "ab")
+    assert one["model"]["weights"] != other["model"]["weights"] and one["benchmarks"]["voc20"]["images"] == 1
+    assert one["benchmarks"]["voc20"]["protocol"] == other["benchmarks"]["voc20"]["protocol"]
+    text = sentence([*args, "--out", str(tmp_path / "a")], capsys)
+    assert "holds other results: weights: " in text and "Give another --out" in text
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    text = sentence([*args, "--weights", str(tmp_path / "other.safetensors")], capsys)
+    assert "other.safetensors" in text and "does not fit" in text
+
+
+def test_check_says_what_lies_where(trees: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert main(["evaluate", "--check", str(trees)]) == 0
+    assert "cityscapes  3 of 3 images, 3 of 3 label maps" in capsys.readouterr().out
+    fake_benchmarks.ade20k(tmp_path, [(8, 8), (8, 8)])
+    next(tmp_path.rglob("annotations/validation/*1.png")).unlink()
+    assert main(["evaluate", "--check", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "ade20k      2 of 2 images, 1 of 2 label maps" in out and "without label map: ADE_val_00000001" in out
+    assert "voc21       missing" in out and f"{tmp_path}/VOCdevkit/VOC2012/JPEGImages/NAME.jpg" in out
+    assert f"spar evaluate --prepare context --root {tmp_path}" in out
+
+
+def test_refusals(config: Callable[[str], list[str]], tmp_path: Path, capsys: Capture) -> None:
+    args = config("AnyWords")
+    text = sentence([*args, "--benchmarks", "all", "--root", str(tmp_path)], capsys)
+    assert text.count(" is not in ") == 6 and "--check" in text
+    assert "nothing to evaluate on: give --benchmarks all" in sentence(args, capsys)
+    assert "there is no such folder" in sentence(["evaluate", "--check", str(tmp_path / "no")], capsys)
+    assert "Allowed is context" in sentence(["evaluate", "--prepare", "contest", "--root", str(tmp_path)], capsys)
+    assert "JPEGImages exists" in sentence(["evaluate", "--prepare", "context", "--root", str(tmp_path)], capsys)
+    assert "cannot be read as results" in sentence(["evaluate", "--compare", str(tmp_path), str(tmp_path)], capsys)
+    assert "max_images must be at least 1" in sentence([*args, "--benchmarks", "all", "--max_images", "0"], capsys)

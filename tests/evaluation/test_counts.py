@@ -1,0 +1,47 @@
+"""Counts on disk add up to those of one process, whatever ended between two files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spar_lightning.evaluation.counts import Counts, CountsFolder
+
+
+def counts(*images: int) -> Counts:
+    return Counts(np.full((2, 2), sum(images), np.int64), np.array(images), np.array(images, float))
+
+
+def test_parts_become_one(tmp_path: Path) -> None:
+    folder = CountsFolder(tmp_path, "voc", 2)
+    assert len(folder.gather().images) == 0
+    folder.write(counts(0, 2), 0)
+    folder.write(counts(1), 1)
+    for _ in range(2):
+        total = folder.gather()
+        assert sorted(total.images) == [0, 1, 2] and total.matrix.sum() == 12
+        assert [path.name for path in (tmp_path / "counts").iterdir()] == ["voc.npz"]
+
+
+def test_a_part_that_is_counted_already_is_left_out(tmp_path: Path) -> None:
+    folder = CountsFolder(tmp_path, "voc", 2)
+    folder.write(counts(0, 2, 1))
+    folder.write(counts(0, 2), 0)
+    assert folder.gather().images.tolist() == [0, 2, 1]
+
+
+def test_a_damaged_file_is_counted_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = CountsFolder(tmp_path, "voc", 2)
+    folder.write(counts(0, 2))
+    folder.write(counts(1), 0)
+    path = tmp_path / "counts" / "voc.npz"
+    content = bytearray(path.read_bytes())
+    content[150] ^= 4
+    path.write_bytes(content)
+    assert folder.gather().images.tolist() == [1]
+    assert "voc.npz is damaged" in caplog.text
+
+
+def test_names_do_not_mix(tmp_path: Path) -> None:
+    CountsFolder(tmp_path, "voc", 2).write(counts(1), 0)
+    assert len(CountsFolder(tmp_path, "voc-1", 2).gather().images) == 0
