@@ -22,7 +22,7 @@ Geometry = Literal["aligned", "paper"]
 def rescaled(height: int, width: int, bounds: tuple[int, int]) -> tuple[int, int]:
     """Largest size with the same aspect whose long and short side stay within the bounds (mmcv's rule)."""
     factor = min(max(bounds) / max(height, width), min(bounds) / min(height, width))
-    return int(height * factor + 0.5), int(width * factor + 0.5)
+    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:

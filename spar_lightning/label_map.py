@@ -21,6 +21,10 @@ BAND: Final = 2**22  # numbers that one step works on at once (16 MiB in fp32)
 KEEP: Final = 2**27  # cosines that are kept for a second look rather than computed twice (512 MiB)
 
 
+class NotFiniteError(UserError):
+    """Features are not numbers that can be compared."""
+
+
 @dataclass(frozen=True)
 class Thresholds:
     """When a pixel becomes background, class 0.
@@ -104,6 +108,11 @@ def _decide(
             labels[rows] = torch.where(better, owner[chunk[which]], labels[rows])
             if scale is not None:
                 total[rows] = torch.logaddexp(total[rows], (scale * cosines).logsumexp(0))
+    if not best.isfinite().all():
+        raise NotFiniteError(
+            "The features of an image hold NaN or infinity. Evaluate in --precision 32-true, or look for the step at "
+            "which the loss of this network ceased to be finite."
+        )
     return best, labels, total
 
 
@@ -140,7 +149,14 @@ class _Kept:
     def __init__(self, maps: CosineMaps, names: Tensor) -> None:
         self.size = maps.size
         self.names_at_once = len(names)
-        self._all = torch.cat([torch.cat(list(maps.rows(chunk)), dim=1) for chunk in names.split(maps.names_at_once)])
+        self._all = torch.empty(0)
+        for chunk in names.split(maps.names_at_once):
+            row = 0
+            for part in maps.rows(chunk):
+                if not self._all.numel():  # filled in place: a second copy would be as large
+                    self._all = part.new_empty(len(names), *maps.size)
+                self._all[chunk, row : row + part.shape[1]] = part
+                row += part.shape[1]
 
     def rows(self, names: Tensor) -> Iterator[Tensor]:
         step = max(1, BAND // (len(names) * self.size[1]))

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.datamodules.durable import replace
-from spar_lightning.processes import is_first_process, local_rank
+from spar_lightning.processes import is_first_process, local_rank, world_size
 from spar_lightning.zero_shot import Classes, Templates, TextClassifier, embed_name, prompt_templates
 
 log = logging.getLogger("spar_lightning")
@@ -41,9 +41,8 @@ def embed_names(backbone: Backbone, names: Sequence[str], templates: Sequence[st
     identity = backbone.text_identity()
     folder = None if identity is None else folder_of(identity, templates)
     found: dict[str, Tensor] = {}
-    # Processes begin at different names, so that each finds what the others have made.
-    first = (local_rank() or 0) * 7919 % len(names)
-    todo = dict.fromkeys([*names[first:], *names[:first]])
+    # Every process of a machine makes its share first, and then finds most of what the others have made.
+    todo = dict.fromkeys([*names[local_rank() or 0 :: world_size()], *names])
     for name in tqdm(todo, "text embeddings", unit="name", leave=False, delay=2, disable=not is_first_process()):
         kept = None if folder is None else _read(folder, name)
         found[name] = embed_name(backbone.encode_text, name, templates) if kept is None else kept

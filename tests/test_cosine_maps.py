@@ -11,11 +11,11 @@ from spar_lightning import cosine_maps as module
 from spar_lightning.backbones import Tiny
 from spar_lightning.cosine_maps import PatchCosines, WindowCosines
 from spar_lightning.label_map import Thresholds, label_map
-from spar_lightning.sliding_window import SlidingWindow
+from spar_lightning.sliding_window import DenseEncoder, SlidingWindow
 from tests.test_sliding_window import Local
 
 
-def on_canvas(encoder: Local, image: Tensor, text: Tensor, stride: int) -> Tensor:
+def on_canvas(encoder: DenseEncoder, image: Tensor, text: Tensor, stride: int) -> Tensor:
     """The protocol as it is written (Q, H, W): each window's cosines at its pixels, summed, divided by counts."""
     height, width = image.shape[-2:]
     k, l = min(encoder.window, height), min(encoder.window, width)

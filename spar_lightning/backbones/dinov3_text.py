@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spar_lightning.backbones.base import Backbone, TextTower
-from spar_lightning.backbones.weights import WeightsError, check_fit, file_digest, read
+from spar_lightning.backbones.weights import WeightsError, check_fit, file_digest, find, read
 from spar_lightning.errors import UserError
 from spar_lightning.geometry import stretch
 from spar_lightning.packing import Grid, patch_tokens, per_image
@@ -106,13 +106,13 @@ class DINOv3Text(Backbone):
         return dict(self.trunk.state_dict())  # timm's names
 
     def load_vision_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        check_fit(state_dict, self.trunk.state_dict(), "the state dict", self.model)
-        self.trunk.load_state_dict(state_dict)
+        tensors = _of_tower(state_dict, "visual_model.backbone.")
+        self.trunk.load_state_dict(_filled(self.model, tensors, "the state dict").state_dict())
 
     def text_identity(self) -> dict[str, Any] | None:
         if self.text_weights is None:
             return None
-        return {"family": "DINOv3.txt", "weights": file_digest(self.text_weights, (TEXT_FILE,))}
+        return {"family": "DINOv3.txt", "weights": file_digest(find(self.text_weights, (TEXT_FILE,)))}
 
     def build_text_tower(self) -> TextTower:
         if self.text_weights is None:
@@ -124,13 +124,19 @@ class DINOv3Text(Backbone):
 
 
 def _trunk(model: str, source: str | None) -> Any:
-    """The trunk with random weights, or those of a file in official names, in timm's or from our own checkpoint."""
+    """The trunk with random weights, or those of a file."""
+    import timm
+
+    if source is None:
+        return timm.create_model(model, num_classes=0)
+    return _filled(model, _official(source, VISION_FILE, "visual_model.backbone."), source)
+
+
+def _filled(model: str, tensors: dict[str, Tensor], source: str) -> Any:
+    """A trunk with the tensors of a file, in official names, in timm's or from our own checkpoint."""
     import timm
 
     trunk: Any
-    if source is None:
-        return timm.create_model(model, num_classes=0)
-    tensors = _official(source, VISION_FILE, "visual_model.backbone.")
     if "storage_tokens" in tensors:  # the official names: timm's own loading knows them
         _check_official(tensors, source)
         try:
@@ -173,8 +179,13 @@ def _official(source: str, file: str, prefix: str) -> dict[str, Tensor]:
             f"{error} DINOv3.txt comes in two files, {VISION_FILE} and {TEXT_FILE}, on request at {FORM}. "
             f"Here {file} is needed."
         ) from error
+    return _of_tower(tensors, prefix)
+
+
+def _of_tower(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors below a prefix, or all where none has it: the tower alone."""
     inside = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    return inside or tensors
+    return inside or dict(tensors)
 
 
 # open_clip's names for the parts of a block of the official text tower.

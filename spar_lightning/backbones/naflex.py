@@ -50,9 +50,7 @@ class NaFlex(Backbone):
         self.window = side * self.patch_size
         self.embed_dim = config.hidden_size
         if pretrained is not None and self._file:
-            vision = {n: t for n, t in read(pretrained).items() if n.startswith("vision_model.")}
-            check_fit(vision, self.state_dict(), pretrained, "NaFlex")
-            self.load_state_dict(vision)
+            self._load(read(pretrained), pretrained)
         self.eval()
 
     def embed(self, images: Tensor) -> Tensor:
@@ -104,8 +102,13 @@ class NaFlex(Backbone):
         return dict(self.state_dict())  # transformers' names: vision_model. ..
 
     def load_vision_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        check_fit(state_dict, self.state_dict(), "the state dict", "NaFlex")
-        self.load_state_dict(state_dict)
+        self._load(state_dict, "the state dict")
+
+    def _load(self, tensors: Mapping[str, Tensor], source: str) -> None:
+        """Load the vision tower of a file that may hold both."""
+        vision = {name: tensor for name, tensor in tensors.items() if name.startswith("vision_model.")}
+        check_fit(vision, self.state_dict(), source, "NaFlex")
+        self.load_state_dict(vision)
 
     def text_identity(self) -> dict[str, Any] | None:
         if self.tokenizer or Path(self._text_source).exists():  # a folder's shards and tokenizer: nothing is kept

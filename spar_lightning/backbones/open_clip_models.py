@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from spar_lightning.backbones.base import Backbone, TextTower
-from spar_lightning.backbones.weights import WeightsError, check_fit, file_digest, read
+from spar_lightning.backbones.weights import WeightsError, check_fit, file_digest, find, read
 from spar_lightning.errors import UserError, nearest
 
 FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model")
 
 
 class OpenClipModel(Backbone):
@@ -59,8 +58,11 @@ class OpenClipModel(Backbone):
         if self.text_pretrained is None:
             return None
         known = pretrained_config(self.model, self.text_pretrained)
-        weights = self.text_pretrained if known else file_digest(self.text_pretrained, FILES)
-        tokenizer = self.tokenizer and file_digest(self.tokenizer, TOKENIZER_FILES)
+        weights = self.text_pretrained if known else file_digest(find(self.text_pretrained, FILES))
+        tokenizer: Any = self.tokenizer  # a name on the hub, or a folder
+        if tokenizer is not None and Path(tokenizer).is_dir():
+            files = sorted(path for path in Path(tokenizer).iterdir() if path.is_file())
+            tokenizer = {path.name: file_digest(path) for path in files}
         return {"family": "open_clip", "model": self.model, "weights": weights, "tokenizer": tokenizer}
 
     def vision_state_dict(self) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ students, `student.` in our own checkpoints, `module.` of DataParallel.
 import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -70,15 +71,16 @@ def find(source: str, names: Sequence[str] = ()) -> Path:
     return path
 
 
-def file_digest(source: str, names: Sequence[str] = ()) -> str:
-    """sha256 of a weight file, or of all files of `names` that a folder holds."""
-    path = Path(source)
-    files = [path / name for name in names if (path / name).is_file()] if path.is_dir() else [find(source)]
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()
+def file_digest(path: Path) -> str:
+    """sha256 of a file; read once as long as its size and time stay."""
+    facts = path.stat()
+    return _digest(path, facts.st_size, facts.st_mtime_ns)
+
+
+@cache
+def _digest(path: Path, size: int, time: int) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -61,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         return _fail(
             f"spar {verb}",
-            f"cannot write {where}. Make room there, or give run_dir, data.root or data.cache elsewhere.",
+            f"cannot write {where}. Make room there, or give run_dir, data.root, data.cache or --out elsewhere.",
         )
     except KeyboardInterrupt:
         return 130

@@ -31,8 +31,8 @@ def _problem(name: str, root: Path) -> bool:
     benchmark = Benchmark(name, str(root))
     try:
         benchmark.open()
-    except BenchmarkError:
-        print(f"{name:<11} missing")
+    except BenchmarkError as error:
+        print(f"{name:<11} {str(error).removeprefix(f'{name} ').split(' `spar evaluate')[0]}")
         return True
     no_image = [stem for i, stem in enumerate(benchmark.stems) if not benchmark.has_image(i)]
     no_labels = [stem for stem in benchmark.stems if not benchmark.has_labels(stem)]
@@ -42,14 +42,16 @@ def _problem(name: str, root: Path) -> bool:
     for stems, what in ((no_image, "image"), (no_labels, "label map")):
         if stems:
             print(f"{'':<11} the first without {what}: {stems[0]}")
-    return bool(no_image or no_labels)
+    expected = benchmark.description.expected_images
+    if expected not in (None, count):
+        print(f"{'':<11} there should be {expected} images")
+    return bool(no_image or no_labels or expected not in (None, count))
 
 
 def _layout(name: str, root: Path) -> str:
     description = read(shipped()[name])
-    folders = [description.folder] if isinstance(description.folder, str) else description.folder
-    images = [description.images] if isinstance(description.images, str) else description.images
-    parts = [*images, *(f"{kind.file}" for kind in description.labels)]
+    folders = description.folder
+    parts = [*description.images, *(f"{kind.file}" for kind in description.labels)]
     lines = [f"  {root / folders[0]}/{part.replace('{}', 'NAME')}" for part in parts]
     if description.split:
         lines.append(f"  {root / folders[0]}/{description.split}")

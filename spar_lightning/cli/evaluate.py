@@ -6,29 +6,32 @@ named after its protocol: the same command goes on there, another protocol gets 
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins import ClusterEnvironment
+from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from spar_lightning.backbones.weights import WeightsError, difference, read
 from spar_lightning.cli.benchmark_folders import check, prepare
 from spar_lightning.cli.lightning_cli import SparCLI
+from spar_lightning.cli.student_weights import load
 from spar_lightning.datamodules.benchmark import Benchmark, opened_later
 from spar_lightning.datamodules.benchmark_description import SHIPPED, BenchmarkError
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
-from spar_lightning.errors import UserError
+from spar_lightning.errors import UserError, check_at_least
 from spar_lightning.evaluation.counts import CountsFolder
 from spar_lightning.evaluation.evaluator import Evaluator
 from spar_lightning.evaluation.protocol import Protocol, digest
 from spar_lightning.evaluation.report import Report, comparison, table
 from spar_lightning.evaluation.score import Result
-from spar_lightning.processes import is_first_process
+from spar_lightning.processes import is_first_process, world_size
 from spar_lightning.segmenter import Inference
 
 OUT = Path("runs") / "evaluate"
@@ -76,55 +79,84 @@ class EvaluateCLI(SparCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config.evaluate
         data = config.data.init_args
-        sources = SHIPPED if config.benchmarks == "all" else config.benchmarks and config.benchmarks.split(",")
-        if config.max_images is not None and config.max_images < 1:
-            raise UserError(f"--max_images must be at least 1, but got {config.max_images}.")
+        named = [name.strip() for name in (config.benchmarks or "").split(",") if name.strip()]
+        sources = SHIPPED if named == ["all"] else named
+        check_at_least(1, **{"--max_images": config.max_images, "--stride": config.stride})
         # Before the weights are loaded: a folder that is not there should cost no minutes.
-        named = opened_later(sources or data.get("benchmarks") or (), config.root or data.get("benchmark_root"))
-        self.benchmarks = opened(named, config.max_images)
+        listed = opened_later(sources or data.get("benchmarks") or (), config.root or data.get("benchmark_root"))
+        self.benchmarks = opened(listed, config.max_images)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        return super().instantiate_trainer(logger=False, enable_checkpointing=False, **kwargs)
+        trainer = super().instantiate_trainer(logger=False, enable_checkpointing=False, **kwargs)
+        if world_size() not in (1, trainer.world_size):
+            raise UserError(
+                f"The launcher has started {world_size()} processes, but the Trainer's settings ask for "
+                f"{trainer.world_size}. Give --trainer.devices for each machine and --trainer.num_nodes."
+            )
+        return trainer
 
     def evaluate(self, model: Distillation, datamodule: SA1B) -> None:
         """Measure what is not measured yet, and write the report."""
-        config, trainer = self.config.evaluate, self.config.evaluate.trainer
-        fabric = Fabric(
-            accelerator=trainer.accelerator,
-            devices=trainer.devices,
-            num_nodes=trainer.num_nodes,
-            precision=config.precision,
-        )
+        config = self.config.evaluate
+        fabric = self._fabric()
         fabric.launch()
-        if config.weights is not None:
-            load(model, config.weights)
-        model.to(fabric.device)
-        model.stride, model.inference = config.stride or model.stride, config.inference or model.inference
+        try:
+            if not self.benchmarks:
+                datamodule.prepare_data()  # rendered scenes bring their own
+                self.benchmarks = opened(datamodule.benchmarks, config.max_images)
+            if not self.benchmarks:
+                raise UserError("There is nothing to evaluate on: give --benchmarks all, or names, files and folders.")
+            if config.weights is not None:
+                load(model, config.weights)
+            model.to(fabric.device)
+            model.stride, model.inference = config.stride or model.stride, config.inference or model.inference
+            self._measure(model, fabric, Evaluator(fabric, datamodule.num_workers))
+        except UserError:
+            # The other processes that this one started would wait for it, and then print tracebacks.
+            for process in getattr(fabric.strategy.launcher, "procs", []):
+                process.kill()
+            raise
+
+    def _fabric(self) -> Fabric:
+        """Devices and processes as the Trainer's settings say, precision as the verb's."""
+        settings = self.config_init.evaluate.trainer
+        plugins = settings.plugins if isinstance(settings.plugins, list) else [settings.plugins]
+        # Shares may take unequally long: at the end the others wait for the slowest.
+        patient = DDPStrategy(timeout=timedelta(days=1))
+        return Fabric(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            num_nodes=settings.num_nodes,
+            strategy=patient if self.trainer.world_size > 1 else "auto",
+            precision=self.config.evaluate.precision,
+            plugins=[plugin for plugin in plugins if isinstance(plugin, ClusterEnvironment)],
+        )
+
+    def _measure(self, model: Distillation, fabric: Fabric, evaluator: Evaluator) -> None:
+        """Benchmark after benchmark, with a report that grows."""
+        precision = fabric.strategy.precision.precision  # what was asked for may not exist on this device
         protocol = Protocol(
-            model.student, model.inference, model.stride, model.geometry, model.templates, config.precision
+            model.student, model.inference, model.stride, model.geometry, model.templates, str(precision)
         )
         network, content = protocol.model(), protocol.content()
-        name = f"{type(model.student).__name__}-{model.inference}-{digest([network, content])}"
-        folder = Path(config.out) if config.out else OUT / name
+        limit = self.config.evaluate.max_images
+        name = f"{type(model.student).__name__}-{model.inference}-{digest([network, content, limit])}"
+        folder = Path(self.config.evaluate.out or OUT / name)
         report = Report(folder, network, content, environment(fabric))
-        first = fabric.global_rank == 0
-        if first:
-            print("\n".join(f"{key}: {value}" for key, value in {**network, **content}.items()), end="\n\n")
-        benchmarks = self.benchmarks or opened(datamodule.benchmarks, config.max_images)
-        if not benchmarks:
-            raise UserError("There is nothing to evaluate on: give --benchmarks all, or names, YAML files and folders.")
-        evaluator = Evaluator(fabric, datamodule.num_workers)
-        for benchmark in benchmarks:
+        say = print if fabric.is_global_zero else lambda *_: None
+        say("\n".join(f"{key}: {value}" for key, value in {**network, **content}.items()))
+        for benchmark in self.benchmarks:
             own = protocol.of(benchmark)
             own["hash"] = digest([content, own])
-            key = f"{benchmark.name}-{digest([network, own['hash']])}"
-            counts_folder = CountsFolder(folder, key, len(benchmark.classes))
+            say(f"\n{benchmark.name}: {', '.join(f'{key} {value}' for key, value in own.items() if key != 'labels')}")
             segmenter = model.segmenter(benchmark.description)
-            counts = evaluator.evaluate(segmenter, benchmark, counts_folder)
-            if first:
+            # Of a text encoder that does not say what it is, the embeddings themselves belong to the key.
+            text = None if network["text"] else segmenter.classifier.embeddings.numpy().tobytes().hex()
+            key = fabric.broadcast(f"{benchmark.name}-{digest([network, own['hash'], text])}")
+            counts = evaluator.evaluate(segmenter, benchmark, CountsFolder(folder, key, len(benchmark.classes)))
+            if fabric.is_global_zero:
                 report.add(benchmark, own, counts, Result.of(torch.from_numpy(counts.matrix), len(counts.images)))
-        if first:
-            print(f"\n{table(report.content)}\n\n{NOTE}\n{folder}: results.json, table.md, per_class/, counts/")
+        say(f"\n{table(report.content)}\n\n{NOTE}\n{folder}: results.json, table.md, per_class/, counts/")
 
 
 def opened(benchmarks: list[Benchmark], max_images: int | None) -> list[Benchmark]:
@@ -139,29 +171,6 @@ def opened(benchmarks: list[Benchmark], max_images: int | None) -> list[Benchmar
     if errors:
         raise BenchmarkError("\n".join(errors))
     return benchmarks
-
-
-def load(model: Distillation, source: str) -> None:
-    """Put weights into the student: of a run folder, a checkpoint of fit, or a file of the backbone's library.
-
-    Raises:
-        UserError: There are none, or they do not fit.
-    """
-    path = Path(source)
-    if path.is_dir() and (path / "checkpoints").is_dir():
-        candidates = [path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
-        found = next((candidate for candidate in candidates if candidate.is_file()), None)
-        if found is None:
-            raise UserError(f"--weights {source}: the run has no checkpoint yet. Give another run or a weight file.")
-        path = found
-    try:
-        tensors = read(str(path))
-        if difference(tensors, model.student.state_dict()) is None:  # of fit, in the backbone's own names
-            model.student.load_state_dict(tensors)
-        else:
-            model.student.load_vision_state_dict(tensors)
-    except WeightsError as error:
-        raise UserError(f"--weights {source}: {error}") from error
 
 
 def environment(fabric: Fabric) -> dict[str, Any]:
@@ -179,16 +188,20 @@ def run(args: Sequence[str]) -> int:
     others.add_argument("--check", type=Path)
     others.add_argument("--prepare")
     others.add_argument("--compare", type=Path, nargs=2)
+    for name in ("--weights", "--config"):
+        others.add_argument(name)
     chosen, rest = others.parse_known_args(given)
     if chosen.check:
         return check(chosen.check, rest)
     if chosen.prepare:
         return prepare(chosen.prepare, rest)
     if chosen.compare:
+        if rest:
+            raise UserError(f"--compare takes two results and nothing more, but got {' '.join(rest)}.")
         print(comparison(*chosen.compare))
         return 0
     try:
-        EvaluateCLI(_with_config(given))
+        EvaluateCLI(_with_config(given, chosen.weights, chosen.config))
     except KeyboardInterrupt:
         if is_first_process():
             print("Stopped. The same command goes on where it was.")
@@ -196,9 +209,7 @@ def run(args: Sequence[str]) -> int:
     return 0
 
 
-def _with_config(args: list[str]) -> list[str]:
+def _with_config(args: list[str], weights: str | None, config: str | None) -> list[str]:
     """The configuration of the run whose weights are given, unless one is named."""
-    if "--weights" not in args or any(arg == "--config" or arg.startswith("--config=") for arg in args):
-        return args
-    config = Path(args[args.index("--weights") + 1 :][0] if args[-1] != "--weights" else "") / "config.yaml"
-    return ["--config", str(config), *args] if config.is_file() else args
+    path = Path(weights or "") / "config.yaml"
+    return ["--config", str(path), *args] if config is None and weights and path.is_file() else args

@@ -3,7 +3,9 @@
 Labels stay at the size of their image and are compared there; only the image is resized, by the segmenter.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from spar_lightning.datamodules.benchmark_description import (
 )
 from spar_lightning.datamodules.image import ImageError, decode_image
 from spar_lightning.datamodules.label_values import class_ids
+from spar_lightning.datamodules.pattern import matches, prefix
 from spar_lightning.datamodules.sample import LabelledImage
 
 
@@ -62,9 +65,8 @@ class Benchmark(Dataset[LabelledImage]):
         self.description = read(file)
         self.folder = self._folder(file)
         patterns = self.description.images
-        patterns = [patterns] if isinstance(patterns, str) else patterns
         if self.description.split is None:
-            found = sorted((path, stem) for pattern in patterns for path, stem in _matches(self.folder, pattern))
+            found = sorted((path, stem) for pattern in patterns for path, stem in matches(self.folder, pattern))
             if not found:
                 raise BenchmarkError(
                     f"{self.name} holds no images: nothing matches {' or '.join(patterns)} in {self.folder}. "
@@ -74,6 +76,29 @@ class Benchmark(Dataset[LabelledImage]):
         else:
             self.stems = self._read_split(self.folder / self.description.split)
             self._images = [self._image(stem, patterns) for stem in self.stems]
+        if twice := [stem for stem, count in Counter(self.stems).items() if count > 1]:
+            raise BenchmarkError(
+                f"{self.name}: {twice[0]} is there twice, in {self.description.split or ' and '.join(patterns)} of "
+                f"{self.folder}. It would count twice: keep one."
+            )
+
+    def digest(self) -> str:
+        """Stands for the images and labels: names, sizes of the image files, contents of the label maps.
+
+        The same on every machine that holds them.
+
+        Raises:
+            BenchmarkError: A file is missing.
+        """
+        digest = hashlib.sha256()
+        for stem, image in zip(self.stems, self._images, strict=True):
+            labels, _ = self.label_file(stem)
+            try:
+                size, content = image.stat().st_size, labels.read_bytes()
+            except OSError as error:
+                raise BenchmarkError(f"{self.name}: {error.filename} cannot be read: {error.strerror}.") from error
+            digest.update(f"{stem} {size} {hashlib.sha256(content).hexdigest()}\n".encode())
+        return digest.hexdigest()[:12]
 
     def keep(self, count: int | None) -> None:
         """Keep so many images, spread evenly over all; None or a larger number keeps all."""
@@ -145,10 +170,9 @@ class Benchmark(Dataset[LabelledImage]):
             raise BenchmarkError(
                 f"{self.name} needs the folder in which the benchmarks lie: give --root, or data.benchmark_root."
             )
-        folders = self.description.folder
         base = Path(self.root) if ships and self.root is not None else file.parent
-        candidates = [base / folder for folder in ([folders] if isinstance(folders, str) else folders)]
-        wanted = self.description.split or _prefix(self._first_image())
+        candidates = [base / folder for folder in self.description.folder]
+        wanted = self.description.split or prefix(self.description.images[0])
         for candidate in candidates:
             if (candidate / wanted).exists():
                 return candidate
@@ -156,10 +180,6 @@ class Benchmark(Dataset[LabelledImage]):
             f"{self.name} is not in {base}: none of {', '.join(str(c / wanted) for c in candidates)} exists. "
             f"{self._help}"
         )
-
-    def _first_image(self) -> str:
-        images = self.description.images
-        return images if isinstance(images, str) else images[0]
 
     @property
     def _help(self) -> str:
@@ -171,14 +191,12 @@ class Benchmark(Dataset[LabelledImage]):
     def _read_split(self, path: Path) -> list[str]:
         try:
             stems = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise BenchmarkError(
-                f"{self.name}: the list of images {path} cannot be read: {error.strerror}. {self._help}"
+                f"{self.name}: the list of images {path} cannot be read: {error}. {self._help}"
             ) from error
         if not stems:
             raise BenchmarkError(f"{self.name}: the list of images {path} is empty. Restore the file.")
-        if len(set(stems)) < len(stems):
-            raise BenchmarkError(f"{self.name}: {path} lists an image twice. Each would count twice: restore the file.")
         return stems
 
     def _image(self, stem: str, patterns: list[str]) -> Path:
@@ -199,17 +217,3 @@ def opened_later(sources: Sequence[str], root: str | None) -> list[Benchmark]:
             f"benchmarks: two are called {', '.join(twice)}. The name is that of the file or folder: give each its own."
         )
     return benchmarks
-
-
-def _prefix(pattern: str) -> str:
-    """The folder of a pattern that is the same for all images."""
-    return pattern.partition("{}")[0].rpartition("/")[0]
-
-
-def _matches(folder: Path, pattern: str) -> Iterator[tuple[Path, str]]:
-    """Files that match a pattern, in subfolders too, with what stands for `{}`."""
-    before, _, after = pattern.partition("{}")
-    for path in (folder / _prefix(pattern)).rglob(f"*{after.rpartition('/')[2]}"):
-        relative = path.relative_to(folder).as_posix()
-        if relative.startswith(before) and relative.endswith(after) and path.is_file():
-            yield path, relative[len(before) : len(relative) - len(after)]

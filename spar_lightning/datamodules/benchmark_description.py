@@ -63,6 +63,7 @@ class BenchmarkDescription:
         images: Pattern of the images' paths; several where their format differs.
         labels: Label maps; for each image the first kind whose file exists.
         split: Text file with one image in each line; null takes all that `images` finds.
+        expected_images: How many there are when nothing is missing; null where that is not known.
         resize: Bounds of the long and of the short side that images are brought to, in pixels; null keeps sizes.
         background: Whether class 0 is everything that the other classes are not; thresholds need it.
         thresholds: When a pixel becomes background.
@@ -70,10 +71,11 @@ class BenchmarkDescription:
     """
 
     classes: list[ClassNames]
-    folder: str | list[str] = "."
-    images: str | list[str] = field(default_factory=lambda: ["images/{}.png", "images/{}.jpg"])
+    folder: list[str] = field(default_factory=lambda: ["."])
+    images: list[str] = field(default_factory=lambda: ["images/{}.png", "images/{}.jpg"])
     labels: list[LabelFiles] = field(default_factory=lambda: [LabelFiles("labels/{}.png")])
     split: str | None = None
+    expected_images: int | None = None
     resize: tuple[int, int] | None = None
     background: bool = False
     thresholds: Thresholds = field(default_factory=Thresholds)
@@ -144,12 +146,15 @@ def read(path: Path) -> BenchmarkDescription:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BenchmarkError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, Mapping):
-        raise BenchmarkError(f"{path} must hold at least classes: [{{label: disc, names: [disc, circle]}}, ..].")
+        raise BenchmarkError(f"{path} must hold classes: [{{label: disc, names: [disc, circle]}}, ..].")
+    classes = _classes(content.get("classes"), path)
+    content = {key: value for key, value in content.items() if key != "classes"}
+    content = {**content, **{key: [content[key]] for key in ("folder", "images") if isinstance(content.get(key), str)}}
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(BenchmarkDescription)
+    parser.add_class_arguments(BenchmarkDescription, skip={"classes"})  # of 150 dataclasses it takes seconds
     try:
-        settings = parser.instantiate(parser.parse_object(dict(content)))
-        description = BenchmarkDescription(**vars(settings))
+        settings = parser.instantiate(parser.parse_object(content))
+        description = BenchmarkDescription(classes, **vars(settings))
     except UserError as error:
         raise BenchmarkError(f"{path}: {error}") from error
     except Exception as error:  # jsonargparse's own, of several types
@@ -157,6 +162,18 @@ def read(path: Path) -> BenchmarkDescription:
         raise BenchmarkError(f"{path}: {' '.join(str(error).split())}. Keys of a benchmark are {keys}.") from error
     _check(description, path)
     return description
+
+
+def _classes(entries: Any, path: Path) -> list[ClassNames]:
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, Mapping)
+        and entry.keys() == {"label", "names"}
+        and isinstance(entry["names"], list)
+        and all(isinstance(name, str) for name in (entry["label"], *entry["names"]))
+        for entry in entries
+    ):
+        raise BenchmarkError(f"{path} must hold classes: [{{label: disc, names: [disc, circle]}}, ..].")
+    return [ClassNames(**entry) for entry in entries]
 
 
 def _check(description: BenchmarkDescription, path: Path) -> None:
@@ -168,13 +185,13 @@ def _check(description: BenchmarkDescription, path: Path) -> None:
             raise BenchmarkError(f"{path}: class {entry.label!r} needs at least one name, and none may be empty.")
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         raise BenchmarkError(f"{path}: two classes are called {', '.join(twice)}. Every class needs its own label.")
-    for patterns in (
-        ([description.images] if isinstance(description.images, str) else description.images),
-        [kind.file for kind in description.labels],
-    ):
-        for pattern in patterns:
-            if pattern.count("{}") != 1:
-                raise BenchmarkError(f"{path}: the pattern {pattern!r} must hold {{}} once, for the image's name.")
+    for pattern in [*description.images, *(kind.file for kind in description.labels)]:
+        if pattern.count("{}") != 1:
+            raise BenchmarkError(f"{path}: the pattern {pattern!r} must hold {{}} once, for the image's name.")
+    if not description.folder or not description.images or not description.labels:
+        raise BenchmarkError(f"{path}: folder, images and labels need at least one entry each.")
+    if description.resize is not None and min(description.resize) < 1:
+        raise BenchmarkError(f"{path}: resize takes two numbers of at least 1, but got {list(description.resize)}.")
     for thresholds in (description.thresholds, *description.backbone_thresholds.values()):
         if (thresholds.probability or thresholds.area is not None) and not description.background:
             raise BenchmarkError(
@@ -184,5 +201,7 @@ def _check(description: BenchmarkDescription, path: Path) -> None:
     for kind in description.labels:
         if kind.label_map is not None and kind.reduce_zero_label:
             raise BenchmarkError(f"{path}: label_map and reduce_zero_label exclude each other. Give one of them.")
+        if kind.label_map is not None and (not kind.label_map or min(kind.label_map) < 0):
+            raise BenchmarkError(f"{path}: label_map needs at least one entry, and none below 0.")
         if kind.label_map and not set(kind.label_map.values()) <= set(range(len(labels))):
             raise BenchmarkError(f"{path}: label_map leads to classes outside 0 to {len(labels) - 1}.")

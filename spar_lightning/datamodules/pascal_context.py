@@ -51,6 +51,11 @@ def convert(voc2010: Path, annotations: Path) -> Iterator[str]:
     Raises:
         BenchmarkError: A file is missing or damaged.
     """
+    if (voc2010 / LIST).exists():
+        raise BenchmarkError(
+            f"{voc2010 / LIST} exists, so the label maps have been made. Delete it to make both anew: results on "
+            "another list of images do not compare."
+        )
     main = voc2010 / "ImageSets" / "Main" / "val.txt"
     if not main.is_file():
         raise BenchmarkError(f"{main} does not exist. It comes with VOC2010: give the folder above VOC2010 as --root.")

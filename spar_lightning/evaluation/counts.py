@@ -12,12 +12,13 @@ import io
 import logging
 import zipfile
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spar_lightning.datamodules.durable import replace
+from spar_lightning.datamodules.durable import replace, sweep
 
 log = logging.getLogger("spar_lightning")
 
@@ -68,8 +69,9 @@ class CountsFolder:
 
         A part of which images are counted already is left out: the start that took it over was killed in between.
         """
+        sweep(self._unfinished)
         total = self._read(self._path) or Counts.none(self.classes)
-        parts = sorted(self.folder.glob(f"{self.name}.part-*.npz"))
+        parts = self._parts()
         for path in parts:
             part = self._read(path)
             if part is not None and not np.isin(part.images, total.images).any():
@@ -81,16 +83,23 @@ class CountsFolder:
 
     def drop_parts(self) -> None:
         """Delete the files of single processes, which the one of all now holds."""
-        for path in self.folder.glob(f"{self.name}.part-*.npz"):
-            path.unlink()
+        for path in self._parts():
+            path.unlink(missing_ok=True)
 
     def write(self, counts: Counts, process: int | None = None) -> None:
         """Put the file of a process, or the one of all, in place of the last."""
         path = self._path if process is None else self.folder / f"{self.name}.part-{process}.npz"
         buffer = io.BytesIO()
         np.savez(buffer, matrix=counts.matrix, images=counts.images, milliseconds=counts.milliseconds)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        replace(path, buffer.getvalue(), self.folder)
+        self._unfinished.mkdir(parents=True, exist_ok=True)
+        replace(path, buffer.getvalue(), self._unfinished)
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{escape(self.name)}.part-*.npz"))
+
+    @property
+    def _unfinished(self) -> Path:
+        return self.folder / "tmp"
 
     @property
     def _path(self) -> Path:

@@ -7,14 +7,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.datamodules.benchmark import Benchmark
 from spar_lightning.geometry import Geometry
 from spar_lightning.segmenter import Inference
-from spar_lightning.sliding_window import ALGORITHM
 from spar_lightning.zero_shot import Templates, prompt_templates
+
+ALGORITHM: Final = 1  # raised by hand when the same network, images and settings give other label maps or counts
 
 
 def digest(content: Any) -> str:
@@ -50,6 +51,7 @@ class Protocol:
         """The protocol as plain data."""
         templates = prompt_templates(self.templates)
         content: dict[str, Any] = {
+            "algorithm": ALGORITHM,
             "inference": self.inference,
             "geometry": self.geometry,
             "precision": self.precision,
@@ -57,7 +59,7 @@ class Protocol:
             "templates_sha256": digest(templates),
         }
         if self.inference == "sliding":
-            content |= {"stride": self.stride, "algorithm": ALGORITHM}
+            content["stride"] = self.stride
         return content
 
     def of(self, benchmark: Benchmark) -> dict[str, Any]:
@@ -65,7 +67,7 @@ class Protocol:
         return {
             **benchmark.description.protocol(type(self.backbone)),
             "images": len(benchmark),
-            "images_sha256": digest(benchmark.stems),
+            "images_sha256": benchmark.digest(),
         }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from spar_lightning.datamodules.benchmark import Benchmark
 from spar_lightning.datamodules.benchmark_description import SHIPPED
+from spar_lightning.datamodules.durable import replace
 from spar_lightning.errors import UserError
 from spar_lightning.evaluation.counts import Counts
 from spar_lightning.evaluation.protocol import differences
@@ -36,11 +37,21 @@ class Report:
         self.content: dict[str, Any] = {
             "model": model, "protocol": protocol, "environment": environment, "benchmarks": {},
         }  # fmt: skip
-        if self.path.exists():
+        for name, earlier in self._earlier().items():
+            self.content["benchmarks"][name] = earlier
+
+    def _earlier(self) -> dict[str, Any]:
+        """What is in the folder already, of this network and protocol."""
+        if not self.path.exists():
+            return {}
+        try:
             found = read(self.path)
-            if other := differences({**found["model"], **found["protocol"]}, {**model, **protocol}):
-                raise UserError(f"{folder} holds other results: {'; '.join(other)}. Give another --out.")
-            self.content["benchmarks"] = found["benchmarks"]
+        except UserError as error:
+            raise UserError(f"{error} Or give another --out than {self.folder}.") from error
+        ours = {**self.content["model"], **self.content["protocol"]}
+        if other := differences({**found["model"], **found["protocol"]}, ours):
+            raise UserError(f"{self.folder} holds other results: {'; '.join(other)}. Give another --out.")
+        return dict(found["benchmarks"])
 
     @property
     def path(self) -> Path:
@@ -48,9 +59,11 @@ class Report:
         return self.folder / "results.json"
 
     def add(self, benchmark: Benchmark, protocol: dict[str, Any], counts: Counts, result: Result) -> None:
-        """Write the results of a benchmark, in place of earlier ones."""
+        """Write the results of a benchmark, in place of earlier ones of it; others may have been added meanwhile."""
+        self.content["benchmarks"] |= self._earlier()
         per_class = [None if math.isnan(iou) else iou for iou in result.per_class]
         self.content["benchmarks"][benchmark.name] = {
+            "shipped": benchmark.source in SHIPPED,
             "mIoU": result.miou,
             "pixel_accuracy": result.accuracy,
             "images": result.images,
@@ -58,10 +71,11 @@ class Report:
             "IoU": dict(zip(benchmark.classes, per_class, strict=True)),
             "protocol": protocol,
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self.folder / "counts" / "tmp"
+        unfinished.mkdir(parents=True, exist_ok=True)
         self._write_classes(benchmark, counts, result)
-        self.path.write_text(json.dumps(self.content, indent=2) + "\n")
-        (self.folder / "table.md").write_text(f"{table(self.content)}\n")
+        replace(self.path, f"{json.dumps(self.content, indent=2)}\n".encode(), unfinished)
+        replace(self.folder / "table.md", f"{table(self.content)}\n".encode(), unfinished)
 
     def _write_classes(self, benchmark: Benchmark, counts: Counts, result: Result) -> None:
         """per_class/NAME.csv: a line for each class."""
@@ -87,7 +101,8 @@ def table(content: dict[str, Any]) -> str:
         accuracy, ms = f"{row['pixel_accuracy']:.2f}", f"{row['ms_per_image']:.1f}"
         lines.append([name, f"{row['mIoU']:.2f}", accuracy, str(row["images"]), ms, row["protocol"]["hash"]])
     if len(names) > 1:
-        title = "Mean6" if set(names) == set(SHIPPED) else f"mean of {len(names)}"
+        six = set(names) == set(SHIPPED) and all(results[name]["shipped"] for name in names)
+        title = "Mean6" if six else f"mean of {len(names)}"
         images = str(sum(results[name]["images"] for name in names))
         lines.append([title, f"{statistics.fmean(results[name]['mIoU'] for name in names):.2f}", "", images, "", ""])
     return markdown(lines)

@@ -111,6 +111,17 @@ def test_a_released_student_feeds_both_towers(trunk: dict[str, Tensor], tmp_path
     assert backbone.encode_text(["a cat"]).shape == (1, 192)
 
 
+def test_the_state_dict_may_have_official_names_or_hold_both_towers(trunk: dict[str, Tensor]) -> None:
+    official = official_vision(trunk)
+    student = {f"visual_model.backbone.{name}": tensor for name, tensor in official.items()}
+    for tensors in (trunk, official, {**student, "text_model.x": torch.zeros(1)}):
+        backbone = DINOv3Text(MODEL)
+        backbone.load_vision_state_dict(tensors)
+        assert all(torch.equal(backbone.trunk.state_dict()[name], tensor) for name, tensor in trunk.items())
+    with pytest.raises(WeightsError, match="does not fit"):
+        DINOv3Text(MODEL).load_vision_state_dict({"x": torch.zeros(1)})
+
+
 def test_a_checkpoint_of_our_own(trunk: dict[str, Tensor], tmp_path: Path) -> None:
     state = {f"student.trunk.{name}": tensor for name, tensor in trunk.items()}
     torch.save({"state_dict": state, "spar": {}}, tmp_path / "best.ckpt")

@@ -109,6 +109,9 @@ def test_values_that_stand_for_no_class(kind: LabelFiles, value: int, sentence: 
     ("more", "sentence"),
     [
         ({"classes": []}, "classes is empty"),
+        ({"classes": ["a"]}, r"must hold classes: \[\{label: disc, names: \[disc, circle\]\}, ..\]"),
+        ({"classes": [{"label": "a", "names": "b"}]}, "must hold classes"),
+        ({"classes": [{"label": "a", "names": [1]}]}, "must hold classes"),
         ({"classes": [{"label": "a", "names": []}]}, "class 'a' needs at least one name"),
         ({"classes": CLASSES[:1] * 2}, "two classes are called round"),
         ({"images": "images"}, r"'images' must hold \{\} once"),
@@ -116,6 +119,9 @@ def test_values_that_stand_for_no_class(kind: LabelFiles, value: int, sentence: 
         ({"thresholds": {"probability": 0.1}}, "'round' is not said to be the background"),
         ({"backbone_thresholds": {"OpenCLIP": {"area": 0.1}}}, "'round' is not said to be the background"),
         ({"thresholds": {"area": 2}, "background": True}, "probability and area from 0 to below 1"),
+        ({"resize": [0, 9]}, "resize takes two numbers of at least 1"),
+        ({"labels": [{"file": "{}", "label_map": {}}]}, "label_map needs at least one entry"),
+        ({"labels": [{"file": "{}", "label_map": {-1: 0}}]}, "none below 0"),
         ({"labels": [{"file": "{}", "label_map": {3: 2}}]}, "label_map leads to classes outside 0 to 1"),
         ({"labels": [{"file": "{}", "label_map": {3: 1}, "reduce_zero_label": True}]}, "exclude each other"),
     ],
@@ -183,6 +189,33 @@ def test_a_listed_image_that_is_missing(folder: Path) -> None:
     benchmark = opened(described(folder, split="list.txt"))
     with pytest.raises(BenchmarkError, match=r"images/7.png cannot be read"):
         benchmark[1]
+
+
+def test_an_image_in_two_formats(folder: Path) -> None:
+    Image.new("RGB", (6, 4)).save(folder / "images" / "0.jpg")
+    with pytest.raises(BenchmarkError, match=r"0 is there twice, in images/\{\}.png and images/\{\}.jpg"):
+        opened(folder)
+
+
+def test_what_the_digest_stands_for(folder: Path) -> None:
+    digests = [opened(folder).digest()]
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(folder / "labels" / "1.png")
+    digests.append(opened(folder).digest())
+    Image.fromarray(np.arange(72, dtype=np.uint8).reshape(4, 6, 3)).save(folder / "images" / "1.png")
+    digests.append(opened(folder).digest())
+    assert len(set(digests)) == 3 and opened(folder).digest() == digests[-1]
+    (folder / "images" / "1.png").unlink()
+    (folder / "list.txt").write_text("1\n")
+    with pytest.raises(BenchmarkError, match=r"images/1.png cannot be read"):
+        opened(described(folder, split="list.txt")).digest()
+
+
+def test_cities_behind_links(tmp_path: Path) -> None:
+    fake_benchmarks.cityscapes(tmp_path, [(8, 8), (8, 8)])
+    city = tmp_path / "cityscapes" / "leftImg8bit" / "val" / "lindau"
+    city.rename(tmp_path / "elsewhere")
+    city.symlink_to(tmp_path / "elsewhere")
+    assert len(opened("cityscapes", tmp_path)) == 2
 
 
 def test_the_layouts_of_the_six(tmp_path: Path) -> None:

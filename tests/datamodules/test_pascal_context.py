@@ -27,6 +27,8 @@ def test_every_validation_image(tmp_path: Path) -> None:
     labels = np.array(Image.open(folder / "SegmentationClassContext" / "2008_000001.png"))
     assert labels.shape == (10, 8) and set(np.unique(labels).tolist()) == {0, 1, 30, 59}
     assert (folder / "ImageSets/SegmentationContext/val.txt").read_text() == "2008_000000\n2008_000001\n"
+    with pytest.raises(BenchmarkError, match=r"SegmentationContext/val.txt exists, .* Delete it to make both anew"):
+        next(convert(folder, folder / "trainval"))
 
 
 def test_what_is_missing_or_damaged(tmp_path: Path) -> None:

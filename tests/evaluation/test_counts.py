@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spar_lightning.datamodules.durable import MACHINE
 from spar_lightning.evaluation.counts import Counts, CountsFolder
 
 
@@ -20,7 +21,7 @@ def test_parts_become_one(tmp_path: Path) -> None:
     for _ in range(2):
         total = folder.gather()
         assert sorted(total.images) == [0, 1, 2] and total.matrix.sum() == 12
-        assert [path.name for path in (tmp_path / "counts").iterdir()] == ["voc.npz"]
+        assert [path.name for path in (tmp_path / "counts").glob("*.npz")] == ["voc.npz"]
 
 
 def test_a_part_that_is_counted_already_is_left_out(tmp_path: Path) -> None:
@@ -42,6 +43,16 @@ def test_a_damaged_file_is_counted_again(tmp_path: Path, caplog: pytest.LogCaptu
     assert "voc.npz is damaged" in caplog.text
 
 
-def test_names_do_not_mix(tmp_path: Path) -> None:
-    CountsFolder(tmp_path, "voc", 2).write(counts(1), 0)
-    assert len(CountsFolder(tmp_path, "voc-1", 2).gather().images) == 0
+def test_any_name(tmp_path: Path) -> None:
+    folder = CountsFolder(tmp_path, "my[1]*", 2)
+    folder.write(counts(3), 0)
+    CountsFolder(tmp_path, "my1x", 2).write(counts(4), 0)
+    assert folder.gather().images.tolist() == [3]
+
+
+def test_what_a_dead_process_left_unfinished_goes(tmp_path: Path) -> None:
+    folder = CountsFolder(tmp_path, "voc", 2)
+    folder.write(counts(1))
+    left = tmp_path / "counts" / "tmp" / f"{MACHINE}.999999999.abcd.voc.npz"
+    left.touch()
+    assert folder.gather().images.tolist() == [1] and not left.exists()

@@ -1,0 +1,32 @@
+"""Weights for a student, from wherever they lie: a run, a checkpoint of fit, a file of the backbone's library."""
+
+from pathlib import Path
+
+from spar_lightning.backbones.weights import WeightsError, difference, read
+from spar_lightning.distillation import Distillation
+from spar_lightning.errors import UserError
+
+
+def load(model: Distillation, source: str) -> None:
+    """Put weights into the student: of a run folder, a checkpoint of fit, or a file of the backbone's library.
+
+    Raises:
+        UserError: There are none, or they do not fit.
+    """
+    path = Path(source)
+    if path.is_dir() and (path / "checkpoints").is_dir():
+        candidates = [path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+        found = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if found is None:
+            raise UserError(f"--weights {source}: the run has no checkpoint yet. Give another run or a weight file.")
+        path = found
+    elif path.is_dir():
+        raise UserError(f"--weights {source}: the folder is no run of spar fit (no checkpoints/). Give a weight file.")
+    try:
+        tensors = read(str(path))
+        if difference(tensors, model.student.state_dict()) is None:  # of fit, in the backbone's own names
+            model.student.load_state_dict(tensors)
+        else:
+            model.student.load_vision_state_dict(tensors)
+    except WeightsError as error:
+        raise UserError(f"--weights {source}: {error}") from error

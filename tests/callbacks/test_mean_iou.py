@@ -1,0 +1,45 @@
+"""Which benchmarks and images a run measures, and when."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from spar_lightning.cli import main
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_a_part_of_the_benchmarks_every_few_steps(small: list[str], scenes: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    args = [
+        "--mean_iou.benchmarks", "[scenes_96]", "--mean_iou.max_images", "3", "--mean_iou.teacher", "false",
+        "--trainer.val_check_interval", "5", "--trainer.check_val_every_n_epoch", "null",
+    ]  # fmt: skip
+    assert main(["fit", *small, *args, "--data.root", str(scenes), "--run_dir", str(run)]) == 0
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    validated = [row for row in rows if "mIoU/mean" in row]
+    assert [row["step"] for row in validated] == [4, 9, 14, 19]
+    assert all(row["mIoU/mean"] == row["mIoU/scenes_96"] and "mIoU/scenes_64" not in row for row in validated)
+    assert (run / "checkpoints" / "best.ckpt").exists()
+    results = json.loads((run / "results.json").read_text())
+    assert [(row["stage"], row["images"]) for row in results] == [
+        ("before", {"scenes_96": 3}),
+        ("after", {"scenes_96": 3}),
+    ]
+
+
+def test_nothing_at_the_end(small: list[str], scenes: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    args = ["--mean_iou.before", "false", "--mean_iou.teacher", "false", "--mean_iou.at_end", "false"]
+    more = ["--data.root", str(scenes), "--run_dir", str(run), "--trainer.max_epochs", "1"]
+    assert main(["fit", *small, *args, *more]) == 0
+    assert not (run / "results.json").exists() and "mIoU/mean" in (run / "metrics.jsonl").read_text()
+
+
+def test_a_name_that_is_no_benchmark(small: list[str], scenes: Path, tmp_path: Path, capsys: Capture) -> None:
+    args = ["--data.root", str(scenes), "--run_dir", str(tmp_path / "run"), "--mean_iou.benchmarks", "[scenes_46]"]
+    assert main(["fit", *small, *args]) == 2
+    text = capsys.readouterr().err
+    assert "mean_iou.benchmarks: 'scenes_46' is none of data.benchmarks. Did you mean scenes_96 or scenes_64" in text
+    assert not (tmp_path / "run" / "train.log").exists()
