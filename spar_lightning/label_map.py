@@ -18,7 +18,7 @@ from torch import Tensor
 from spar_lightning.errors import UserError
 
 BAND: Final = 2**22  # numbers that one step works on at once (16 MiB in fp32)
-KEEP: Final = 2**27  # cosines that are kept for a second look rather than computed twice (512 MiB)
+KEEP: Final = 96 * 2**20  # cosines that are kept for a second look rather than computed twice (384 MiB in fp32)
 
 
 class NotFiniteError(UserError):
