@@ -4,6 +4,7 @@ The same configuration file as `spar fit`, of which the model counts. A result l
 named after its protocol: the same command goes on there, another protocol gets another folder.
 """
 
+import logging
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from datetime import timedelta
@@ -33,6 +34,8 @@ from spar_lightning.evaluation.report import Report, comparison, table
 from spar_lightning.evaluation.score import Result
 from spar_lightning.processes import is_first_process, world_size
 from spar_lightning.segmenter import Inference
+
+log = logging.getLogger("spar_lightning")
 
 OUT = Path("runs") / "evaluate"
 NOTE = "mIoU and pixel accuracy in percent over all images; ms: median, segmentation alone, one image at a time."
@@ -69,7 +72,8 @@ class EvaluateCLI(SparCLI):
             "root": (str | None, None, "Folder in which the benchmarks lie; null: data.benchmark_root."),
             "inference": (Inference | None, None, "single pass or sliding window; null: model.inference."),
             "stride": (int | None, None, "Step between windows in pixels; null: model.stride."),
-            "precision": (Literal["32-true", "16-mixed", "bf16-mixed"], "32-true", "Of the network's arithmetic."),
+            "precision": (Literal["32-true", "16-mixed", "bf16-mixed"], "32-true",
+                          "Of the network's arithmetic; trainer.precision is that of training."),
             "max_images": (int | None, None, "Images of each benchmark, spread evenly over it; null: all."),
             "out": (str | None, None, f"Folder of the results; null: {OUT}/NAME-PROTOCOL."),
         }  # fmt: skip
@@ -120,6 +124,8 @@ class EvaluateCLI(SparCLI):
     def _fabric(self) -> Fabric:
         """Devices and processes as the Trainer's settings say, precision as the verb's."""
         settings = self.config_init.evaluate.trainer
+        if settings.strategy not in ("auto", "ddp"):
+            log.warning("trainer.strategy is ignored: an evaluation shares images out and needs no gradients.")
         plugins = settings.plugins if isinstance(settings.plugins, list) else [settings.plugins]
         # Shares may take unequally long: at the end the others wait for the slowest.
         patient = DDPStrategy(timeout=timedelta(days=1))
