@@ -5,6 +5,8 @@ named after its protocol: the same command goes on there, another protocol gets 
 """
 
 import logging
+import subprocess
+import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from datetime import timedelta
@@ -115,9 +117,11 @@ class EvaluateCLI(SparCLI):
             model.to(fabric.device)
             model.stride, model.inference = config.stride or model.stride, config.inference or model.inference
             self._measure(model, fabric, Evaluator(fabric, datamodule.num_workers))
-        except UserError:
-            # The other processes that this one started would wait for it, and then print tracebacks.
-            for process in getattr(fabric.strategy.launcher, "procs", []):
+        except (UserError, RuntimeError) as error:
+            others = getattr(fabric.strategy.launcher, "procs", [])  # those that this process started
+            if isinstance(error, RuntimeError) and any(ended(process) == 2 for process in others):
+                sys.exit(2)  # the connection broke because of a mistake that another process has named
+            for process in others:  # they would wait for this one, and then print tracebacks
                 process.kill()
             raise
 
@@ -177,6 +181,14 @@ def opened(benchmarks: list[Benchmark], max_images: int | None) -> list[Benchmar
     if errors:
         raise BenchmarkError("\n".join(errors))
     return benchmarks
+
+
+def ended(process: "subprocess.Popen[bytes]") -> int | None:
+    """The exit code of a process that is ending."""
+    try:
+        return process.wait(3)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def environment(fabric: Fabric) -> dict[str, Any]:
