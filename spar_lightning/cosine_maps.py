@@ -8,7 +8,8 @@ later window covers are handed on.
 Shapes: Q names, H x W pixels of the network's image, d channels; a window has k x l pixels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Final
 
 import torch
@@ -66,28 +67,39 @@ class WindowCosines:
 
     def rows(self, names: Tensor) -> Iterator[Tensor]:
         """Cosines (q, n, W), n rows of pixels at a time."""
-        k, l = self._sides
-        width, patch = self.size[1], self._windows.backbone.patch_size
-        canvas = strip = torch.empty(0)
-        row, done = -1, 0
-        for i, columns, part in self._windows.maps(self._image):
-            if row < 0:
-                up_y, up_x = (interpolation_matrix(side // patch, side).to(part) for side in (k, l))
-                embeddings = self._embeddings.to(part)[names]
-                canvas = part.new_zeros(len(names), k, width)  # row y of the image lies in row y % k
-                counts = [count.to(part) for count in self._counts()]
-            if i != row:
-                if row >= 0:
-                    self._add(canvas, strip, up_y, self._tops[row])
-                yield from self._take(canvas, counts, done, self._tops[i])
-                row, done = i, self._tops[i]
-                strip = part.new_zeros(len(names), k // patch, width)
+        height, width = self.size
+        canvas: Tensor | None = None  # row y of the image lies in row y % k
+        done = 0
+        for i, parts in groupby(self._windows.maps(self._image), key=lambda part: part[0]):
+            strip = self._strip(parts, names)
+            if canvas is None:
+                canvas = strip.new_zeros(len(names), self._sides[0], width)
+                up_y = self._up(0).to(strip)
+                counts = [count.to(strip) for count in self._counts()]
+            yield from self._take(canvas, counts, done, self._tops[i])
+            done = self._tops[i]
+            self._add(canvas, strip, up_y, done)
+        assert canvas is not None
+        yield from self._take(canvas, counts, done, height)
+
+    def _strip(self, parts: Iterable[tuple[int, list[int], Tensor]], names: Tensor) -> Tensor:
+        """A row of windows, brought to pixels and summed along x alone: (q, k/P, W)."""
+        strip: Tensor | None = None
+        for _, columns, part in parts:
+            if strip is None:
+                up_x, embeddings = self._up(1).to(part), self._embeddings.to(part)[names]
+                strip = part.new_zeros(len(names), part.shape[1], self.size[1])
             for j, features in zip(columns, part, strict=True):
                 with torch.autocast(part.device.type, enabled=False):
                     across = torch.einsum("qkl,xl->qkx", _cosines(F.normalize(features, dim=-1), embeddings), up_x)
-                strip[:, :, self._lefts[j] : self._lefts[j] + l] += across
-        self._add(canvas, strip, up_y, self._tops[row])
-        yield from self._take(canvas, counts, done, self.size[0])
+                strip[:, :, self._lefts[j] : self._lefts[j] + self._sides[1]] += across
+        assert strip is not None
+        return strip
+
+    def _up(self, axis: int) -> Tensor:
+        """From the patches of a window to its pixels along y (0) or x (1), a matrix."""
+        side = self._sides[axis]
+        return interpolation_matrix(side // self._windows.backbone.patch_size, side)
 
     def _counts(self) -> list[Tensor]:
         """Windows over each row (H) and over each column (W) of pixels."""

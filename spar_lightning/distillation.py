@@ -111,23 +111,29 @@ class Distillation(LightningModule):
         backbone.requires_grad_(False)
         return SlidingWindow(backbone, self.stride, batch_size=self.window_batch).to(self.device)
 
+    def teacher_backbone(self) -> Backbone:
+        """A frozen copy of the backbone as it was before training: one pass of it is where the student started."""
+        backbone = self.build_teacher().backbone
+        assert isinstance(backbone, Backbone)
+        return backbone
+
     def teacher_identity(self) -> dict[str, Any]:
         """What the teacher's features depend on: weights, windows and the arithmetic between them."""
         teacher = self.build_teacher()
         assert isinstance(teacher.backbone, Backbone)
         return {**teacher.backbone.identity(), **teacher.identity()}
 
-    def segmenter(self, task: BenchmarkDescription, inference: Inference | None = None) -> Segmenter:
-        """The student as a segmenter by the protocol of a benchmark; class names are encoded once."""
-        return self._segmenter(self.student, task, inference or self.inference)
+    def segmenter(
+        self, task: BenchmarkDescription, inference: Inference | None = None, backbone: Backbone | None = None
+    ) -> Segmenter:
+        """A segmenter by the protocol of a benchmark; class names are encoded once.
 
-    def teacher_segmenter(self, task: BenchmarkDescription, inference: Inference = "sliding") -> Segmenter:
-        """The pretrained backbone as a segmenter: the teacher in sliding windows, or its single pass."""
-        teacher = self.build_teacher().backbone
-        assert isinstance(teacher, Backbone)
-        return self._segmenter(teacher, task, inference)
-
-    def _segmenter(self, backbone: Backbone, task: BenchmarkDescription, inference: Inference) -> Segmenter:
+        Args:
+            task: The benchmark.
+            inference: single or sliding; None as configured.
+            backbone: None takes the student; `teacher_backbone` is the other that there is.
+        """
+        backbone = self.student if backbone is None else backbone
         classes = task.names()
         key = tuple(classes.items())
         if key not in self._classifiers:
@@ -135,7 +141,7 @@ class Distillation(LightningModule):
         return Segmenter(
             backbone,
             self._classifiers[key],
-            inference,
+            inference or self.inference,
             self.stride,
             self.window_batch,
             geometry=self.geometry,

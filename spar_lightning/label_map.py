@@ -124,17 +124,19 @@ def bands(pieces: Iterable[Tensor], source: tuple[int, int], target: tuple[int, 
     position = ((torch.arange(target[0], dtype=torch.float64) + 0.5) * source[0] / target[0] - 0.5).clamp(min=0)
     lower = position.long()
     upper = (lower + 1).clamp(max=source[0] - 1)
-    share = position - lower
     held: Tensor | None = None  # source rows from `first` on
     first = done = 0
     for piece in pieces:
+        if held is None:  # where the rows are; which bands are ready is decided on the CPU
+            above_of, below_of = lower.to(piece.device), upper.to(piece.device)
+            share = (position - lower)[:, None].to(piece)
         held = piece if held is None else torch.cat([held, piece], dim=1)
         ready = int((upper < first + held.shape[1]).sum())
         step = max(1, BAND // (held.shape[0] * max(target[1], held.shape[2])))
         for start in range(done, ready, step):
             rows = slice(start, min(ready, start + step))
-            above, below = (held[:, taps[rows].to(held.device) - first] for taps in (lower, upper))
-            between = torch.lerp(above, below, share[rows, None].to(held))
+            above, below = (held[:, taps[rows] - first] for taps in (above_of, below_of))
+            between = torch.lerp(above, below, share[rows])
             yield rows, F.interpolate(between[None], (between.shape[1], target[1]), mode="bilinear")[0]
         done = max(done, ready)
         if done < target[0]:

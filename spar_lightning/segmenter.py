@@ -74,9 +74,10 @@ class Segmenter:
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
         """Class of every pixel (H, W) int64 of an image (3, H, W) uint8 of any size, on the image's device."""
+        if self.classifier.owner.device != image.device:
+            self.classifier = self.classifier.to(image.device)  # once, not for every image
         cosines = self.cosines(self.pixels(image), self.classifier.embeddings)
-        size = (image.shape[-2], image.shape[-1])
-        return label_map(cosines, self.classifier.owner.to(image.device), size, self.thresholds)
+        return label_map(cosines, self.classifier.owner, (image.shape[-2], image.shape[-1]), self.thresholds)
 
     def pixels(self, image: Tensor) -> Tensor:
         """What the network sees (3, H', W'): resized, normalised, with sides that the patch divides."""

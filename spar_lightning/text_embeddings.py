@@ -5,9 +5,7 @@ templates, the name. Processes that need the same names share the work through t
 $SPAR_CACHE, otherwise in spar_lightning below the user's cache folder, and may be deleted at any time.
 """
 
-import hashlib
 import io
-import json
 import logging
 import os
 import zipfile
@@ -22,6 +20,7 @@ from tqdm import tqdm
 
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.datamodules.durable import replace
+from spar_lightning.datamodules.manifest import fingerprint
 from spar_lightning.processes import is_first_process, local_rank, world_size
 from spar_lightning.zero_shot import Classes, Templates, TextClassifier, embed_name, prompt_templates
 
@@ -57,13 +56,13 @@ def embed_names(backbone: Backbone, names: Sequence[str], templates: Sequence[st
 
 def folder_of(identity: dict[str, Any], templates: Sequence[str]) -> Path:
     """Where the embeddings of one text tower and one list of templates lie."""
-    content = json.dumps({"algorithm": ALGORITHM, "text": identity, "templates": list(templates)}, sort_keys=True)
+    content = {"algorithm": ALGORITHM, "text": identity, "templates": list(templates)}
     root = os.environ.get("SPAR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "spar_lightning"
-    return Path(root).expanduser() / "text" / hashlib.sha256(content.encode()).hexdigest()[:16]
+    return Path(root).expanduser() / "text" / fingerprint(content)[:16]
 
 
 def _path(folder: Path, name: str) -> Path:
-    return folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.npz"
+    return folder / f"{fingerprint(name)[:16]}.npz"
 
 
 def _read(folder: Path, name: str) -> Tensor | None:

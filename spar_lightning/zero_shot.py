@@ -8,7 +8,7 @@ Shapes: Q names, C classes, d channels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Literal
 
@@ -77,3 +77,7 @@ class TextClassifier:
         names = [name.strip() for group in by_label.values() for name in group]
         owner = [i for i, group in enumerate(by_label.values()) for _ in group]
         return cls(tuple(by_label), embed(names), torch.tensor(owner))
+
+    def to(self, device: torch.device) -> "TextClassifier":
+        """The same on a device."""
+        return replace(self, embeddings=self.embeddings.to(device), owner=self.owner.to(device))

@@ -72,7 +72,7 @@ def test_a_window_as_large_as_the_image_is_the_single_pass() -> None:
         single, sliding = (label_map(maps, owner, (48, 64), Thresholds()) for maps in (patches, windows))
         pixels = F.interpolate(all_rows(patches, 6)[None], (48, 64), mode="bilinear")[0]
         torch.testing.assert_close(all_rows(windows, 6), pixels, rtol=0, atol=1e-6)
-    assert (single == sliding).float().mean() > 0.999  # equal but for pixels where two classes are
+    assert (single != sliding).sum() <= 2  # measured: 0; pixels where two classes are equal in fp32
 
 
 def test_names_beyond_the_canvas_take_another_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ the comparison that the method is about. What was measured travels in the checkp
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -23,6 +22,7 @@ from spar_lightning.errors import UserError, check_at_least, nearest
 from spar_lightning.evaluation.loop import count
 from spar_lightning.evaluation.score import Result, Score
 from spar_lightning.markdown import markdown
+from spar_lightning.segmenter import Inference
 
 Stage = Literal["before", "teacher", "after"]
 
@@ -125,7 +125,8 @@ class MeanIoU(Callback):
         """Run a segmenter over all benchmarks, outside the Trainer's loop, and keep the row."""
         data, module = _data(trainer), trainer.lightning_module
         assert isinstance(module, Distillation)
-        segmenter_of = module.teacher_segmenter if stage == "teacher" else partial(module.segmenter, inference="single")
+        way: Inference = "sliding" if stage == "teacher" else "single"
+        backbone = module.teacher_backbone() if stage == "teacher" else None
         results, ms = {}, 0.0
         for benchmark, loader in zip(data.benchmarks, data.val_dataloader(), strict=True):
             limit = _limit(trainer.limit_val_batches, len(loader))
@@ -135,7 +136,7 @@ class MeanIoU(Callback):
             score = Score(len(benchmark.classes), device)
             shown = (image for batch in islice(loader, limit) for image in batch)
             times = tqdm(
-                count(segmenter_of(benchmark.description), shown, score, device, precision),
+                count(module.segmenter(benchmark.description, way, backbone), shown, score, device, precision),
                 f"{TITLES[stage]}: {benchmark.name}", limit, leave=False, unit="image",
                 disable=not trainer.is_global_zero,
             )  # fmt: skip

@@ -40,8 +40,9 @@ class Pictures(Callback):
             self._draw_predictions(pl_module, benchmarks[-1], folder / "predictions.png")
 
     def _draw_predictions(self, module: Distillation, benchmark: Benchmark, path: Path) -> None:
-        teacher = module.teacher_segmenter(benchmark.description)
-        before = module.teacher_segmenter(benchmark.description, "single")
+        backbone = module.teacher_backbone()
+        teacher = module.segmenter(benchmark.description, "sliding", backbone)
+        before = module.segmenter(benchmark.description, "single", backbone)
         after = module.segmenter(benchmark.description, "single")
         rows = []
         for i in np.linspace(0, len(benchmark) - 1, min(self.images, len(benchmark))).astype(int).tolist():

@@ -71,7 +71,7 @@ def prepare(what: str, rest: Sequence[str]) -> int:
     parser.add_argument("--root", type=Path, required=True, help="folder above VOCdevkit/VOC2010 or VOC2010")
     parser.add_argument("--annotations", type=Path, help="folder of the .mat files; default: trainval/ in VOC2010")
     given = parser.parse_args(rest)
-    candidates = [given.root / name for name in ("VOCdevkit/VOC2010", "VOC2010", ".")]
+    candidates = [given.root / name for name in read(shipped()["context60"]).folder]
     folder = next((c for c in candidates if (c / "JPEGImages").is_dir()), None)
     if folder is None:
         raise UserError(

@@ -156,7 +156,8 @@ class EvaluateCLI(SparCLI):
         say = print if fabric.is_global_zero else lambda *_: None
         say("\n".join(f"{key}: {value}" for key, value in {**network, **content}.items()))
         for benchmark in self.benchmarks:
-            own = protocol.of(benchmark)
+            # One process reads the label maps for their hash.
+            own = fabric.broadcast(protocol.of(benchmark) if fabric.is_global_zero else {})
             own["hash"] = digest([content, own])
             say(f"\n{benchmark.name}: {', '.join(f'{key} {value}' for key, value in own.items() if key != 'labels')}")
             segmenter = model.segmenter(benchmark.description)

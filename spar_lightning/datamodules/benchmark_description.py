@@ -4,8 +4,6 @@ The six benchmarks of the paper are such files too (configs/benchmarks); one's o
 pattern `{}` stands for what identifies an image, subfolders included.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
@@ -15,6 +13,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
+from spar_lightning.datamodules.manifest import fingerprint
 from spar_lightning.errors import UserError, nearest
 from spar_lightning.label_map import Thresholds
 
@@ -96,11 +95,10 @@ class BenchmarkDescription:
 
     def protocol(self, backbone: type) -> dict[str, Any]:
         """What a result depends on beside images and network."""
-        classes = json.dumps([asdict(entry) for entry in self.classes])
         return {
             "classes": len(self.classes),
             "names": sum(len(entry.names) for entry in self.classes),
-            "names_sha256": hashlib.sha256(classes.encode()).hexdigest()[:16],
+            "names_sha256": fingerprint([asdict(entry) for entry in self.classes])[:12],
             "labels": [asdict(labels) for labels in self.labels],
             "resize": None if self.resize is None else list(self.resize),
             "thresholds": asdict(self.thresholds_of(backbone)),

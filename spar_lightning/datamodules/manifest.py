@@ -29,9 +29,9 @@ def compare(root: Path, identity: dict[str, Any]) -> None:
     )
 
 
-def fingerprint(identity: Mapping[str, Any]) -> str:
-    """Sha256 of the identity's canonical JSON."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+def fingerprint(content: Any) -> str:
+    """Sha256 of the canonical JSON of plain data."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(root: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 The network and the protocol are told apart: two networks are comparable if their protocols have one hash.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Final
 
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.datamodules.benchmark import Benchmark
+from spar_lightning.datamodules.manifest import fingerprint
 from spar_lightning.geometry import Geometry
 from spar_lightning.segmenter import Inference
 from spar_lightning.zero_shot import Templates, prompt_templates
@@ -20,7 +20,7 @@ ALGORITHM: Final = 1  # raised by hand when the same network, images and setting
 
 def digest(content: Any) -> str:
     """Twelve hexadecimal digits that stand for plain data."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    return fingerprint(content)[:12]
 
 
 @dataclass(frozen=True)

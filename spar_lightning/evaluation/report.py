@@ -37,8 +37,7 @@ class Report:
         self.content: dict[str, Any] = {
             "model": model, "protocol": protocol, "environment": environment, "benchmarks": {},
         }  # fmt: skip
-        for name, earlier in self._earlier().items():
-            self.content["benchmarks"][name] = earlier
+        self.content["benchmarks"] |= self._earlier()
 
     def _earlier(self) -> dict[str, Any]:
         """What is in the folder already, of this network and protocol."""

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from spar_lightning.cli import main
 from spar_lightning.datamodules.benchmark_description import SHIPPED, read, shipped
@@ -147,7 +147,7 @@ def test_equals_the_protocol_by_hand(
     found, expected = matrices(out)["voc21"], by_hand(trees, SmallCLIP(clip))
     assert found.sum(1).tolist() == expected.sum(1).tolist()
     assert (expected > 0).any(0).sum() >= 3  # more than two classes are predicted
-    assert abs(found - expected).sum() <= 0.002 * expected.sum()  # pixels where two classes are equal in fp32
+    assert abs(found - expected).sum() <= 4  # measured: 0; two pixels, where two classes are equal in fp32
 
 
 def folder(root: Path, sizes: list[tuple[int, int]]) -> Path:
@@ -180,7 +180,7 @@ def test_windows_equal_the_protocol_by_hand(config: Callable[[str], list[str]], 
         np.add.at(expected, (truth[truth != 255], predicted[truth != 255]), 1)
     found = matrices(tmp_path / "out")["mine"]
     assert found.sum(1).tolist() == expected.sum(1).tolist() and (expected > 0).any(0).all()
-    assert abs(found - expected).sum() <= 0.002 * expected.sum()  # pixels where two classes are equal in fp32
+    assert abs(found - expected).sum() <= 4  # measured: 0; two pixels, where two classes are equal in fp32
 
 
 def test_other_labels_are_counted_anew(config: Callable[[str], list[str]], tmp_path: Path, capsys: Capture) -> None:
@@ -193,7 +193,8 @@ def test_other_labels_are_counted_anew(config: Callable[[str], list[str]], tmp_p
     assert len(list((out / "counts").glob("*.npz"))) == 2
     row = json.loads((out / "results.json").read_text())["benchmarks"]["mine"]
     assert row["images"] == 1 and before[2].sum() < 1200
-    assert list(row["IoU"].values())[:2] in ([None, None], [0.0, None], [None, 0.0], [0.0, 0.0])
+    lines = (out / "per_class" / "mine.csv").read_text().splitlines()
+    assert [line.split(",")[3] for line in lines[1:]] == ["0", "0", "1200"]
     (out / "results.json").write_text("{")
     assert "give another --out than" in sentence(args, capsys)
 
@@ -204,6 +205,14 @@ def stopped(times: Iterator[float], images: int) -> Iterator[float]:
     raise KeyboardInterrupt
 
 
+def interrupt(args: list[str], images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a command, and stop it after so many images."""
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluator, "SAVE_EVERY", 0.0)
+        patch.setattr(evaluator, "count", lambda *given: stopped(count(*given), images))
+        assert main(args) == 130
+
+
 def test_goes_on_where_it_was(
     config: Callable[[str], list[str]], trees: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,12 +220,9 @@ def test_goes_on_where_it_was(
     assert main([*args, "--out", str(tmp_path / "whole")]) == 0
 
     args += ["--out", str(tmp_path / "parts")]
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluator, "SAVE_EVERY", 0.0)
-        patch.setattr(evaluator, "count", lambda *given: stopped(count(*given), 2))
-        capsys.readouterr()
-        assert main(args) == 130
-        assert "The same command goes on where it was" in capsys.readouterr().out
+    capsys.readouterr()
+    interrupt(args, 2, monkeypatch)
+    assert "The same command goes on where it was" in capsys.readouterr().out
 
     counted: list[float] = []
 
@@ -248,10 +254,7 @@ def test_two_processes_count_what_one_counts(
     args = [*config("SmallCLIP"), "--benchmarks", "voc21,cityscapes", "--root", str(trees)]
     assert main([*args, "--out", str(tmp_path / "one")]) == 0
     args += ["--out", str(tmp_path / "two")]
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluator, "SAVE_EVERY", 0.0)
-        patch.setattr(evaluator, "count", lambda *given: stopped(count(*given), 2))
-        assert main(args) == 130  # of voc21's three images one is left: one of the two processes has none
+    interrupt(args, 2, monkeypatch)  # of voc21's three images one is left: one of the two processes has none
     args += ["--trainer.devices", "2"]
     command = [sys.executable, *launcher, "-m", "spar_lightning", *args]
     env = {**environment(), "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
@@ -288,9 +291,16 @@ def test_weights_of_a_library(config: Callable[[str], list[str]], trees: Path, t
     torch.manual_seed(7)
     save_file(SmallCLIP().vision_state_dict(), tmp_path / "a.safetensors")
     args = [*config("SmallCLIP"), "--benchmarks", "voc20", "--root", str(trees), "--max_images", "1"]
-    for name, more in (("a", ["--weights", str(tmp_path / "a.safetensors")]), ("b", [])):
+    released = {f"segmentor.net.model.{name}": t for name, t in load_file(tmp_path / "a.safetensors").items()}
+    torch.save({"state_dict": released}, tmp_path / "student.ckpt")
+    for name, more in (
+        ("a", ["--weights", str(tmp_path / "a.safetensors")]),
+        ("b", []),
+        ("c", ["--weights", str(tmp_path / "student.ckpt")]),  # as the paper's students are laid out
+    ):
         assert main([*args, *more, "--out", str(tmp_path / name)]) == 0
-    one, other = (json.loads((tmp_path / name / "results.json").read_text()) for name in "ab")
+    one, other, student = (json.loads((tmp_path / name / "results.json").read_text()) for name in "abc")
+    assert student["model"] == one["model"]
     assert one["model"]["weights"] != other["model"]["weights"] and one["benchmarks"]["voc20"]["images"] == 1
     assert one["benchmarks"]["voc20"]["protocol"] == other["benchmarks"]["voc20"]["protocol"]
     text = sentence([*args, "--out", str(tmp_path / "a")], capsys)
