@@ -1,5 +1,7 @@
 """Where the cosines of a label map come from: one pass over the image, or windows stitched pixel by pixel.
 
+What refines them works on the patch grid, where the features of windows are stitched as those of the distillation.
+
 Single pass gives them on the patch grid. The sliding window brings every window's cosines to pixels,
 sums them on a canvas and divides by the number of windows over each pixel (the teacher's rows of the
 paper's Table 1). That canvas has as many rows as a window and moves down with the windows: rows that no
@@ -8,7 +10,7 @@ later window covers are handed on.
 Shapes: Q names, H x W pixels of the network's image, d channels; a window has k x l pixels.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import Final
 
@@ -16,7 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spar_lightning.label_map import BAND
+from spar_lightning.backbones.base import Backbone
+from spar_lightning.label_map import BAND, CosineMaps, StoredMaps
+from spar_lightning.refine import LPOSS, AnyUp
+from spar_lightning.refine.guided_maps import GuidedMaps
 from spar_lightning.sliding_window import DenseEncoder, SlidingWindow, interpolation_matrix, window_starts
 
 CANVAS: Final = 160 * 2**20  # numbers on a canvas at most (640 MiB in fp32)
@@ -32,10 +37,9 @@ class PatchCosines:
     """
 
     def __init__(self, backbone: DenseEncoder, image: Tensor, embeddings: Tensor) -> None:
-        features = backbone(image[None])[0]  # (h, w, d)
-        self._unit = F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+        self._unit = _unit(backbone(image[None])[0])  # (h, w, d)
         self._embeddings = embeddings.to(self._unit)
-        self.size = (features.shape[0], features.shape[1])
+        self.size = (self._unit.shape[0], self._unit.shape[1])
         self.names_at_once = len(embeddings)
 
     def rows(self, names: Tensor) -> Iterator[Tensor]:
@@ -91,7 +95,7 @@ class WindowCosines:
                 strip = part.new_zeros(len(names), part.shape[1], self.size[1])
             for j, features in zip(columns, part, strict=True):
                 with torch.autocast(part.device.type, enabled=False):
-                    across = torch.einsum("qkl,xl->qkx", _cosines(F.normalize(features, dim=-1), embeddings), up_x)
+                    across = torch.einsum("qkl,xl->qkx", _cosines(_unit(features), embeddings), up_x)
                 strip[:, :, self._lefts[j] : self._lefts[j] + self._sides[1]] += across
         assert strip is not None
         return strip
@@ -129,6 +133,38 @@ class WindowCosines:
             places = rows % canvas.shape[1]
             yield canvas[:, places] / (counts[0][rows, None] * counts[1])
             canvas[:, places] = 0
+
+
+def refined_maps(
+    encoder: Callable[[Tensor], Tensor],
+    backbone: Backbone,
+    refine: LPOSS | None,
+    upsampler: AnyUp | None,
+    image: Tensor,
+    embeddings: Tensor,
+) -> CosineMaps:
+    """Cosines on the patch grid, spread by LPOSS, brought to the pixels of the network's image by AnyUp.
+
+    Args:
+        encoder: Normalised images (B, 3, H, W) to features (B, h, w, d): the network, or its sliding window.
+        backbone: The network.
+        refine: None leaves the cosines as they are.
+        upsampler: None leaves them on the patch grid.
+        image: Normalised image (3, H, W), sides multiples of the patch.
+        embeddings: Unit vectors of all names (Q, d).
+    """
+    unit = _unit(encoder(image[None])[0])  # (h, w, d)
+    maps = _cosines(unit, embeddings.to(unit))
+    if refine is not None:
+        maps = refine(unit, maps, backbone.patch_size)
+    if upsampler is None:
+        return StoredMaps(maps)
+    return GuidedMaps(upsampler, upsampler.normalize(backbone.denormalize(image)), maps)
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Features (h, w, d) as unit vectors, at least fp32."""
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
 
 def _cosines(unit: Tensor, embeddings: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from spar_lightning.datamodules.sample import LabelledImage, Sample
 from spar_lightning.errors import UserError
 from spar_lightning.geometry import Geometry
 from spar_lightning.packing import dense_features
+from spar_lightning.refine import BILINEAR, LPOSS, REFINEMENTS, AnyUp, Refinement, check_weights
 from spar_lightning.segmenter import Inference, Segmenter
 from spar_lightning.sliding_window import SlidingWindow
 from spar_lightning.text_embeddings import text_classifier
@@ -61,6 +62,11 @@ class Distillation(LightningModule):
         inference: How validation segments: `single` pass of the student, or `sliding` window.
         geometry: Validation images whose sides the patch does not divide: `aligned` resizes them to the nearest
             multiples, `paper` does what the published code does for the family of the backbone.
+        refine: What follows the cosines of validation: `lposs` spreads them over similar patches as the paper does for
+            pretrained networks and sliding windows (gamma 1), `lposs_spar` as for its student (gamma 10); or settings
+            of one's own, such as {gamma: 5, alpha: 0.95, k: 400, sigma: 0.01}.
+        upsampler: How they come from the patch grid to pixels: `bilinear`; `anyup` guided by the image, with its
+            weights for many backbones; `anyup_paper` with those of its paper; or the path of a weight file of AnyUp.
     """
 
     def __init__(
@@ -76,6 +82,8 @@ class Distillation(LightningModule):
         templates: Templates = "openai_imagenet",
         inference: Inference = "single",
         geometry: Geometry = "aligned",
+        refine: Refinement | LPOSS = "none",
+        upsampler: str = "bilinear",
     ) -> None:
         super().__init__()
         if lr <= 0 or weight_decay < 0:
@@ -91,13 +99,17 @@ class Distillation(LightningModule):
         self.templates = templates
         self.inference: Inference = inference
         self.geometry: Geometry = geometry
+        self.refine, self.upsampler = refine, upsampler
         set_trainable(backbone, backbone.parameter_groups(), self.trainable)
         # Buffers are constants: DDP need not send rank 0's round, and ranks may validate unevenly.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
         self._start = {name: p.detach().clone() for name, p in backbone.named_parameters() if p.requires_grad}
         self._teacher: list[SlidingWindow] = []  # a list: no submodule
+        self._upsamplers: dict[str, AnyUp] = {}  # nor these
         self._fitting = True
         self._classifiers: dict[tuple[tuple[str, tuple[str, ...]], ...], TextClassifier] = {}
+        if upsampler != BILINEAR:
+            check_weights(upsampler)
         prompt_templates(templates)  # refuses what is none now, not after the data
         SlidingWindow(backbone, stride, batch_size=window_batch)  # refuses a bad stride now, not after the data
 
@@ -134,6 +146,7 @@ class Distillation(LightningModule):
             backbone: None takes the student; `teacher_backbone` is the other that there is.
         """
         backbone = self.student if backbone is None else backbone
+        refine = self.refinement()
         classes = task.names()
         key = tuple(classes.items())
         if key not in self._classifiers:
@@ -146,8 +159,22 @@ class Distillation(LightningModule):
             self.window_batch,
             geometry=self.geometry,
             resize=task.resize,
-            thresholds=task.thresholds_of(type(backbone)),
+            thresholds=task.thresholds_of(type(backbone)) if refine is None else None,  # other scores, other scale
+            refine=refine,
+            upsampler=self.build_upsampler(),
         )
+
+    def refinement(self) -> LPOSS | None:
+        """What follows the cosines, if anything."""
+        return self.refine if isinstance(self.refine, LPOSS) else REFINEMENTS[self.refine]
+
+    def build_upsampler(self) -> AnyUp | None:
+        """The upsampler, read once for the same weights; None is bilinear."""
+        if self.upsampler == BILINEAR:
+            return None
+        if self.upsampler not in self._upsamplers:
+            self._upsamplers[self.upsampler] = AnyUp(self.upsampler)
+        return self._upsamplers[self.upsampler]
 
     def training_step(self, batch: list[Sample], batch_idx: int) -> Tensor:
         images = [self.student.normalize(sample.image) for sample in batch]

@@ -8,6 +8,7 @@ it gives are off by up to a patch at the right and lower border, because the gri
 image as if it fitted.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -17,12 +18,19 @@ from torch import Tensor
 
 Rule = Callable[[Tensor, int], Tensor]  # images (B, 3, H, W) and the patch P -> images with sides that P divides
 Geometry = Literal["aligned", "paper"]
+Resize = tuple[int, int] | int | None  # bounds of the long and the short side, or the side of a square of that area
 
 
 def rescaled(height: int, width: int, bounds: tuple[int, int]) -> tuple[int, int]:
     """Largest size with the same aspect whose long and short side stay within the bounds (mmcv's rule)."""
     factor = min(max(bounds) / max(height, width), min(bounds) / min(height, width))
     return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+
+def of_area(height: int, width: int, side: int, multiple: int) -> tuple[int, int]:
+    """Size with nearly the same aspect and the area of a square, both sides multiples of a number (paper, Figure 3)."""
+    factor = side / math.sqrt(height * width)
+    return max(1, round(height * factor / multiple)) * multiple, max(1, round(width * factor / multiple)) * multiple
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -77,7 +77,7 @@ def label_map(maps: CosineMaps, owner: Tensor, size: tuple[int, int], thresholds
     """
     names = torch.arange(len(owner), device=owner.device)
     if thresholds.area is not None and len(names) * maps.size[0] * maps.size[1] <= KEEP:
-        maps = _Kept(maps, names)
+        maps = _kept(maps, names)
     scale = thresholds.logit_scale if thresholds.probability else None
     best, labels, total = _decide(maps, owner, names, size, scale)
     if thresholds.area is not None:
@@ -145,22 +145,32 @@ def bands(pieces: Iterable[Tensor], source: tuple[int, int], target: tuple[int, 
     assert done == target[0]
 
 
-class _Kept:
-    """Cosine maps with all rows in memory, for a second look at some of the names."""
+class StoredMaps:
+    """Maps of all names in memory.
 
-    def __init__(self, maps: CosineMaps, names: Tensor) -> None:
-        self.size = maps.size
-        self.names_at_once = len(names)
-        self._all = torch.empty(0)
-        for chunk in names.split(maps.names_at_once):
-            row = 0
-            for part in maps.rows(chunk):
-                if not self._all.numel():  # filled in place: a second copy would be as large
-                    self._all = part.new_empty(len(names), *maps.size)
-                self._all[chunk, row : row + part.shape[1]] = part
-                row += part.shape[1]
+    Args:
+        maps: (Q, h, w).
+    """
+
+    def __init__(self, maps: Tensor) -> None:
+        self._maps = maps
+        self.size = (maps.shape[1], maps.shape[2])
+        self.names_at_once = len(maps)
 
     def rows(self, names: Tensor) -> Iterator[Tensor]:
-        step = max(1, BAND // (len(names) * self.size[1]))
-        for part in self._all.split(step, dim=1):
+        """Maps (q, n, w), n rows at a time."""
+        for part in self._maps.split(max(1, BAND // (len(names) * self.size[1])), dim=1):
             yield part[names]
+
+
+def _kept(maps: CosineMaps, names: Tensor) -> StoredMaps:
+    """All rows, for a second look at some of the names."""
+    stored = torch.empty(0)
+    for chunk in names.split(maps.names_at_once):
+        row = 0
+        for part in maps.rows(chunk):
+            if not stored.numel():  # filled in place: a second copy would be as large
+                stored = part.new_empty(len(names), *maps.size)
+            stored[chunk, row : row + part.shape[1]] = part
+            row += part.shape[1]
+    return StoredMaps(stored)

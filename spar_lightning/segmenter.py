@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from spar_lightning.backbones.base import Backbone
-from spar_lightning.cosine_maps import PatchCosines, WindowCosines
+from spar_lightning.cosine_maps import PatchCosines, WindowCosines, refined_maps
 from spar_lightning.errors import UserError
-from spar_lightning.geometry import Geometry, aligned, rescaled, resize_image
+from spar_lightning.geometry import Geometry, Resize, aligned, of_area, rescaled, resize_image
 from spar_lightning.label_map import CosineMaps, Thresholds, label_map
+from spar_lightning.refine import LPOSS, AnyUp
 from spar_lightning.sliding_window import SlidingWindow
 from spar_lightning.text_embeddings import text_classifier
 from spar_lightning.zero_shot import Classes, Templates, TextClassifier
@@ -38,8 +39,10 @@ class Segmenter:
         geometry: Images whose sides the patch does not divide: `aligned` resizes them to the nearest multiples,
             `paper` does what the published code does for the family of the backbone.
         resize: Bounds of the long and of the short side that the network's image gets, in pixels, with its aspect
-            kept; null keeps the size.
+            kept; or the side of the square whose area it gets (paper, Figure 3); null keeps the size.
         thresholds: When a pixel becomes class 0, for classes of which the first is the background; null: never.
+        refine: Spreads the cosines over similar patches; null leaves them.
+        upsampler: Brings them from the patch grid to the pixels of the network's image; null: bilinear.
     """
 
     def __init__(
@@ -51,8 +54,10 @@ class Segmenter:
         batch_size: int = 60,
         templates: Templates = "openai_imagenet",
         geometry: Geometry = "aligned",
-        resize: tuple[int, int] | None = None,
+        resize: Resize = None,
         thresholds: Thresholds | None = None,
+        refine: LPOSS | None = None,
+        upsampler: AnyUp | None = None,
     ) -> None:
         if inference not in get_args(Inference):
             raise UserError(f"inference is 'single' or 'sliding', but got {inference!r}.")
@@ -65,22 +70,43 @@ class Segmenter:
         self.rule = aligned if geometry == "aligned" else backbone.paper_geometry
         self.resize = resize
         self.thresholds = thresholds or Thresholds()
-        self.cosines: Callable[[Tensor, Tensor], CosineMaps] = (
-            partial(PatchCosines, backbone)
-            if inference == "single"
-            else partial(WindowCosines, SlidingWindow(backbone, stride, batch_size=batch_size))
-        )
+        if refine is not None and (self.thresholds.probability or self.thresholds.area is not None):
+            raise UserError(
+                "thresholds are those of cosines, but scores after LPOSS have another scale: give refine or thresholds."
+            )
+        self.upsampler = upsampler
+        windows = SlidingWindow(backbone, stride, batch_size=batch_size) if inference == "sliding" else None
+        self.windows = windows
+        self.cosines: Callable[[Tensor, Tensor], CosineMaps]
+        if refine is not None or upsampler is not None:
+            self.cosines = partial(refined_maps, windows or backbone, backbone, refine, upsampler)
+        else:
+            self.cosines = partial(WindowCosines, windows) if windows else partial(PatchCosines, backbone)
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
         """Class of every pixel (H, W) int64 of an image (3, H, W) uint8 of any size, on the image's device."""
         if self.classifier.owner.device != image.device:
             self.classifier = self.classifier.to(image.device)  # once, not for every image
+        if self.upsampler is not None:
+            self.upsampler.to(image.device)
         cosines = self.cosines(self.pixels(image), self.classifier.embeddings)
         return label_map(cosines, self.classifier.owner, (image.shape[-2], image.shape[-1]), self.thresholds)
 
     def pixels(self, image: Tensor) -> Tensor:
         """What the network sees (3, H', W'): resized, normalised, with sides that the patch divides."""
-        if self.resize is not None:
-            image = resize_image(image, rescaled(image.shape[-2], image.shape[-1], self.resize))
-        return self.rule(self.backbone.normalize(image[None]), self.backbone.patch_size)[0]
+        height, width, patch = image.shape[-2], image.shape[-1], self.backbone.patch_size
+        if isinstance(self.resize, int):
+            image = resize_image(image, of_area(height, width, self.resize, patch))
+        elif self.resize is not None:
+            image = resize_image(image, rescaled(height, width, self.resize))
+        return self.rule(self.backbone.normalize(image[None]), patch)[0]
+
+    @torch.no_grad()
+    def run_network(self, pixels: Tensor) -> None:
+        """The forward passes that an image (3, H', W') of `pixels` needs and nothing else, for taking the time."""
+        if self.windows is None:
+            self.backbone(pixels[None])
+        else:
+            for _ in self.windows.maps(pixels):
+                pass

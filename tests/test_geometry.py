@@ -1,12 +1,15 @@
 """Sides that the patch does not divide, by rule."""
 
+import math
+
 import pytest
 import torch
 
 from spar_lightning.backbones import DINOv3Text, OpenCLIP, SigLIP2, Tiny
 from spar_lightning.errors import UserError
-from spar_lightning.geometry import Rule, aligned, drop, pad, stretch
+from spar_lightning.geometry import Rule, aligned, drop, of_area, pad, stretch
 from spar_lightning.segmenter import Segmenter
+from spar_lightning.sliding_window import window_starts
 
 
 @pytest.mark.parametrize(
@@ -28,6 +31,28 @@ def test_pad_and_drop_keep_the_pixels() -> None:
 @pytest.mark.parametrize(("family", "rule"), [(SigLIP2, pad), (OpenCLIP, drop), (DINOv3Text, stretch), (Tiny, aligned)])
 def test_the_published_rule_of_each_family(family: type, rule: Rule) -> None:
     assert family.paper_geometry is rule  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("side", "size", "windows"),
+    [
+        (768, (544, 1088), 75),
+        (1024, (720, 1456), 410),
+        (1280, (912, 1808), 990),
+        (1448, (1024, 2048), 1495),
+        (1536, (1088, 2176), 1775),
+        (2048, (1456, 2896), 4141),
+    ],
+)
+def test_the_sizes_of_figure_3(side: int, size: tuple[int, int], windows: int) -> None:
+    """Cityscapes, windows of 512 at stride 24."""
+    assert of_area(1024, 2048, side, 16) == size
+    assert math.prod(len(window_starts(length, 512, 24)) for length in size) == windows
+
+
+def test_an_area_for_any_aspect() -> None:
+    assert of_area(3, 3000, 64, 16) == (16, 2016)  # at least one patch
+    assert of_area(640, 427, 64, 8) == (80, 56)
 
 
 class Padded(Tiny):

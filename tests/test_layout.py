@@ -11,9 +11,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Lowest first; a module imports from its own row and from those above it in this list.
 LAYERS = [
-    ["errors", "markdown"],
+    ["errors", "markdown", "pyplot"],
     ["sliding_window", "trainable", "packing", "zero_shot", "geometry", "processes", "label_map"],
     ["backbones", "datamodules"],
+    ["refine"],
     ["cosine_maps", "text_embeddings"],
     ["segmenter"],
     ["evaluation"],

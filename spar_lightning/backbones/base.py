@@ -8,7 +8,6 @@ Shapes: B images, H x W pixels, P patch size, h = H/P, w = W/P, N = h*w, D width
 d width of the output, Q prompts.
 """
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spar_lightning.backbones.weights import tensors_digest
 from spar_lightning.geometry import Rule, aligned
 from spar_lightning.packing import Grid
 
@@ -120,13 +120,14 @@ class Backbone(nn.Module, ABC):
         mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (self.mean, self.std))
         return ((images.float() / 255 - mean) / std).to(next(self.parameters()).dtype)
 
+    def denormalize(self, images: Tensor) -> Tensor:
+        """Pixels in [0, 1], fp32, of normalised images (..., 3, H, W)."""
+        mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (self.mean, self.std))
+        return images.float() * std + mean
+
     def weights_digest(self) -> str:
         """sha256 over names, types, shapes and bytes of the vision weights."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.vision_state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return tensors_digest(self.vision_state_dict())
 
     def identity(self) -> dict[str, Any]:
         """What dense features depend on; a family adds what its weights do not show."""

@@ -15,6 +15,7 @@ from spar_lightning.callbacks.mean_iou import TITLES
 from spar_lightning.datamodules.benchmark import Benchmark
 from spar_lightning.datamodules.sample import IGNORED
 from spar_lightning.distillation import Distillation
+from spar_lightning.pyplot import pyplot
 
 
 class Pictures(Callback):
@@ -63,7 +64,7 @@ def draw_predictions(
     rows: Sequence[tuple[NDArray[Any], ...]], titles: Sequence[str], classes: Sequence[str], path: Path
 ) -> None:
     """One row per image: the image (H, W, 3), then label maps (H, W), with a legend of the classes."""
-    plt = _pyplot()
+    plt = pyplot()
     from matplotlib.patches import Patch
 
     colours = palette(len(classes))
@@ -86,7 +87,7 @@ def draw_predictions(
 
 def draw_curves(metrics: Path, path: Path) -> None:
     """Loss and mIoU over steps, with the start and the teacher as lines to compare with."""
-    plt = _pyplot()
+    plt = pyplot()
     values = read_metrics(metrics)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
     loss = values.get("loss", {})
@@ -121,13 +122,3 @@ def _running_mean(curve: dict[int, float], width: int = 20) -> tuple[list[int], 
     steps, values = list(curve), np.array(list(curve.values()))
     width = min(width, len(values)) or 1
     return steps[width - 1 :], np.convolve(values, np.ones(width) / width, "valid").tolist() if steps else []
-
-
-def _pyplot() -> Any:
-    """Matplotlib without a screen, imported when a picture is drawn."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt

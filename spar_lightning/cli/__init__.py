@@ -54,6 +54,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except ValueError as error:
         if cause := _user_error(error):
             return _fail(f"spar {verb}", _sentence(cause))
+        if sentence := _of_union(error):
+            return _fail(f"spar {verb}", sentence)
         raise
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -73,6 +75,14 @@ def _user_error(error: BaseException | None) -> UserError | None:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def _of_union(error: ValueError) -> str | None:
+    """What a class of ours said of its settings where names are allowed too: jsonargparse leaves it in a list."""
+    union = "Does not validate against any of the Union subtypes"
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = (line.removeprefix("- ") for line in lines if line.startswith("- "))
+    return next((line for line in said if not line.startswith(("Expected a", union))), None) if union in lines else None
 
 
 def _sentence(error: UserError) -> str:

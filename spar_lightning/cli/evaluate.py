@@ -10,11 +10,9 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from datetime import timedelta
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.strategies.ddp import DDPStrategy
@@ -23,18 +21,18 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from spar_lightning.cli.benchmark_folders import check, prepare
 from spar_lightning.cli.lightning_cli import SparCLI
+from spar_lightning.cli.measurement import Measurement
 from spar_lightning.cli.student_weights import load
+from spar_lightning.cli.sweep import Sweep, figures, numbers
 from spar_lightning.datamodules.benchmark import Benchmark, opened_later
 from spar_lightning.datamodules.benchmark_description import SHIPPED, BenchmarkError
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import UserError, check_at_least
-from spar_lightning.evaluation.counts import CountsFolder
-from spar_lightning.evaluation.evaluator import Evaluator
-from spar_lightning.evaluation.protocol import Protocol, digest
-from spar_lightning.evaluation.report import Report, comparison, table
-from spar_lightning.evaluation.score import Result
+from spar_lightning.evaluation.protocol import digest
+from spar_lightning.evaluation.report import comparison, table
 from spar_lightning.processes import is_first_process, world_size
+from spar_lightning.refine import LPOSS, Refinement
 from spar_lightning.segmenter import Inference
 
 log = logging.getLogger("spar_lightning")
@@ -51,7 +49,7 @@ class EvaluateTrainer(Trainer):
 
         `spar evaluate --check ROOT` says which benchmarks are found below a folder and where the others should lie,
         `spar evaluate --prepare context --root ROOT` makes the labels of PASCAL Context, `spar evaluate --compare A B`
-        compares two results.
+        compares two results, `spar evaluate --figures A B --out DIR` draws several sweeps in one figure.
         """
 
 
@@ -68,7 +66,8 @@ class EvaluateCLI(SparCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         options: dict[str, tuple[Any, Any, str]] = {
-            "weights": (str | None, None, "Run folder, checkpoint of fit, or weight file; null: as configured."),
+            "weights": (str | None, None, "Run folder, checkpoint of fit, or weight file; for a sweep several, with "
+                        "commas between; null: as configured."),
             "benchmarks": (str | None, None, f"all, or names, YAML files and folders with commas between; all are "
                            f"{', '.join(SHIPPED)}; null: data.benchmarks."),
             "root": (str | None, None, "Folder in which the benchmarks lie; null: data.benchmark_root."),
@@ -76,6 +75,16 @@ class EvaluateCLI(SparCLI):
             "stride": (int | None, None, "Step between windows in pixels; null: model.stride."),
             "precision": (Literal["32-true", "16-mixed", "bf16-mixed"], "32-true",
                           "Of the network's arithmetic; trainer.precision is that of training."),
+            "refine": (Refinement | LPOSS | None, None, "As model.refine, which null takes."),
+            "upsampler": (str | None, None, "As model.upsampler, which null takes."),
+            "strides": (str | None, None, "Sweep, Figure 1 of the paper: the network as configured, in a single pass "
+                        "and in sliding windows at these strides, with commas between; those of --weights in a single "
+                        "pass."),
+            "sweep": (str | None, None, "Sweep, Figure 3 of the paper: the same networks in a single pass on images of "
+                      "these areas, each the side of a square in pixels; with --inference sliding the one as "
+                      "configured in sliding windows, too."),
+            "warm_ups": (int, 10, "Of a sweep: forward passes that are not timed."),
+            "repeats": (int, 10, "Of a sweep: forward passes that are timed, for median and quartiles."),
             "max_images": (int | None, None, "Images of each benchmark, spread evenly over it; null: all."),
             "out": (str | None, None, f"Folder of the results; null: {OUT}/NAME-PROTOCOL."),
         }  # fmt: skip
@@ -87,7 +96,17 @@ class EvaluateCLI(SparCLI):
         data = config.data.init_args
         named = [name.strip() for name in (config.benchmarks or "").split(",") if name.strip()]
         sources = SHIPPED if named == ["all"] else named
-        check_at_least(1, **{"--max_images": config.max_images, "--stride": config.stride})
+        check_at_least(1, **{"--max_images": config.max_images, "--stride": config.stride, "--repeats": config.repeats})
+        check_at_least(0, **{"--warm_ups": config.warm_ups})
+        self.strides, self.areas = numbers("--strides", config.strides), numbers("--sweep", config.sweep)
+        self.weights = [source.strip() for source in (config.weights or "").split(",") if source.strip()]
+        if len(self.weights) > 1 and not (self.strides or self.areas):
+            raise UserError(
+                f"--weights takes one network, but got {len(self.weights)}. Give --strides or --sweep, which compare "
+                "several, or one at a time."
+            )
+        if self.strides and config.stride:
+            raise UserError("--stride and --strides exclude each other. Give one of them.")
         # Before the weights are loaded: a folder that is not there should cost no minutes.
         listed = opened_later(sources or data.get("benchmarks") or (), config.root or data.get("benchmark_root"))
         self.benchmarks = opened(listed, config.max_images)
@@ -112,11 +131,14 @@ class EvaluateCLI(SparCLI):
                 self.benchmarks = opened(datamodule.benchmarks, config.max_images)
             if not self.benchmarks:
                 raise UserError("There is nothing to evaluate on: give --benchmarks all, or names, files and folders.")
-            if config.weights is not None:
-                load(model, config.weights)
             model.to(fabric.device)
             model.stride, model.inference = config.stride or model.stride, config.inference or model.inference
-            self._measure(model, fabric, Evaluator(fabric, datamodule.num_workers))
+            model.refine, model.upsampler = (
+                self.config_init.evaluate.refine or model.refine,
+                config.upsampler or model.upsampler,
+            )
+            measurement = Measurement(fabric, self.benchmarks, datamodule.num_workers, config.max_images)
+            self._measure(model, measurement)
         except (UserError, RuntimeError) as error:
             others = getattr(fabric.strategy.launcher, "procs", [])  # those that this process started
             if isinstance(error, RuntimeError) and any(ended(process) == 2 for process in others):
@@ -142,32 +164,23 @@ class EvaluateCLI(SparCLI):
             plugins=[plugin for plugin in plugins if isinstance(plugin, ClusterEnvironment)],
         )
 
-    def _measure(self, model: Distillation, fabric: Fabric, evaluator: Evaluator) -> None:
-        """Benchmark after benchmark, with a report that grows."""
-        precision = fabric.strategy.precision.precision  # what was asked for may not exist on this device
-        protocol = Protocol(
-            model.student, model.inference, model.stride, model.geometry, model.templates, str(precision)
-        )
-        network, content = protocol.model(), protocol.content()
-        limit = self.config.evaluate.max_images
-        name = f"{type(model.student).__name__}-{model.inference}-{digest([network, content, limit])}"
-        folder = Path(self.config.evaluate.out or OUT / name)
-        report = Report(folder, network, content, environment(fabric))
-        say = print if fabric.is_global_zero else lambda *_: None
-        say("\n".join(f"{key}: {value}" for key, value in {**network, **content}.items()))
-        for benchmark in self.benchmarks:
-            # One process reads the label maps for their hash.
-            own = fabric.broadcast(protocol.of(benchmark) if fabric.is_global_zero else {})
-            own["hash"] = digest([content, own])
-            say(f"\n{benchmark.name}: {', '.join(f'{key} {value}' for key, value in own.items() if key != 'labels')}")
-            segmenter = model.segmenter(benchmark.description)
-            # Of a text encoder that does not say what it is, the embeddings themselves belong to the key.
-            text = None if network["text"] else segmenter.classifier.embeddings.numpy().tobytes().hex()
-            key = fabric.broadcast(f"{benchmark.name}-{digest([network, own['hash'], text])}")
-            counts = evaluator.evaluate(segmenter, benchmark, CountsFolder(folder, key, len(benchmark.classes)))
-            if fabric.is_global_zero:
-                report.add(benchmark, own, counts, Result.of(torch.from_numpy(counts.matrix), len(counts.images)))
-        say(f"\n{table(report.content)}\n\n{NOTE}\n{folder}: results.json, table.md, per_class/, counts/")
+    def _measure(self, model: Distillation, measurement: Measurement) -> None:
+        """One result, or a sweep."""
+        config = self.config.evaluate
+        out = None if config.out is None else Path(config.out)
+        if self.strides or self.areas:
+            names = [benchmark.name for benchmark in self.benchmarks]
+            protocol = measurement.protocol(model)
+            settings = [protocol.model(), protocol.content(), self.weights, names, self.strides, self.areas]
+            name = f"{type(model.student).__name__}-sweep-{digest([*settings, config.max_images])}"
+            sweep = Sweep(measurement, out or OUT / name, self.strides, self.areas, config.warm_ups, config.repeats)
+            sweep.run(model, self.weights)
+            return
+        for source in self.weights:
+            load(model, source)
+        report = measurement.run(model, OUT, out)
+        files = "results.json, table.md, per_class/, counts/"
+        measurement.say(f"\n{table(report.content)}\n\n{NOTE}\n{report.folder}: {files}")
 
 
 def opened(benchmarks: list[Benchmark], max_images: int | None) -> list[Benchmark]:
@@ -192,14 +205,6 @@ def ended(process: "subprocess.Popen[bytes]") -> int | None:
         return None
 
 
-def environment(fabric: Fabric) -> dict[str, Any]:
-    """Versions and hardware of this evaluation."""
-    device = fabric.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    packages = ("spar-lightning", "torch", "lightning", "timm", "open_clip_torch", "transformers")
-    return {**{p: metadata.version(p) for p in packages}, "device": name, "processes": fabric.world_size}
-
-
 def run(args: Sequence[str]) -> int:
     """Evaluate, or with --check, --prepare and --compare look at data and results."""
     given = list(args)
@@ -207,6 +212,7 @@ def run(args: Sequence[str]) -> int:
     others.add_argument("--check", type=Path)
     others.add_argument("--prepare")
     others.add_argument("--compare", type=Path, nargs=2)
+    others.add_argument("--figures", type=Path, nargs="+")
     for name in ("--weights", "--config"):
         others.add_argument(name)
     chosen, rest = others.parse_known_args(given)
@@ -219,6 +225,8 @@ def run(args: Sequence[str]) -> int:
             raise UserError(f"--compare takes two results and nothing more, but got {' '.join(rest)}.")
         print(comparison(*chosen.compare))
         return 0
+    if chosen.figures:
+        return figures(chosen.figures, rest)
     try:
         EvaluateCLI(_with_config(given, chosen.weights, chosen.config))
     except KeyboardInterrupt:
@@ -230,5 +238,5 @@ def run(args: Sequence[str]) -> int:
 
 def _with_config(args: list[str], weights: str | None, config: str | None) -> list[str]:
     """The configuration of the run whose weights are given, unless one is named."""
-    path = Path(weights or "") / "config.yaml"
+    path = Path((weights or "").split(",")[0]) / "config.yaml"
     return ["--config", str(path), *args] if config is None and weights and path.is_file() else args

@@ -3,9 +3,11 @@
 Labels stay at the size of their image and are compared there; only the image is resized, by the segmenter.
 """
 
+import copy
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +107,12 @@ class Benchmark(Dataset[LabelledImage]):
         if count is not None and count < len(self):
             chosen = [i * len(self) // count for i in range(count)]
             self.stems, self._images = [self.stems[i] for i in chosen], [self._images[i] for i in chosen]
+
+    def resized(self, area: int) -> "Benchmark":
+        """The same with all images brought to the area of a square of this side, in pixels."""
+        other = copy.copy(self)
+        other.description = replace(self.description, resize=area)
+        return other
 
     @property
     def classes(self) -> dict[str, tuple[str, ...]]:

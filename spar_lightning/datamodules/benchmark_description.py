@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 
 from spar_lightning.datamodules.manifest import fingerprint
 from spar_lightning.errors import UserError, nearest
+from spar_lightning.geometry import Resize
 from spar_lightning.label_map import Thresholds
 
 
@@ -63,7 +64,8 @@ class BenchmarkDescription:
         labels: Label maps; for each image the first kind whose file exists.
         split: Text file with one image in each line; null takes all that `images` finds.
         expected_images: How many there are when nothing is missing; null where that is not known.
-        resize: Bounds of the long and of the short side that images are brought to, in pixels; null keeps sizes.
+        resize: Bounds of the long and of the short side that images are brought to, in pixels; or one number, the
+            side of the square whose area they get; null keeps sizes.
         background: Whether class 0 is everything that the other classes are not; thresholds need it.
         thresholds: When a pixel becomes background.
         backbone_thresholds: The same for some classes of backbones, by their names.
@@ -75,7 +77,7 @@ class BenchmarkDescription:
     labels: list[LabelFiles] = field(default_factory=lambda: [LabelFiles("labels/{}.png")])
     split: str | None = None
     expected_images: int | None = None
-    resize: tuple[int, int] | None = None
+    resize: Resize = None
     background: bool = False
     thresholds: Thresholds = field(default_factory=Thresholds)
     backbone_thresholds: dict[str, Thresholds] = field(default_factory=dict)
@@ -100,7 +102,7 @@ class BenchmarkDescription:
             "names": sum(len(entry.names) for entry in self.classes),
             "names_sha256": fingerprint([asdict(entry) for entry in self.classes])[:12],
             "labels": [asdict(labels) for labels in self.labels],
-            "resize": None if self.resize is None else list(self.resize),
+            "resize": list(self.resize) if isinstance(self.resize, tuple) else self.resize,
             "thresholds": asdict(self.thresholds_of(backbone)),
         }
 
@@ -188,8 +190,9 @@ def _check(description: BenchmarkDescription, path: Path) -> None:
             raise BenchmarkError(f"{path}: the pattern {pattern!r} must hold {{}} once, for the image's name.")
     if not description.folder or not description.images or not description.labels:
         raise BenchmarkError(f"{path}: folder, images and labels need at least one entry each.")
-    if description.resize is not None and min(description.resize) < 1:
-        raise BenchmarkError(f"{path}: resize takes two numbers of at least 1, but got {list(description.resize)}.")
+    sides = description.resize if isinstance(description.resize, tuple) else (description.resize or 1,)
+    if min(sides) < 1 or description.resize == 0:
+        raise BenchmarkError(f"{path}: resize takes one or two numbers of at least 1, but got {description.resize}.")
     for thresholds in (description.thresholds, *description.backbone_thresholds.values()):
         if (thresholds.probability or thresholds.area is not None) and not description.background:
             raise BenchmarkError(

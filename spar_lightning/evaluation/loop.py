@@ -3,7 +3,6 @@
 Everything that measures mIoU outside the Trainer's own validation runs through here.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from spar_lightning.datamodules.sample import LabelledImage
 from spar_lightning.evaluation.score import Score
+from spar_lightning.evaluation.timing import now
 from spar_lightning.segmenter import Segmenter
 
 
@@ -33,16 +33,9 @@ def count(
     """
     for image in images:
         pixels = image.image.to(device)
-        start = _now(device)
+        start = now(device)
         with precision():
             predicted = segmenter(pixels)
-        milliseconds = 1000 * (_now(device) - start)
+        milliseconds = 1000 * (now(device) - start)
         score.update(predicted, image.labels.to(device))
         yield milliseconds
-
-
-def _now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

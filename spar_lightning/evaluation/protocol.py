@@ -5,13 +5,14 @@ The network and the protocol are told apart: two networks are comparable if thei
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.datamodules.benchmark import Benchmark
 from spar_lightning.datamodules.manifest import fingerprint
 from spar_lightning.geometry import Geometry
+from spar_lightning.refine import LPOSS, AnyUp
 from spar_lightning.segmenter import Inference
 from spar_lightning.zero_shot import Templates, prompt_templates
 
@@ -34,6 +35,8 @@ class Protocol:
         geometry: What becomes of sides that the patch does not divide.
         templates: Prompts of class names.
         precision: Of the network's arithmetic, in Lightning's terms.
+        refine: What follows the cosines; null: nothing.
+        upsampler: From the patch grid to pixels; null: bilinear.
     """
 
     backbone: Backbone
@@ -42,6 +45,8 @@ class Protocol:
     geometry: Geometry
     templates: Templates
     precision: str
+    refine: LPOSS | None = None
+    upsampler: AnyUp | None = None
 
     def model(self) -> dict[str, Any]:
         """The network as plain data; weights by their digest."""
@@ -60,12 +65,19 @@ class Protocol:
         }
         if self.inference == "sliding":
             content["stride"] = self.stride
+        if self.refine is not None:
+            content["refine"] = {"name": "LPOSS", **asdict(self.refine)}
+        if self.upsampler is not None:
+            content["upsampler"] = self.upsampler.identity()
         return content
 
     def of(self, benchmark: Benchmark) -> dict[str, Any]:
         """What one benchmark adds: its images, classes, sizes and thresholds."""
+        own = benchmark.description.protocol(type(self.backbone))
+        if self.refine is not None:
+            own["thresholds"] = None  # they are those of cosines
         return {
-            **benchmark.description.protocol(type(self.backbone)),
+            **own,
             "images": len(benchmark),
             "images_sha256": benchmark.digest(),
         }

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from spar_lightning.cli import main
+from tests.refine.test_anyup import official_file
 
 Capture = pytest.CaptureFixture[str]
 
@@ -27,6 +28,28 @@ def test_a_part_of_the_benchmarks_every_few_steps(small: list[str], scenes: Path
         ("before", {"scenes_96": 3}),
         ("after", {"scenes_96": 3}),
     ]
+
+
+def test_refinement_in_a_run(small: list[str], scenes: Path, tmp_path: Path) -> None:
+    """What the callback measures with LPOSS and AnyUp is what `spar evaluate` measures with them."""
+    file, run = str(official_file(tmp_path / "anyup.pth")), tmp_path / "run"
+    place = ["--data.root", str(scenes)]
+    refined = ["--model.refine.gamma", "5", "--model.upsampler", file]
+    more = ["--mean_iou.max_images", "2", "--trainer.max_epochs", "1", "--run_dir", str(run)]
+    assert main(["fit", *small, *place, *refined, *more]) == 0
+    rows = {row["stage"]: row["miou"] for row in json.loads((run / "results.json").read_text())}
+    config = ["--config", str(run / "config.yaml"), "--max_images", "2"]
+    anew = ["--model.refine", "none", "--model.upsampler", "bilinear", "--refine.gamma", "5", "--upsampler", file]
+    for stage, way in (
+        ("before", anew),
+        ("teacher", ["--inference", "sliding"]),
+        ("after", ["--weights", str(run / "checkpoints" / "last.ckpt")]),
+    ):
+        out = tmp_path / stage
+        assert main(["evaluate", *config, *way, "--out", str(out)]) == 0
+        results = json.loads((out / "results.json").read_text())
+        assert {name: row["mIoU"] for name, row in results["benchmarks"].items()} == pytest.approx(rows[stage])
+        assert results["protocol"]["refine"]["gamma"] == 5 and results["protocol"]["upsampler"]["name"] == "AnyUp"
 
 
 def test_nothing_at_the_end(small: list[str], scenes: Path, tmp_path: Path) -> None:

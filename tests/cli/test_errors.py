@@ -175,6 +175,22 @@ def test_an_unknown_augmentation(tmp_path: Path, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
+        ("--data.augmentation.multiple=0", "multiple must be at least 1, but got 0"),
+        ("--model.refine.gamma=0", "refine: gamma must be above 0, alpha from 0 to below 1"),
+        (
+            "--model.refine=lpos",
+            "refine: there is no 'lpos'. Did you mean lposs? Allowed are none, lposs, lposs_spar, and",
+        ),
+        ("--model.upsampler=anyupp", "upsampler: 'anyupp' is no file. Did you mean anyup"),
+    ],
+)
+def test_settings_of_ones_own_outside_their_range(argument: str, words: str, tmp_path: Path, capsys: Capture) -> None:
+    assert words in sentence(["fit", *shards(tmp_path, tmp_path / "none.tar"), argument], capsys)
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
         ("--data.keys=[sa_1,sa_7]", "names 2 images, of which 1 are not in data.shards, the first of them sa_7"),
         ("--data.keys=missing.txt", "missing.txt cannot be read"),
         ("--data.fraction=1.5", "data.fraction must be above 0 and at most 1, but got 1.5"),

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
@@ -31,44 +30,7 @@ from tests.test_cosine_maps import on_canvas
 Capture = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(scope="session")
-def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All six; one image is six times as wide as high."""
-    root = tmp_path_factory.mktemp("benchmarks")
-    fake_benchmarks.all_six(root, [(24, 36), (40, 30), (16, 96)])
-    assert main(["evaluate", "--prepare", "context", "--root", str(root)]) == 0
-    return root
-
-
-@pytest.fixture(scope="session")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Both towers of a small CLIP, in a file of open_clip's layout."""
-    path = tmp_path_factory.mktemp("clip") / "open_clip_model.safetensors"
-    torch.manual_seed(3)
-    save_file(open_clip.create_model("ViT-Ti-16-test").state_dict(), path)
-    return str(path)
-
-
-@pytest.fixture
-def config(tmp_path: Path, clip: str) -> Callable[[str], list[str]]:
-    """Arguments of an evaluation with a network that reads any words."""
-
-    def arguments(backbone: str) -> list[str]:
-        path = tmp_path / f"{backbone}.yaml"
-        chosen = {"class_path": f"tests.any_words.{backbone}"}
-        weights = {"init_args": {"pretrained": clip}} if backbone == "SmallCLIP" else {}
-        model = {"backbone": {**chosen, **weights}, "templates": ["{}"], "stride": 64}
-        data = {"class_path": "spar_lightning.datamodules.SA1B", "init_args": {"shards": "none.tar"}}
-        path.write_text(yaml.safe_dump({"model": model, "data": data, "trainer": {"accelerator": "cpu"}}))
-        return ["evaluate", "--config", str(path)]
-
-    return arguments
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Text embeddings of a test are its own."""
-    monkeypatch.setenv("SPAR_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def matrices(out: Path) -> dict[str, NDArray[np.int64]]:

@@ -119,7 +119,7 @@ def test_values_that_stand_for_no_class(kind: LabelFiles, value: int, sentence: 
         ({"thresholds": {"probability": 0.1}}, "'round' is not said to be the background"),
         ({"backbone_thresholds": {"OpenCLIP": {"area": 0.1}}}, "'round' is not said to be the background"),
         ({"thresholds": {"area": 2}, "background": True}, "probability and area from 0 to below 1"),
-        ({"resize": [0, 9]}, "resize takes two numbers of at least 1"),
+        ({"resize": [0, 9]}, "resize takes one or two numbers of at least 1"),
         ({"labels": [{"file": "{}", "label_map": {}}]}, "label_map needs at least one entry"),
         ({"labels": [{"file": "{}", "label_map": {-1: 0}}]}, "none below 0"),
         ({"labels": [{"file": "{}", "label_map": {3: 2}}]}, "label_map leads to classes outside 0 to 1"),

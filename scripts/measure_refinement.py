@@ -1,0 +1,151 @@
+"""Measure LPOSS and AnyUp, sweep Tiny over strides and areas, and write docs/refinement.md with its figures.
+
+    spar fit --config configs/quickstart.yaml                     # the student that is measured, a few minutes
+    python scripts/measure_refinement.py                          # of runs/quickstart, about a quarter of an hour
+    python scripts/measure_refinement.py --run runs/other --scenes data/scenes/seed-1 --out /tmp/refinement.md
+
+Results are those of `spar evaluate`, below runs/refinement; what is there already is not measured again.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spar_lightning.cli import main as spar
+from spar_lightning.evaluation.report import read
+from spar_lightning.label_map import Thresholds, label_map
+from spar_lightning.markdown import markdown
+from spar_lightning.refine import LPOSS, AnyUp
+from spar_lightning.refine.guided_maps import GuidedMaps
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "spar_lightning" / "configs" / "quickstart.yaml"
+SMALL, LARGE = "scenes_64", "scenes_192"
+WAYS = {
+    "single pass, before": [],
+    "sliding window (teacher)": ["--inference", "sliding"],
+    "single pass, after (SPAR)": ["--weights"],
+}
+REFINEMENTS = {
+    "none": "none",
+    "none, on the patch grid": "{alpha: 0}",  # what LPOSS starts from: a share of 0 comes from the neighbours
+    "LPOSS, gamma 1": "lposs",
+    "LPOSS, gamma 3": "{gamma: 3}",
+    "LPOSS, gamma 10": "lposs_spar",
+}
+STRIDES, AREAS = "64,48,32,24,16,12,8", "64,96,128,160,192,256"
+SIZES = ((672, 896), (1024, 2048))  # Pascal VOC and Cityscapes by the paper's protocol, patches of 16
+NAMES, CHANNELS, PATCH = 150, 768, 16
+
+
+def evaluate(run: Path, scenes: Path, out: Path, *more: str) -> None:
+    """`spar evaluate`, with what it prints left to it."""
+    args = ["evaluate", "--config", str(run / "config.yaml"), "--data.root", str(scenes.parent), *more]
+    if spar([*args, "--out", str(out)]):
+        sys.exit(f"spar {' '.join(args)} has failed.")
+
+
+def scores(run: Path, scenes: Path, results: Path) -> str:
+    """A row for each way of inference and refinement."""
+    lines = [["inference", "refinement", "mIoU at the window's size", "mIoU at 3x the window", "ms per image (3x)"]]
+    for way, options in WAYS.items():
+        for title, refine in REFINEMENTS.items():
+            if title == "none, on the patch grid" and "sliding" not in way:
+                continue  # a single pass is on the patch grid anyway
+            given = [*options, str(run)] if options == ["--weights"] else options
+            out = results / f"{way} {title}".replace(", ", "-").replace(" ", "_")
+            evaluate(run, scenes, out, *given, "--refine", refine)
+            found = read(out)["benchmarks"]
+            miou = [f"{found[name]['mIoU']:.1f}" for name in (SMALL, LARGE)]
+            lines.append([way, title, *miou, f"{found[LARGE]['ms_per_image']:.1f}"])
+    return markdown(lines)
+
+
+@torch.no_grad()
+def work(what: str, height: int, width: int) -> None:
+    """Refine random maps of an image of this size; print the peak of the process, what it was before, and seconds."""
+    torch.manual_seed(0)
+    maps, upsampler = torch.rand(NAMES, height // PATCH, width // PATCH), AnyUp(None)
+    features, image = torch.randn(height // PATCH, width // PATCH, CHANNELS), torch.rand(3, height, width)
+    before, start = peak(), time.perf_counter()
+    if what == "LPOSS":
+        LPOSS()(features, maps, PATCH)
+    elif what == "AnyUp":
+        label_map(GuidedMaps(upsampler, image, maps), torch.arange(NAMES), (height, width), Thresholds())
+    print(peak(), before, time.perf_counter() - start)
+
+
+def peak() -> float:
+    """Of this process, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def costs() -> str:
+    """A row for each refinement and size, of a process of its own."""
+    lines = [
+        ["refinement", "image", "peak of the process, MiB", "before it, MiB", "seconds", "the published mask, MiB"]
+    ]
+    for what in ("AnyUp", "LPOSS"):
+        for height, width in SIZES:
+            command = [sys.executable, __file__, "--work", what, str(height), str(width)]
+            out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            highest, before, seconds = (float(number) for number in out.split())
+            mask = height * width * (height // PATCH) * (width // PATCH) / 2**20  # booleans
+            row = [what, f"{height} x {width}", f"{highest:.0f}", f"{before:.0f}", f"{seconds:.1f}"]
+            lines.append([*row, f"{mask:.0f}" if what == "AnyUp" else "-"])
+    return markdown(lines)
+
+
+def sweep(run: Path, scenes: Path, results: Path, pictures: Path) -> tuple[str, str]:
+    """The tables of both figures; the pictures are copied beside the page."""
+    more = ["--benchmarks", str(scenes / LARGE), "--weights", str(run), "--inference", "sliding"]
+    evaluate(run, scenes, results / "sweep", *more, "--strides", STRIDES, "--sweep", AREAS)
+    for figure in ("strides", "areas"):
+        for suffix in ("png", "svg"):
+            shutil.copy(results / "sweep" / f"{figure}.{suffix}", pictures / f"quickstart_{figure}.{suffix}")
+    first, second = (results / "sweep" / "table.md").read_text().split("mIoU and time by the area")
+    return tuple(part[part.index("|") :].strip() for part in (first, second))  # type: ignore[return-value]  # two
+
+
+def page(facts: dict[str, Any]) -> str:
+    """The text of docs/refinement.md."""
+    path = Path("/proc/cpuinfo")
+    models = [line.split(": ", 1)[1] for line in path.read_text().splitlines() if line.startswith("model name")]
+    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "lightning"))
+    hardware = f"{platform.machine()}, {os.cpu_count()} CPU cores ({models[0]}), no GPU; {packages}, fp32"
+    template = (ROOT / "scripts" / "refinement_page.md").read_text()
+    return template.format(hardware=hardware, names=NAMES, channels=CHANNELS, strides=STRIDES, areas=AREAS, **facts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--scenes", type=Path, default=Path("data/scenes/seed-0"))
+    parser.add_argument("--results", type=Path, default=Path("runs/refinement"))
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "refinement.md")
+    parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.work:
+        work(args.work[0], int(args.work[1]), int(args.work[2]))
+        return
+    table = scores(args.run, args.scenes, args.results)
+    by_stride, by_area = sweep(args.run, args.scenes, args.results, args.out.parent)
+    images = json.loads((args.results / "sweep" / "sweep.json").read_text())["points"][0]["mIoU"]
+    assert list(images) == [LARGE]
+    args.out.write_text(page({"scores": table, "strides_table": by_stride, "areas_table": by_area, "costs": costs()}))
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""What is timed, how often, and what is said of it."""
+
+import contextlib
+import statistics
+
+import pytest
+import torch
+
+from spar_lightning.backbones import Tiny
+from spar_lightning.datamodules.scenes import CLASSES
+from spar_lightning.evaluation import timing as module
+from spar_lightning.evaluation.timing import Timing
+from spar_lightning.segmenter import Segmenter
+
+
+def test_warm_ups_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 9.0, 0.0, 8.0, *(t for ms in (5, 1, 3, 2, 4) for t in (0.0, ms / 1000))])
+    monkeypatch.setattr(module, "now", lambda device: next(clock))
+    segmenter = Segmenter(Tiny(), CLASSES, "sliding", 16)
+    passes = []
+    monkeypatch.setattr(segmenter, "run_network", lambda pixels: passes.append(pixels.shape))
+    image = torch.randint(0, 256, (3, 97, 130), dtype=torch.uint8)
+    found = Timing.of(segmenter, image, contextlib.nullcontext, warm_ups=2, repeats=5)
+    assert passes == [(3, 96, 128)] * 7
+    assert found.ms == pytest.approx(3) and found.quartiles == pytest.approx((2, 4))
+    assert (found.size, found.patches, found.windows) == ((96, 128), 192, 15)
+    with pytest.raises(StopIteration):
+        next(clock)
+
+
+def test_a_single_repeat_has_no_spread() -> None:
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    found = Timing.of(Segmenter(Tiny(), CLASSES), image, contextlib.nullcontext, 0, 1)
+    assert found.quartiles == (found.ms, found.ms) and found.ms > 0 and found.windows == 1
+
+
+def test_peak_memory_is_that_of_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An array that lives during one pass alone shows, and one from before does not."""
+    segmenter = Segmenter(Tiny(), CLASSES)
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    torch.ones(2**27)  # 512 MiB, given back
+    peaks = []
+    for mebibytes in (0, 256, 0):
+        monkeypatch.setattr(segmenter, "run_network", lambda pixels, n=mebibytes: torch.ones(n * 2**18))
+        peak = Timing.of(segmenter, image, contextlib.nullcontext, 0, 1).memory
+        if peak is None:
+            pytest.skip("this system does not set back the peak of a process")
+        peaks.append(peak)
+    assert peaks[1] - statistics.fmean((peaks[0], peaks[2])) == pytest.approx(256, abs=64)
