@@ -8,7 +8,6 @@ Results are those of `spar evaluate`, below runs/refinement; what is there alrea
 """
 
 import argparse
-import json
 import os
 import platform
 import resource
@@ -47,6 +46,7 @@ REFINEMENTS = {
 STRIDES, AREAS = "64,48,32,24,16,12,8", "64,96,128,160,192,256"
 SIZES = ((672, 896), (1024, 2048))  # Pascal VOC and Cityscapes by the paper's protocol, patches of 16
 NAMES, CHANNELS, PATCH = 150, 768, 16
+LIMIT = 4096  # MiB, of the process
 
 
 def evaluate(run: Path, scenes: Path, out: Path, *more: str) -> None:
@@ -101,6 +101,8 @@ def costs() -> str:
             command = [sys.executable, __file__, "--work", what, str(height), str(width)]
             out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             highest, before, seconds = (float(number) for number in out.split())
+            if highest > LIMIT:
+                sys.exit(f"{what} takes {highest:.0f} MiB at {height} x {width}, more than {LIMIT}.")
             mask = height * width * (height // PATCH) * (width // PATCH) / 2**20  # booleans
             row = [what, f"{height} x {width}", f"{highest:.0f}", f"{before:.0f}", f"{seconds:.1f}"]
             lines.append([*row, f"{mask:.0f}" if what == "AnyUp" else "-"])
@@ -141,8 +143,6 @@ def main() -> None:
         return
     table = scores(args.run, args.scenes, args.results)
     by_stride, by_area = sweep(args.run, args.scenes, args.results, args.out.parent)
-    images = json.loads((args.results / "sweep" / "sweep.json").read_text())["points"][0]["mIoU"]
-    assert list(images) == [LARGE]
     args.out.write_text(page({"scores": table, "strides_table": by_stride, "areas_table": by_area, "costs": costs()}))
     print(f"wrote {args.out}")
 

@@ -23,7 +23,7 @@ from spar_lightning.backbones.weights import difference
 from spar_lightning.datamodules.benchmark_description import BenchmarkDescription
 from spar_lightning.datamodules.loader import ResumeError as ResumeError
 from spar_lightning.datamodules.sample import LabelledImage, Sample
-from spar_lightning.errors import UserError
+from spar_lightning.errors import UserError, nearest
 from spar_lightning.geometry import Geometry
 from spar_lightning.packing import dense_features
 from spar_lightning.refine import BILINEAR, LPOSS, REFINEMENTS, AnyUp, Refinement, check_weights
@@ -64,9 +64,10 @@ class Distillation(LightningModule):
             multiples, `paper` does what the published code does for the family of the backbone.
         refine: What follows the cosines of validation: `lposs` spreads them over similar patches as the paper does for
             pretrained networks and sliding windows (gamma 1), `lposs_spar` as for its student (gamma 10); or settings
-            of one's own, such as {gamma: 5, alpha: 0.95, k: 400, sigma: 0.01}.
-        upsampler: How they come from the patch grid to pixels: `bilinear`; `anyup` guided by the image, with its
-            weights for many backbones; `anyup_paper` with those of its paper; or the path of a weight file of AnyUp.
+            of one's own, such as {gamma: 5, k: 200}; those that are not given are those of `lposs`.
+        upsampler: How they come from the patch grid to pixels: `bilinear`; guided by the image, `anyup` with the
+            weights of its paper, `anyup_multi_backbone` with those for many backbones; or the path of a weight file
+            of AnyUp.
     """
 
     def __init__(
@@ -108,10 +109,19 @@ class Distillation(LightningModule):
         self._upsamplers: dict[str, AnyUp] = {}  # nor these
         self._fitting = True
         self._classifiers: dict[tuple[tuple[str, tuple[str, ...]], ...], TextClassifier] = {}
+        if not isinstance(refine, LPOSS) and refine not in REFINEMENTS:
+            raise UserError(
+                f"refine: there is no {refine!r}. {nearest(str(refine), REFINEMENTS)}Allowed are "
+                f"{', '.join(REFINEMENTS)}, and an LPOSS of one's own."
+            )
         if upsampler != BILINEAR:
             check_weights(upsampler)
         prompt_templates(templates)  # refuses what is none now, not after the data
         SlidingWindow(backbone, stride, batch_size=window_batch)  # refuses a bad stride now, not after the data
+
+    def prepare_data(self) -> None:
+        """Read the upsampler's weights before the teacher's features are made: one that is not there costs no hours."""
+        self.build_upsampler()
 
     def setup(self, stage: str) -> None:
         self._fitting = stage == "fit"

@@ -1,6 +1,7 @@
 """Teacher and student: who trains, what is saved, and what a resume keeps."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from spar_lightning.backbones import Tiny
+from spar_lightning.backbones.weights import WeightsError
 from spar_lightning.datamodules.sample import Sample
 from spar_lightning.distillation import CosineDecay, Distillation, ResumeError
 from spar_lightning.errors import UserError
@@ -130,6 +132,18 @@ def test_a_checkpoint_of_another_selection_is_refused() -> None:
     saved = checkpoint(old, old.configure_optimizers())
     with pytest.raises(ResumeError, match=r"trained \['blocks.-1'\], but model.trainable is"):
         module().on_load_checkpoint(saved)
+
+
+def test_an_unknown_refinement() -> None:
+    with pytest.raises(UserError, match=r"refine: there is no 'lpos'. Did you mean lposs"):
+        module(refine="lpos")
+
+
+def test_the_upsampler_is_read_before_the_features_are_made(tmp_path: Path) -> None:
+    (tmp_path / "anyup.pth").write_text("no weights")
+    distillation = module(upsampler=str(tmp_path / "anyup.pth"))
+    with pytest.raises(WeightsError, match="cannot be read as weights"):
+        distillation.prepare_data()
 
 
 def test_a_foreign_checkpoint_is_refused() -> None:

@@ -16,7 +16,7 @@ VERBS = {
     "fit": "Distil a student: teacher features first, then training and validation.",
     "cache": "Compute the teacher's features, on any number of processes; look at a cache, verify it.",
     "validate": "Measure the mIoU of a backbone or a trained student.",
-    "evaluate": "Measure mIoU on benchmarks by the paper's protocol; check and prepare their data, compare results.",
+    "evaluate": "Measure mIoU by the paper's protocol, also over strides and sizes; check benchmarks, compare results.",
     "backbones": "List backbones and plugins, show the parts of one, check that it keeps the contract.",
 }
 

@@ -11,7 +11,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.fabric import Fabric
 from lightning.fabric.plugins import ClusterEnvironment
@@ -20,6 +20,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from spar_lightning.cli.benchmark_folders import check, prepare
+from spar_lightning.cli.evaluate_options import OPTIONS, OUT
 from spar_lightning.cli.lightning_cli import SparCLI
 from spar_lightning.cli.measurement import Measurement
 from spar_lightning.cli.student_weights import load
@@ -29,15 +30,11 @@ from spar_lightning.datamodules.benchmark_description import SHIPPED, BenchmarkE
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import UserError, check_at_least
-from spar_lightning.evaluation.protocol import digest
 from spar_lightning.evaluation.report import comparison, table
 from spar_lightning.processes import is_first_process, world_size
-from spar_lightning.refine import LPOSS, Refinement
-from spar_lightning.segmenter import Inference
 
 log = logging.getLogger("spar_lightning")
 
-OUT = Path("runs") / "evaluate"
 NOTE = "mIoU and pixel accuracy in percent over all images; ms: median, segmentation alone, one image at a time."
 
 
@@ -65,30 +62,7 @@ class EvaluateCLI(SparCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
-        options: dict[str, tuple[Any, Any, str]] = {
-            "weights": (str | None, None, "Run folder, checkpoint of fit, or weight file; for a sweep several, with "
-                        "commas between; null: as configured."),
-            "benchmarks": (str | None, None, f"all, or names, YAML files and folders with commas between; all are "
-                           f"{', '.join(SHIPPED)}; null: data.benchmarks."),
-            "root": (str | None, None, "Folder in which the benchmarks lie; null: data.benchmark_root."),
-            "inference": (Inference | None, None, "single pass or sliding window; null: model.inference."),
-            "stride": (int | None, None, "Step between windows in pixels; null: model.stride."),
-            "precision": (Literal["32-true", "16-mixed", "bf16-mixed"], "32-true",
-                          "Of the network's arithmetic; trainer.precision is that of training."),
-            "refine": (Refinement | LPOSS | None, None, "As model.refine, which null takes."),
-            "upsampler": (str | None, None, "As model.upsampler, which null takes."),
-            "strides": (str | None, None, "Sweep, Figure 1 of the paper: the network as configured, in a single pass "
-                        "and in sliding windows at these strides, with commas between; those of --weights in a single "
-                        "pass."),
-            "sweep": (str | None, None, "Sweep, Figure 3 of the paper: the same networks in a single pass on images of "
-                      "these areas, each the side of a square in pixels; with --inference sliding the one as "
-                      "configured in sliding windows, too."),
-            "warm_ups": (int, 10, "Of a sweep: forward passes that are not timed."),
-            "repeats": (int, 10, "Of a sweep: forward passes that are timed, for median and quartiles."),
-            "max_images": (int | None, None, "Images of each benchmark, spread evenly over it; null: all."),
-            "out": (str | None, None, f"Folder of the results; null: {OUT}/NAME-PROTOCOL."),
-        }  # fmt: skip
-        for name, (kind, default, text) in options.items():
+        for name, (kind, default, text) in OPTIONS.items():
             parser.add_argument(f"--{name}", type=kind, default=default, help=text)
 
     def before_instantiate_classes(self) -> None:
@@ -169,15 +143,11 @@ class EvaluateCLI(SparCLI):
         config = self.config.evaluate
         out = None if config.out is None else Path(config.out)
         if self.strides or self.areas:
-            names = [benchmark.name for benchmark in self.benchmarks]
-            protocol = measurement.protocol(model)
-            settings = [protocol.model(), protocol.content(), self.weights, names, self.strides, self.areas]
-            name = f"{type(model.student).__name__}-sweep-{digest([*settings, config.max_images])}"
-            sweep = Sweep(measurement, out or OUT / name, self.strides, self.areas, config.warm_ups, config.repeats)
-            sweep.run(model, self.weights)
+            sweep = Sweep(measurement, self.strides, self.areas, config.warm_ups, config.repeats)
+            sweep.run(model, self.weights, OUT, out)
             return
         for source in self.weights:
-            load(model, source)
+            load(model.student, source)
         report = measurement.run(model, OUT, out)
         files = "results.json, table.md, per_class/, counts/"
         measurement.say(f"\n{table(report.content)}\n\n{NOTE}\n{report.folder}: {files}")

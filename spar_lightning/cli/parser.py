@@ -18,6 +18,7 @@ from spar_lightning.backbones.plugins import check_usable
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import nearest
+from spar_lightning.refine import LPOSS
 
 BASES = (Backbone, SA1B)
 
@@ -64,7 +65,7 @@ def explain(message: str) -> str:
 
 def _nearest_key(given: str) -> str:
     """Valid names like a key, looked for in the verb's own keys and in the arguments of known classes."""
-    classes = [Distillation, *(cls for base in BASES for cls in subclasses(base))]
+    classes = [Distillation, LPOSS, *(cls for base in BASES for cls in subclasses(base))]
     names = {name for cls in classes for name in inspect.signature(cls).parameters}
     names |= {"config", "seed_everything", "run_dir", "resume", "overwrite", "trainer", "model", "data"}
     return nearest(given.split(".")[-1], names)

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
+from spar_lightning.backbones.base import Backbone
 from spar_lightning.backbones.weights import WeightsError, difference, read
-from spar_lightning.distillation import Distillation
 from spar_lightning.errors import UserError
 
 
-def load(model: Distillation, source: str) -> None:
-    """Put weights into the student: of a run folder, a checkpoint of fit, or a file of the backbone's library.
+def load(backbone: Backbone, source: str) -> None:
+    """Put weights into a network: of a run folder, a checkpoint of fit, or a file of the backbone's library.
 
     Raises:
         UserError: There are none, or they do not fit.
@@ -24,9 +24,9 @@ def load(model: Distillation, source: str) -> None:
         raise UserError(f"--weights {source}: the folder is no run of spar fit (no checkpoints/). Give a weight file.")
     try:
         tensors = read(str(path))
-        if difference(tensors, model.student.state_dict()) is None:  # of fit, in the backbone's own names
-            model.student.load_state_dict(tensors)
+        if difference(tensors, backbone.state_dict()) is None:  # of fit, in the backbone's own names
+            backbone.load_state_dict(tensors)
         else:
-            model.student.load_vision_state_dict(tensors)
+            backbone.load_vision_state_dict(tensors)
     except WeightsError as error:
         raise UserError(f"--weights {source}: {error}") from error

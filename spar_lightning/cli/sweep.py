@@ -1,19 +1,28 @@
 """`spar evaluate --strides` and `--sweep`: the paper's Figures 1 and 3.
 
 The network as it is configured, which is the teacher where it slides, and the students of `--weights` in a
-single pass. Every point is an evaluation of its own, so that a stopped sweep goes on where it was.
+single pass. Every point is an evaluation of its own below points/, with its timing: a stopped sweep goes on where
+it was, and one with further points measures these alone.
 """
 
+import copy
+import json
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from spar_lightning.backbones.weights import SUFFIXES
 from spar_lightning.cli.measurement import Measurement
 from spar_lightning.cli.student_weights import load
+from spar_lightning.datamodules.durable import replace
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import UserError, check_at_least
+from spar_lightning.evaluation.environment import environment
 from spar_lightning.evaluation.protocol import digest
-from spar_lightning.evaluation.sweep_report import Figure, SweepReport, draw, plain
+from spar_lightning.evaluation.report import Report
+from spar_lightning.evaluation.sweep_report import Figure, SweepReport, draw
 from spar_lightning.evaluation.timing import Timing
 from spar_lightning.sliding_window import SlidingWindow
 
@@ -23,7 +32,6 @@ class Sweep:
 
     Args:
         measurement: Benchmarks and processes.
-        folder: Of the results.
         strides: Of the sliding window in pixels, for Figure 1; empty: not that figure.
         areas: Sides of squares whose area the images get, in pixels, for Figure 3; empty: not that figure.
         warm_ups: Forward passes that are not timed.
@@ -31,21 +39,31 @@ class Sweep:
     """
 
     def __init__(
-        self, measurement: Measurement, folder: Path, strides: list[int], areas: list[int], warm_ups: int, repeats: int
+        self, measurement: Measurement, strides: list[int], areas: list[int], warm_ups: int, repeats: int
     ) -> None:
         self._measurement = measurement
-        self._folder = folder
         self._strides, self._areas = strides, areas
-        self._warm_ups, self._repeats = warm_ups, repeats
+        self._passes = {"warm_ups": warm_ups, "repeats": repeats}
 
-    def run(self, model: Distillation, weights: Sequence[str]) -> None:
-        """Measure all points and draw; where model.inference is `sliding`, Figure 3 has the teacher too."""
-        for stride in self._strides:
-            SlidingWindow(model.student, stride)  # refuses a bad one now, not after the others
-        self._report: SweepReport | None = None
-        windows_by_area = model.inference == "sliding"
-        stride, backbone = model.stride, type(model.student).__name__
-        model.inference = "single"
+    def run(self, model: Distillation, weights: Sequence[str], parent: Path, folder: Path | None) -> None:
+        """Measure all points and draw; where model.inference is `sliding`, Figure 3 has the teacher too.
+
+        Args:
+            model: On the device.
+            weights: Students, by what `--weights` takes.
+            parent: Where the folder lies that is named after network and protocol.
+            folder: Another than that.
+        """
+        for stride in self._strides:  # what is refused is refused now, not after the others
+            SlidingWindow(model.student, stride)
+        for source in weights:
+            load(copy.deepcopy(model.student), source)
+        network, name = self._identity(model)
+        self._folder = folder or parent / name
+        self._report = SweepReport(self._folder, network, environment(self._measurement.fabric))
+        windows_by_area, stride = model.inference == "sliding", model.stride
+        backbone = type(model.student).__name__
+        names = network_names([backbone, *weights])
         self._single_pass(model, backbone)
         model.inference = "sliding"
         for model.stride in self._strides:
@@ -53,14 +71,22 @@ class Sweep:
         model.stride = stride
         for area in self._areas if windows_by_area else ():
             self._point("areas", model, f"{backbone}, sliding window", area)
-        model.inference = "single"
         for source in weights:
-            load(model, source)
-            self._single_pass(model, network_name(source, weights))
-        if self._report is not None:
+            load(model.student, source)
+            self._single_pass(model, names[source])
+        if self._measurement.fabric.is_global_zero:
             print(f"\n{self._report.finish()}\n\n{self._folder}: sweep.json, table.md, points/, figures")
 
+    def _identity(self, model: Distillation) -> tuple[dict[str, Any], str]:
+        """The network as configured, and the name of the sweep's folder."""
+        protocol = self._measurement.protocol(model)
+        network = protocol.model()
+        common = {key: value for key, value in protocol.content().items() if key not in ("inference", "stride")}
+        benchmarks = [(benchmark.name, len(benchmark)) for benchmark in self._measurement.benchmarks]
+        return network, f"{type(model.student).__name__}-sweep-{digest([network, common, benchmarks])}"
+
     def _single_pass(self, model: Distillation, name: str) -> None:
+        model.inference = "single"
         if self._strides:
             self._point("strides", model, f"{name}, single pass", None)
         for area in self._areas:
@@ -69,40 +95,48 @@ class Sweep:
     def _point(self, figure: Figure, model: Distillation, curve: str, area: int | None) -> None:
         """Evaluate, and on the first process take the time."""
         fabric = self._measurement.fabric
-        self._measurement.say(f"\n{curve}, {f'area {area}²' if area else f'stride {model.stride}'}")
+        stride = model.stride if model.inference == "sliding" else None
+        place = [*([f"stride {stride}"] if stride else []), *([f"area {area}²"] if area else [])]
+        self._measurement.say("\n" + ", ".join([curve, *place]))
         results = self._measurement.run(model, self._folder / "points", area=area)
         if fabric.is_global_zero:
-            self._report = self._report or SweepReport(self._folder, results.content["environment"])
-            names = [benchmark.name for benchmark in self._measurement.benchmarks]
-            settings = [results.folder.name, names, results.content["environment"], self._warm_ups, self._repeats]
-            key = f"{figure}-{digest([curve, *settings])}"
-            timings = self._report.timings(key) or self._time(model, area)
-            stride = model.stride if model.inference == "sliding" else None
-            point = {"key": key, "curve": curve, "stride": stride, "area": area, "window": model.student.window}
-            miou = {name: results.content["benchmarks"][name]["mIoU"] for name in names}
-            self._report.add(figure, point, miou, timings)
+            scores = results.content["benchmarks"]
+            timings = self._timings(model, results, area)
+            point = {"figure": figure, "curve": curve, "stride": stride, "area": area, "window": model.student.window}
+            miou = {name: scores[name]["mIoU"] for name in timings}
+            self._report.add({**point, "protocol": results.content["protocol"], "mIoU": miou, "timings": timings})
         fabric.barrier()
 
-    def _time(self, model: Distillation, area: int | None) -> dict[str, dict[str, object]]:
-        """The network alone on the first image of every benchmark."""
-        fabric, timings = self._measurement.fabric, {}
-        for benchmark in self._measurement.benchmarks:
-            at_size = benchmark if area is None else benchmark.resized(area)
-            image = benchmark[0].image.to(fabric.device)
-            segmenter = model.segmenter(at_size.description)
-            timing = Timing.of(segmenter, image, fabric.autocast, self._warm_ups, self._repeats)
-            timings[benchmark.name] = plain(timing)
-        return timings
+    def _timings(self, model: Distillation, results: Report, area: int | None) -> dict[str, dict[str, Any]]:
+        """The network alone on the first image of every benchmark; from disk where the same hardware was timed."""
+        fabric, path = self._measurement.fabric, results.folder / "timings.json"
+        known: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+        found = {}
+        for whole in self._measurement.benchmarks:
+            benchmark = whole if area is None else whole.resized(area)
+            protocol = results.content["benchmarks"][benchmark.name]["protocol"]
+            key = f"{benchmark.name}-{digest([protocol, results.content['environment'], self._passes])}"
+            if key not in known:
+                segmenter = model.segmenter(benchmark.description)
+                image = benchmark[0].image.to(fabric.device)
+                known[key] = asdict(Timing.of(segmenter, image, fabric.autocast, **self._passes))
+                replace(path, f"{json.dumps(known, indent=2)}\n".encode(), results.folder / "counts" / "tmp")
+            found[benchmark.name] = known[key]
+        return found
 
 
-def network_name(source: str, weights: Sequence[str]) -> str:
-    """How a figure calls the network of a run or file: by its last name, where that tells it from the others."""
+def network_names(networks: Sequence[str]) -> dict[str, str]:
+    """How a figure calls each: a run or file by its last name, where that tells it from the others."""
+    short = {network: _short(network) for network in networks}
+    twice = {name for name in short.values() if list(short.values()).count(name) > 1}
+    return {network: network if name in twice else name for network, name in short.items()}
 
-    def short(path: str) -> str:
-        parts = Path(path)
-        return parts.parent.parent.name if parts.parent.name == "checkpoints" else parts.stem
 
-    return short(source) if sum(short(other) == short(source) for other in weights) == 1 else source
+def _short(network: str) -> str:
+    path = Path(network)
+    if path.parent.name == "checkpoints":
+        return path.parent.parent.name
+    return path.stem if path.suffix in SUFFIXES else path.name
 
 
 def numbers(option: str, text: str | None) -> list[int]:

@@ -56,6 +56,7 @@ class Benchmark(Dataset[LabelledImage]):
             self.name = path.resolve().parent.name
         self.stems: list[str] = []
         self._images: list[Path] = []
+        self._digests: list[str] = []  # one at most; a list, which copies at another size share
 
     def open(self) -> None:
         """Read the description and list the images.
@@ -63,6 +64,7 @@ class Benchmark(Dataset[LabelledImage]):
         Raises:
             BenchmarkError: Folders, files or class names are missing.
         """
+        self._digests = []
         file = locate(self.source)
         self.description = read(file)
         self.folder = self._folder(file)
@@ -92,6 +94,8 @@ class Benchmark(Dataset[LabelledImage]):
         Raises:
             BenchmarkError: A file is missing.
         """
+        if self._digests:
+            return self._digests[0]
         digest = hashlib.sha256()
         for stem, image in zip(self.stems, self._images, strict=True):
             labels, _ = self.label_file(stem)
@@ -100,13 +104,15 @@ class Benchmark(Dataset[LabelledImage]):
             except OSError as error:
                 raise BenchmarkError(f"{self.name}: {error.filename} cannot be read: {error.strerror}.") from error
             digest.update(f"{stem} {size} {hashlib.sha256(content).hexdigest()}\n".encode())
-        return digest.hexdigest()[:12]
+        self._digests.append(digest.hexdigest()[:12])
+        return self._digests[0]
 
     def keep(self, count: int | None) -> None:
         """Keep so many images, spread evenly over all; None or a larger number keeps all."""
         if count is not None and count < len(self):
             chosen = [i * len(self) // count for i in range(count)]
             self.stems, self._images = [self.stems[i] for i in chosen], [self._images[i] for i in chosen]
+            self._digests = []
 
     def resized(self, area: int) -> "Benchmark":
         """The same with all images brought to the area of a square of this side, in pixels."""

@@ -10,7 +10,7 @@ PACKAGES = ("spar-lightning", "torch", "lightning", "timm", "open_clip_torch", "
 
 
 def environment(fabric: Fabric) -> dict[str, Any]:
-    """Versions by package, the device, the number of processes, and on CUDA the attention kernels that are allowed."""
+    """Versions by package, the device, the number of processes, and on CUDA what its arithmetic may use."""
     device = fabric.device
     facts: dict[str, Any] = {package: metadata.version(package) for package in PACKAGES}
     facts["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -24,6 +24,7 @@ def environment(fabric: Fabric) -> dict[str, Any]:
             "math": cuda.math_sdp_enabled(),
         }
         facts["attention"] = ", ".join(name for name, on in allowed.items() if on)
+        facts["float32_matmul"] = torch.get_float32_matmul_precision()  # highest: no TF32
     else:
         facts["threads"] = torch.get_num_threads()
     return facts

@@ -13,7 +13,7 @@ MARKERS = "osD^vPX*"
 STYLES = ("-", "--", "-.", ":")
 
 
-def draw_strides(points: Sequence[dict[str, Any]], device: str, stem: Path) -> list[Path]:
+def draw_strides(points: Sequence[dict[str, Any]], unit: str, stem: Path) -> list[Path]:
     """Draw mIoU over the network's time per image; sliding windows with their strides, single passes as points."""
     figure, axes = pyplot().subplots(figsize=(6.4, 4.2), layout="constrained")
     for look, (curve, rows) in zip(_looks(), _curves(points), strict=False):
@@ -28,7 +28,7 @@ def draw_strides(points: Sequence[dict[str, Any]], device: str, stem: Path) -> l
         )  # fmt: skip
         for row in rows if sliding else ():
             axes.annotate(f"{row['stride']}", (row["ms"], row["mean"]), (0, 7), textcoords="offset points", ha="center")
-    _time(axes.xaxis, axes.set_xscale, device)
+    _time(axes.xaxis, axes.set_xscale, unit)
     axes.set_ylabel(_score(points))
     axes.margins(y=0.15)
     if any(row["stride"] is not None for row in points):
@@ -36,7 +36,7 @@ def draw_strides(points: Sequence[dict[str, Any]], device: str, stem: Path) -> l
     return _save(figure, axes, stem)
 
 
-def draw_areas(points: Sequence[dict[str, Any]], device: str, stem: Path) -> list[Path]:
+def draw_areas(points: Sequence[dict[str, Any]], unit: str, stem: Path) -> list[Path]:
     """Draw mIoU, and the network's time per image, over the side of a square of the image's area."""
     figure, (left, right) = pyplot().subplots(1, 2, figsize=(9.6, 4.0), layout="constrained")
     for look, (curve, rows) in zip(_looks(), _curves(points), strict=False):
@@ -45,15 +45,16 @@ def draw_areas(points: Sequence[dict[str, Any]], device: str, stem: Path) -> lis
         left.plot(areas, [row["mean"] for row in rows], label=curve, **look)
         spread = list(zip(*(_spread(row) for row in rows), strict=True))
         right.errorbar(areas, [row["ms"] for row in rows], yerr=spread, elinewidth=1, label=curve, **look)
-    window = points[0]["window"]
+    windows = sorted({row["window"] for row in points})
     for axes in (left, right):
         axes.set_xlabel("side of a square of the image's area (pixels)")
         axes.set_xticks(sorted({row["area"] for row in points}), minor=False)
         axes.tick_params(axis="x", labelrotation=45)
-        axes.axvline(window, color="0.6", linewidth=1, linestyle=":")
-        axes.annotate(" window", (window, 0.01), xycoords=("data", "axes fraction"), color="0.4", fontsize=9)
+        for window in windows:
+            axes.axvline(window, color="0.6", linewidth=1, linestyle=":")
+            axes.annotate(" window", (window, 0.01), xycoords=("data", "axes fraction"), color="0.4", fontsize=9)
     left.set_ylabel(_score(points))
-    _time(right.yaxis, right.set_yscale, device)
+    _time(right.yaxis, right.set_yscale, unit)
     return _save(figure, left, stem)
 
 
@@ -82,14 +83,14 @@ def _score(points: Sequence[dict[str, Any]]) -> str:
     return f"mIoU on {names[0]} (%)" if len(names) == 1 else f"mIoU, mean of {len(names)} benchmarks (%)"
 
 
-def _time(axis: Any, set_scale: Any, device: str) -> None:
+def _time(axis: Any, set_scale: Any, unit: str) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     set_scale("log")
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
-    axis.set_label_text(f"network's time per image (ms, {device})")
+    axis.set_label_text(f"network's time per image ({unit})")
 
 
 def _save(figure: Any, axes: Any, stem: Path) -> list[Path]:

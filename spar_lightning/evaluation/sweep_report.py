@@ -3,14 +3,13 @@
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from spar_lightning.datamodules.durable import replace
 from spar_lightning.errors import UserError
 from spar_lightning.evaluation.figures import draw_areas, draw_strides
-from spar_lightning.evaluation.timing import Timing
+from spar_lightning.evaluation.protocol import differences
 from spar_lightning.markdown import markdown
 
 Figure = Literal["strides", "areas"]
@@ -26,43 +25,38 @@ class SweepReport:
 
     Args:
         folder: Where they lie.
+        network: The network as it is configured, as plain data.
         environment: Versions and hardware.
+
+    Raises:
+        UserError: The folder holds a sweep of another network, or something else by this name.
     """
 
-    def __init__(self, folder: Path, environment: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, network: dict[str, Any], environment: dict[str, Any]) -> None:
         self.folder = folder
-        self.environment = environment
-        self.path = folder / "sweep.json"
-        self._earlier = {row["key"]: row for row in read(folder)["points"]} if self.path.exists() else {}
-        self.points: list[dict[str, Any]] = []
+        self.content: dict[str, Any] = {"network": network, "environment": environment, "points": []}
+        if (folder / "sweep.json").exists():
+            try:
+                earlier = read(folder)
+            except UserError as error:
+                raise UserError(f"{error} Or give another --out than {folder}.") from error
+            if other := differences(earlier["network"], network):
+                raise UserError(f"{folder} holds a sweep of another network: {'; '.join(other)}. Give another --out.")
 
-    def timings(self, key: str) -> dict[str, Any] | None:
-        """Those of a point that an earlier start has measured, by benchmark."""
-        return self._earlier[key]["timings"] if key in self._earlier else None
-
-    def add(self, figure: Figure, point: dict[str, Any], miou: dict[str, float], timings: dict[str, Any]) -> None:
-        """Write a point: `key`, `curve`, `stride` and `area`, with mIoU and time by benchmark."""
-        row = {"figure": figure, **point, "mIoU": miou, "timings": timings, "mean": statistics.fmean(miou.values())}
-        self.points.append({**row, "ms": statistics.fmean(timing["ms"] for timing in timings.values())})
-        self._earlier.pop(point["key"], None)
+    def add(self, point: dict[str, Any]) -> None:
+        """Write a point: its figure, curve, stride or area, and mIoU and timing by benchmark."""
+        row = {**point, "mean": statistics.fmean(point["mIoU"].values())}
+        self.content["points"].append({**row, "ms": statistics.fmean(t["ms"] for t in point["timings"].values())})
         unfinished = self.folder / "tmp"
         unfinished.mkdir(parents=True, exist_ok=True)
-        # Points of an earlier start that this one has not come to stay: a stopped sweep loses no time.
-        content = {"environment": self.environment, "points": [*self.points, *self._earlier.values()]}
-        replace(self.path, f"{json.dumps(content, indent=2)}\n".encode(), unfinished)
+        replace(self.folder / "sweep.json", f"{json.dumps(self.content, indent=2)}\n".encode(), unfinished)
 
     def finish(self) -> str:
         """Write the table and draw the figures; returns the table."""
-        self._earlier = {}
-        text = tables(self.points)
+        text = tables(self.content["points"])
         (self.folder / "table.md").write_text(f"{text}\n")
         draw([self.folder], self.folder)
         return text
-
-
-def plain(timing: Timing) -> dict[str, Any]:
-    """A timing as it is written."""
-    return {**asdict(timing), "quartiles": list(timing.quartiles), "size": list(timing.size)}
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -72,46 +66,66 @@ def read(folder: Path) -> dict[str, Any]:
         UserError: There is none, or it was not written by a sweep.
     """
     path = folder / "sweep.json"
+    advice = "Give folders of spar evaluate --strides or --sweep."
     try:
         content = json.loads(path.read_text())
-        assert {"environment", "points"} <= content.keys()
-    except (OSError, ValueError, AssertionError, AttributeError) as error:
-        raise UserError(
-            f"{path} cannot be read as a sweep ({error or 'it lacks points'}). Give folders of spar evaluate --strides "
-            "or --sweep."
-        ) from error
-    return dict(content)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a sweep ({error}). {advice}") from error
+    if not isinstance(content, dict) or not {"network", "environment", "points"} <= content.keys():
+        raise UserError(f"{path} was not written by a sweep. {advice}")
+    return content
 
 
 def draw(folders: Sequence[Path], out: Path) -> list[Path]:
     """Draw the figures of one or several sweeps into a folder, and say which files they are.
 
     Raises:
-        UserError: A folder holds no sweep.
+        UserError: A folder holds no sweep, or one on other benchmarks than the first.
     """
-    points: dict[Figure, list[dict[str, Any]]] = {"strides": [], "areas": []}
-    devices = set()
-    sweeps = [(folder, read(folder)) for folder in folders]
-    curves = [{row["curve"] for row in sweep["points"]} for _, sweep in sweeps]
-    for i, (folder, sweep) in enumerate(sweeps):
-        others = set().union(*curves[:i], *curves[i + 1 :])
-        devices.add(sweep["environment"]["device"])
+    sweeps = {folder.resolve(): read(folder) for folder in folders}
+    names = _names(list(sweeps))
+    points: list[dict[str, Any]] = []
+    for folder, sweep in sweeps.items():
+        others = {row["curve"] for other in sweeps if other != folder for row in sweeps[other]["points"]}
         for row in sweep["points"]:
-            own = f"{folder.name}: {row['curve']}" if row["curve"] in others else row["curve"]
-            points[row["figure"]].append({**row, "curve": own})
+            curve = f"{names[folder]}: {row['curve']}" if row["curve"] in others else row["curve"]
+            points.append({**row, "curve": curve, "arithmetic": _arithmetic(sweep, row)})
+    first = list(points[0]["mIoU"]) if points else []
+    for row in points:
+        if list(row["mIoU"]) != first:
+            raise UserError(
+                f"Sweeps on different benchmarks cannot share a figure: one is on {', '.join(first)}, another on "
+                f"{', '.join(row['mIoU'])}. Give sweeps on the same."
+            )
+    kinds = {row["arithmetic"] for row in points}
+    if len(kinds) > 1:  # times of different devices and precisions: every curve says its own
+        points = [{**row, "curve": f"{row['curve']} ({row['arithmetic']})"} for row in points]
+    unit = f"ms, {kinds.pop()}" if len(kinds) == 1 else "ms"
     out.mkdir(parents=True, exist_ok=True)
     files = []
-    if points["strides"]:
-        files += draw_strides(points["strides"], ", ".join(sorted(devices)), out / "strides")
-    if points["areas"]:
-        files += draw_areas(points["areas"], ", ".join(sorted(devices)), out / "areas")
+    for figure, drawn in (("strides", draw_strides), ("areas", draw_areas)):
+        if rows := [row for row in points if row["figure"] == figure]:
+            files += drawn(rows, unit, out / figure)
     return files
+
+
+def _names(folders: Sequence[Path]) -> dict[Path, str]:
+    """The last parts of paths, as many as tell them apart."""
+    for count in range(1, max(len(folder.parts) for folder in folders)):
+        names = {folder: "/".join(folder.parts[-count:]) for folder in folders}
+        if len(set(names.values())) == len(folders):
+            return names
+    return {folder: str(folder) for folder in folders}
+
+
+def _arithmetic(sweep: dict[str, Any], row: dict[str, Any]) -> str:
+    return f"{sweep['environment']['device']}, {row['protocol']['precision']}"
 
 
 def tables(points: Sequence[dict[str, Any]]) -> str:
     """A table per figure."""
     return "\n\n".join(
-        f"{title}\n\n{_table(rows)}"
+        f"{title}, {rows[0]['protocol']['precision']}\n\n{_table(rows)}"
         for figure, title in TITLES.items()
         if (rows := [row for row in points if row["figure"] == figure])
     )
@@ -123,19 +137,13 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     head = ["network, inference", "stride", "area", *names, *means, "ms", "quartiles", "image", "patches", "windows"]
     lines = [[*head, "peak MiB"]]
     for row in rows:
-        for i, name in enumerate(names):
+        scores = [f"{row['mIoU'][name]:.2f}" for name in names] + ([f"{row['mean']:.2f}"] if means else [])
+        first = [row["curve"], str(row["stride"] or "-"), f"{row['area']}²" if row["area"] else "-", *scores]
+        for name in names:
             timing = row["timings"][name]
-            first = [row["curve"], row["stride"] or "-", f"{row['area']}²" if row["area"] else "-"]
-            scores = [f"{row['mIoU'][n]:.2f}" for n in names] + ([f"{row['mean']:.2f}"] if means else [])
-            lines.append(
-                [
-                    *([str(cell) for cell in [*first, *scores]] if i == 0 else [""] * (3 + len(scores))),
-                    f"{timing['ms']:.1f}",
-                    " to ".join(f"{ms:.1f}" for ms in timing["quartiles"]),
-                    " x ".join(map(str, timing["size"])) + (f" ({name})" if len(names) > 1 else ""),
-                    str(timing["patches"]),
-                    str(timing["windows"]),
-                    "-" if timing["memory"] is None else f"{timing['memory']:.0f}",
-                ]
-            )
+            cells = [f"{timing['ms']:.1f}", " to ".join(f"{ms:.1f}" for ms in timing["quartiles"])]
+            size = " x ".join(map(str, timing["size"])) + (f" ({name})" if means else "")
+            memory = "-" if timing["memory"] is None else f"{timing['memory']:.0f}"
+            lines.append([*first, *cells, size, str(timing["patches"]), str(timing["windows"]), memory])
+            first = [""] * len(first)
     return markdown(lines)

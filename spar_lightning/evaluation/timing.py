@@ -80,8 +80,7 @@ class Timing:
 
 def now(device: torch.device) -> float:
     """Seconds, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    torch.get_device_module(device).synchronize()
     return time.perf_counter()
 
 

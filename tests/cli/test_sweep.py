@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from spar_lightning.cli import main
-from spar_lightning.cli.sweep import network_name
+from spar_lightning.cli.sweep import network_names
 from spar_lightning.datamodules.benchmark import Benchmark
 from spar_lightning.datamodules.benchmark_description import SHIPPED
 from spar_lightning.evaluation import evaluator
@@ -64,6 +64,7 @@ def test_both_figures_from_one_command(
         ).read_text()
     table = (out / "table.md").read_text()
     assert table.strip() in printed and "Figure 1 of the paper" in table and "| 96²" in table
+    whole = (out / "sweep.json").read_text()
     first = found[sliding, 24, None]["timings"]["mine"]
     assert (first["size"], first["patches"], first["windows"]) == ([80, 128], 40, 8)  # 2 x 4 windows of 64
     assert first["quartiles"][0] <= first["ms"] <= first["quartiles"][1] and first["memory"] > 1
@@ -76,30 +77,42 @@ def test_both_figures_from_one_command(
     assert found[sliding, 24, None]["mIoU"] == {"mine": result}
     assert found[single, None, None]["mIoU"] != found[student, None, None]["mIoU"]
 
-    # Nothing is counted or timed again.
-    monkeypatch.setattr(Timing, "of", None)
-    monkeypatch.setattr(evaluator, "count", lambda *_: iter(()))
-    assert main([*sweep, "--out", str(out)]) == 0
-    assert points(out) == found
+    # Nothing is counted or timed again, and what is no longer asked for leaves the figures.
+    with monkeypatch.context() as patch:
+        patch.setattr(Timing, "of", None)
+        patch.setattr(evaluator, "count", lambda *_: iter(()))
+        assert main([*sweep, "--out", str(out)]) == 0
+        assert points(out) == found
+        fewer = [*sweep[: sweep.index("--strides")], "--strides", "24", *QUICK, "--out", str(out)]
+        assert main(fewer) == 0
+    left = {(single, None, None), (sliding, 24, None), (student, None, None)}
+    assert points(out) == {key: found[key] for key in left}
+    (out / "sweep.json").write_text(whole)
+    assert "holds a sweep of another network: weights: " in sentence(
+        [*sweep, "--model.backbone.pretrained", str(tmp_path / "student.safetensors"), "--out", str(out)], capsys
+    )
 
     other = tmp_path / "other"
     other.mkdir()
     (other / "sweep.json").write_bytes((out / "sweep.json").read_bytes())
     capsys.readouterr()
     assert main(["evaluate", "--figures", str(out), str(other), "--out", str(tmp_path / "both")]) == 0
-    files = capsys.readouterr().out.split()
+    files = capsys.readouterr().out.splitlines()
     assert [Path(file).name for file in files] == ["strides.png", "strides.svg", "areas.png", "areas.svg"]
     assert all(Path(file).is_file() for file in files)
+    (other / "sweep.json").write_text(whole.replace('"mine"', '"yours"'))
+    text = sentence(["evaluate", "--figures", str(out), str(other), "--out", str(tmp_path / "both")], capsys)
+    assert "different benchmarks cannot share a figure: one is on mine, another on yours" in text
 
 
 def test_a_stopped_sweep_goes_on(sweep: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, of = tmp_path / "out", Timing.of
     timed: list[Timing] = []
 
-    def stop(*given: Any) -> Timing:
+    def stop(*given: Any, **passes: Any) -> Timing:
         if len(timed) == 3:
             raise KeyboardInterrupt
-        timed.append(of(*given))
+        timed.append(of(*given, **passes))
         return timed[-1]
 
     monkeypatch.setattr(Timing, "of", stop)
@@ -165,9 +178,10 @@ def test_refinements_on_all_six(
 
 
 def test_names_of_networks() -> None:
-    runs = ["runs/a", "runs/b/checkpoints/last.ckpt", "other/student.safetensors"]
-    assert [network_name(run, runs) for run in runs] == ["a", "b", "student"]
-    assert network_name("x/a", ["x/a", "y/a"]) == "x/a"
+    runs = ["Tiny", "runs/lr2e-5_wd0.01", "runs/b/checkpoints/last.ckpt", "other/student.safetensors", "runs/c/"]
+    assert list(network_names(runs).values()) == ["Tiny", "lr2e-5_wd0.01", "b", "student", "c"]
+    assert network_names(["x/a", "y/a"]) == {"x/a": "x/a", "y/a": "y/a"}
+    assert network_names(["Tiny", "runs/Tiny"])["runs/Tiny"] == "runs/Tiny"
 
 
 def test_refusals(sweep: list[str], tmp_path: Path, capsys: Capture) -> None:
@@ -181,7 +195,11 @@ def test_refusals(sweep: list[str], tmp_path: Path, capsys: Capture) -> None:
     assert "--repeats must be at least 1" in sentence([*plain, "--sweep", "64", "--repeats", "0"], capsys)
     assert "Did you mean anyup" in sentence([*plain, "--upsampler", "anypu"], capsys)
     assert "gamma must be above 0" in sentence([*plain, "--refine.gamma", "-1"], capsys)
+    wrong = [*sweep, "--weights", f"{tmp_path / 'student.safetensors'},{tmp_path / 'typo'}"]
+    assert f"{tmp_path / 'typo'}" in sentence([*wrong, "--out", str(tmp_path / "out")], capsys)
+    assert not (tmp_path / "out").exists()  # before anything is measured
     (tmp_path / "sweep.json").write_text("{}")
-    for place in (tmp_path, tmp_path / "none"):
+    for place, words in ((tmp_path, "was not written by a sweep"), (tmp_path / "none", "cannot be read as a sweep (")):
         text = sentence(["evaluate", "--figures", str(place), "--out", str(tmp_path / "figures")], capsys)
-        assert "cannot be read as a sweep" in text and "Give folders of spar evaluate --strides or --sweep" in text
+        assert words in text and "Give folders of spar evaluate --strides or --sweep" in text
+    assert "Or give another --out" in sentence([*sweep, "--out", str(tmp_path)], capsys)

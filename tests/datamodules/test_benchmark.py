@@ -197,6 +197,16 @@ def test_an_image_in_two_formats(folder: Path) -> None:
         opened(folder)
 
 
+def test_another_area(folder: Path) -> None:
+    whole = opened(folder)
+    small = whole.resized(96)
+    assert small.description.resize == 96 != whole.description.resize
+    assert small.description.classes == whole.description.classes and len(small) == len(whole)
+    assert small.digest() == whole.digest() == opened(folder).digest()
+    whole.keep(1)
+    assert whole.digest() != small.digest()
+
+
 def test_what_the_digest_stands_for(folder: Path) -> None:
     digests = [opened(folder).digest()]
     Image.fromarray(np.zeros((4, 6), np.uint8)).save(folder / "labels" / "1.png")

@@ -3,7 +3,6 @@
 import copy
 import json
 from pathlib import Path
-from typing import Any
 from urllib.error import URLError
 
 import pytest
@@ -14,7 +13,7 @@ from torch import Tensor
 from spar_lightning.backbones.weights import WeightsError
 from spar_lightning.errors import UserError
 from spar_lightning.label_map import BAND
-from spar_lightning.refine import AnyUp, anyup, window_attention
+from spar_lightning.refine import AnyUp, encoders, window_attention
 from spar_lightning.refine.guided_maps import GuidedMaps
 
 SHAPES: dict[str, list[int]] = json.loads((Path(__file__).parents[1] / "data" / "anyup_keys.json").read_text())
@@ -113,7 +112,7 @@ def test_bands_and_pieces_change_nothing(network: AnyUp, monkeypatch: pytest.Mon
     image, maps = torch.randn(1, 3, 50, 90), torch.randn(1, 9, 6, 11)
     whole = network(image, maps)
     for band in (1 << 12, 1 << 9):
-        monkeypatch.setattr(anyup, "BAND", band)
+        monkeypatch.setattr(encoders, "BAND", band)
         monkeypatch.setattr(window_attention, "BAND", band)
         assert (network(image, maps) - whole).abs().max() < 1e-5
     assert band < BAND
@@ -170,20 +169,24 @@ def test_a_file_loads_strictly(tmp_path: Path) -> None:
 
 
 def test_official_weights_come_from_their_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors = torch.load(official_file(tmp_path / "file.pth"), weights_only=True)
-    asked: list[tuple[str, bool]] = []
+    asked: list[str] = []
 
-    def fetch(url: str, map_location: Any, weights_only: bool) -> dict[str, Tensor]:
-        asked.append((url, weights_only))
-        if "paper" in url:
+    def fetch(url: str, path: str, progress: bool) -> None:
+        asked.append(url)
+        if "multi" in url:
             raise URLError("no network")
-        return dict(tensors)
+        official_file(Path(path))
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fetch)
-    assert torch.equal(AnyUp().rope.freqs, tensors["rope.freqs"])
-    assert asked[0][0].endswith("/checkpoint_v2/anyup_multi_backbone.pth") and asked[0][1]
-    with pytest.raises(WeightsError, match=r"anyup_paper cannot be fetched from .*no network.* give its path"):
-        AnyUp("anyup_paper")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    assert AnyUp().identity() == AnyUp().identity()
+    assert len(asked) == 1 and asked[0].endswith("/checkpoint/anyup_paper.pth")  # the second is from disk
+    with pytest.raises(WeightsError, match=r"anyup_multi_backbone cannot be fetched from .*no network.* give its path"):
+        AnyUp("anyup_multi_backbone")
+    kept = tmp_path / "hub" / "checkpoints" / "anyup_paper.pth"
+    kept.write_text("<html>a page of a proxy</html>")
+    with pytest.raises(WeightsError, match=f"{kept} cannot be read as weights"):
+        AnyUp("anyup")
 
 
 def test_a_name_that_is_none() -> None:
