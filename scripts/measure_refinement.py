@@ -116,7 +116,7 @@ def sweep(run: Path, scenes: Path, results: Path, pictures: Path) -> tuple[str, 
     for figure in ("strides", "areas"):
         for suffix in ("png", "svg"):
             shutil.copy(results / "sweep" / f"{figure}.{suffix}", pictures / f"quickstart_{figure}.{suffix}")
-    first, second = (results / "sweep" / "table.md").read_text().split("mIoU and time by the area")
+    first, second = (results / "sweep" / "sweep.md").read_text().split("mIoU and time by the area")
     return tuple(part[part.index("|") :].strip() for part in (first, second))  # type: ignore[return-value]  # two
 
 

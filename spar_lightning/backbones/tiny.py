@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from spar_lightning.backbones.base import Backbone, TextTower
 from spar_lightning.backbones.position_table import resized
+from spar_lightning.backbones.weights import check_fit
 from spar_lightning.errors import UserError, nearest
 from spar_lightning.packing import Grid
 from spar_lightning.sliding_window import check_sides
@@ -188,6 +189,7 @@ class Tiny(Backbone):
         return dict(self.state_dict())
 
     def load_vision_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        check_fit(state_dict, self.state_dict(), "The file", "Tiny")
         self.load_state_dict(state_dict)
 
     def build_text_tower(self) -> TextTower:

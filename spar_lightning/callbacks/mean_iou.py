@@ -6,6 +6,7 @@ the comparison that the method is about. What was measured travels in the checkp
 """
 
 import json
+import logging
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -20,9 +21,12 @@ from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import UserError, check_at_least, nearest
 from spar_lightning.evaluation.loop import count
+from spar_lightning.evaluation.protocol import differences
 from spar_lightning.evaluation.score import Result, Score
 from spar_lightning.markdown import markdown
 from spar_lightning.segmenter import Inference
+
+log = logging.getLogger("spar_lightning")
 
 Stage = Literal["before", "teacher", "after"]
 
@@ -74,6 +78,8 @@ class MeanIoU(Callback):
         self.rows: list[Row] = []
         self.results: dict[str, Result] = {}
         self._scores: list[Score] = []
+        self._protocol: dict[str, Any] = {}
+        self._fitting = False
 
     def check(self, data: SA1B) -> None:
         """Raise UserError if a name is none of the datamodule's benchmarks."""
@@ -87,6 +93,9 @@ class MeanIoU(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         data = _data(trainer)
+        assert isinstance(pl_module, Distillation)
+        self._protocol = pl_module.protocol()
+        self._fitting = stage == "fit"
         if self.benchmarks is not None:
             data.benchmarks = [benchmark for benchmark in data.benchmarks if benchmark.name in self.benchmarks]
         for benchmark in data.benchmarks:
@@ -159,10 +168,18 @@ class MeanIoU(Callback):
             print(f"\n{table(self.rows)}\n")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        return {"rows": self.rows, "protocol": self._protocol}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = [row for row in state_dict["rows"] if row["stage"] != "after"]
+        other = differences(state_dict.get("protocol", self._protocol), self._protocol)
+        if self._fitting and other:
+            log.warning(
+                "The mIoU before training is left out of the table: it was measured otherwise (%s). Measure it by "
+                "`spar validate`, or start anew with another --run_dir.",
+                "; ".join(other),
+            )
+            self.rows = []
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -24,7 +24,7 @@ from spar_lightning.cli.evaluate_options import OPTIONS, OUT
 from spar_lightning.cli.lightning_cli import SparCLI
 from spar_lightning.cli.measurement import Measurement
 from spar_lightning.cli.student_weights import load
-from spar_lightning.cli.sweep import Sweep, figures, numbers
+from spar_lightning.cli.sweep import Sweep, check_folder, figures, numbers
 from spar_lightning.datamodules.benchmark import Benchmark, opened_later
 from spar_lightning.datamodules.benchmark_description import SHIPPED, BenchmarkError
 from spar_lightning.datamodules.sa1b import SA1B
@@ -73,12 +73,15 @@ class EvaluateCLI(SparCLI):
         check_at_least(1, **{"--max_images": config.max_images, "--stride": config.stride, "--repeats": config.repeats})
         check_at_least(0, **{"--warm_ups": config.warm_ups})
         self.strides, self.areas = numbers("--strides", config.strides), numbers("--sweep", config.sweep)
-        self.weights = [source.strip() for source in (config.weights or "").split(",") if source.strip()]
+        given = [source.strip() for source in (config.weights or "").split(",") if source.strip()]
+        self.weights = list(dict.fromkeys(given))
         if len(self.weights) > 1 and not (self.strides or self.areas):
             raise UserError(
                 f"--weights takes one network, but got {len(self.weights)}. Give --strides or --sweep, which compare "
                 "several, or one at a time."
             )
+        if config.out is not None:
+            check_folder(Path(config.out))
         if self.strides and config.stride:
             raise UserError("--stride and --strides exclude each other. Give one of them.")
         # Before the weights are loaded: a folder that is not there should cost no minutes.
@@ -186,6 +189,9 @@ def run(args: Sequence[str]) -> int:
     for name in ("--weights", "--config"):
         others.add_argument(name)
     chosen, rest = others.parse_known_args(given)
+    looks = chosen.check or chosen.prepare or chosen.compare or chosen.figures
+    if looks and (unused := [f"--{name}" for name in ("weights", "config") if getattr(chosen, name)]):
+        raise UserError(f"--check, --prepare, --compare and --figures take no {' and '.join(unused)}: leave it out.")
     if chosen.check:
         return check(chosen.check, rest)
     if chosen.prepare:

@@ -30,3 +30,6 @@ def load(backbone: Backbone, source: str) -> None:
             backbone.load_vision_state_dict(tensors)
     except WeightsError as error:
         raise UserError(f"--weights {source}: {error}") from error
+    except RuntimeError as error:  # torch's, of a plugin that checks nothing itself
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--weights {source} does not fit {type(backbone).__name__}: {reason}") from error

@@ -22,7 +22,7 @@ from spar_lightning.errors import UserError, check_at_least
 from spar_lightning.evaluation.environment import environment
 from spar_lightning.evaluation.protocol import digest
 from spar_lightning.evaluation.report import Report
-from spar_lightning.evaluation.sweep_report import Figure, SweepReport, draw
+from spar_lightning.evaluation.sweep_report import Figure, SweepReport, draw, tails
 from spar_lightning.evaluation.timing import Timing
 from spar_lightning.sliding_window import SlidingWindow
 
@@ -58,9 +58,9 @@ class Sweep:
             SlidingWindow(model.student, stride)
         for source in weights:
             load(copy.deepcopy(model.student), source)
-        network, name = self._identity(model)
-        self._folder = folder or parent / name
-        self._report = SweepReport(self._folder, network, environment(self._measurement.fabric))
+        identity = self._identity(model)
+        self._folder = folder or parent / f"{type(model.student).__name__}-sweep-{digest(list(identity.values()))}"
+        self._report = SweepReport(self._folder, identity, environment(self._measurement.fabric))
         windows_by_area, stride = model.inference == "sliding", model.stride
         backbone = type(model.student).__name__
         names = network_names([backbone, *weights])
@@ -75,15 +75,14 @@ class Sweep:
             load(model.student, source)
             self._single_pass(model, names[source])
         if self._measurement.fabric.is_global_zero:
-            print(f"\n{self._report.finish()}\n\n{self._folder}: sweep.json, table.md, points/, figures")
+            print(f"\n{self._report.finish()}\n\n{self._folder}: sweep.json, sweep.md, points/, figures")
 
-    def _identity(self, model: Distillation) -> tuple[dict[str, Any], str]:
-        """The network as configured, and the name of the sweep's folder."""
+    def _identity(self, model: Distillation) -> dict[str, Any]:
+        """What all points have in common."""
         protocol = self._measurement.protocol(model)
-        network = protocol.model()
         common = {key: value for key, value in protocol.content().items() if key not in ("inference", "stride")}
-        benchmarks = [(benchmark.name, len(benchmark)) for benchmark in self._measurement.benchmarks]
-        return network, f"{type(model.student).__name__}-sweep-{digest([network, common, benchmarks])}"
+        benchmarks = {benchmark.name: len(benchmark) for benchmark in self._measurement.benchmarks}
+        return {"network": protocol.model(), "protocol": common, "benchmarks": benchmarks}
 
     def _single_pass(self, model: Distillation, name: str) -> None:
         model.inference = "single"
@@ -103,8 +102,11 @@ class Sweep:
             scores = results.content["benchmarks"]
             timings = self._timings(model, results, area)
             point = {"figure": figure, "curve": curve, "stride": stride, "area": area, "window": model.student.window}
+            protocol = results.content["protocol"]
             miou = {name: scores[name]["mIoU"] for name in timings}
-            self._report.add({**point, "protocol": results.content["protocol"], "mIoU": miou, "timings": timings})
+            facts = ("images", "images_sha256", "names_sha256")
+            images = {name: {key: scores[name]["protocol"][key] for key in facts} for name in timings}
+            self._report.add({**point, "protocol": protocol, "images": images, "mIoU": miou, "timings": timings})
         fabric.barrier()
 
     def _timings(self, model: Distillation, results: Report, area: int | None) -> dict[str, dict[str, Any]]:
@@ -128,8 +130,9 @@ class Sweep:
 def network_names(networks: Sequence[str]) -> dict[str, str]:
     """How a figure calls each: a run or file by its last name, where that tells it from the others."""
     short = {network: _short(network) for network in networks}
-    twice = {name for name in short.values() if list(short.values()).count(name) > 1}
-    return {network: network if name in twice else name for network, name in short.items()}
+    twice = [network for network, name in short.items() if list(short.values()).count(name) > 1]
+    longer = tails([Path(network) for network in twice]) if twice else {}
+    return {**short, **{network: longer[Path(network)] for network in twice}}
 
 
 def _short(network: str) -> str:
@@ -137,6 +140,12 @@ def _short(network: str) -> str:
     if path.parent.name == "checkpoints":
         return path.parent.parent.name
     return path.stem if path.suffix in SUFFIXES else path.name
+
+
+def check_folder(out: Path) -> None:
+    """Raise UserError if results cannot lie there."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file. Give a folder.")
 
 
 def numbers(option: str, text: str | None) -> list[int]:
@@ -159,5 +168,6 @@ def figures(folders: Sequence[Path], rest: Sequence[str]) -> int:
     parser = ArgumentParser("spar evaluate --figures", description=figures.__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the figures")
     out = parser.parse_args(rest).out
+    check_folder(out)
     print("\n".join(str(path) for path in draw(folders, out)))
     return 0

@@ -13,9 +13,9 @@ MARKERS = "osD^vPX*"
 STYLES = ("-", "--", "-.", ":")
 
 
-def draw_strides(points: Sequence[dict[str, Any]], unit: str, stem: Path) -> list[Path]:
+def draw_strides(points: Sequence[dict[str, Any]], score: str, time: str, stem: Path) -> list[Path]:
     """Draw mIoU over the network's time per image; sliding windows with their strides, single passes as points."""
-    figure, axes = pyplot().subplots(figsize=(6.4, 4.2), layout="constrained")
+    figure, axes = pyplot().subplots(figsize=(6.4, 4.8), layout="constrained")
     for look, (curve, rows) in zip(_looks(), _curves(points), strict=False):
         rows = sorted(rows, key=lambda row: row["ms"])
         sliding = rows[0]["stride"] is not None
@@ -28,17 +28,17 @@ def draw_strides(points: Sequence[dict[str, Any]], unit: str, stem: Path) -> lis
         )  # fmt: skip
         for row in rows if sliding else ():
             axes.annotate(f"{row['stride']}", (row["ms"], row["mean"]), (0, 7), textcoords="offset points", ha="center")
-    _time(axes.xaxis, axes.set_xscale, unit)
-    axes.set_ylabel(_score(points))
+    _time(axes.xaxis, axes.set_xscale, time)
+    axes.set_ylabel(score)
     axes.margins(y=0.15)
     if any(row["stride"] is not None for row in points):
         axes.set_title("numbers: stride of the sliding window in pixels", fontsize=10)
     return _save(figure, axes, stem)
 
 
-def draw_areas(points: Sequence[dict[str, Any]], unit: str, stem: Path) -> list[Path]:
+def draw_areas(points: Sequence[dict[str, Any]], score: str, time: str, stem: Path) -> list[Path]:
     """Draw mIoU, and the network's time per image, over the side of a square of the image's area."""
-    figure, (left, right) = pyplot().subplots(1, 2, figsize=(9.6, 4.0), layout="constrained")
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(9.6, 4.6), layout="constrained")
     for look, (curve, rows) in zip(_looks(), _curves(points), strict=False):
         rows = sorted(rows, key=lambda row: row["area"])
         areas = [row["area"] for row in rows]
@@ -52,9 +52,9 @@ def draw_areas(points: Sequence[dict[str, Any]], unit: str, stem: Path) -> list[
         axes.tick_params(axis="x", labelrotation=45)
         for window in windows:
             axes.axvline(window, color="0.6", linewidth=1, linestyle=":")
-            axes.annotate(" window", (window, 0.01), xycoords=("data", "axes fraction"), color="0.4", fontsize=9)
-    left.set_ylabel(_score(points))
-    _time(right.yaxis, right.set_yscale, unit)
+            axes.text(window, 0.01, " window", color="0.4", size=9, transform=axes.get_xaxis_transform(), clip_on=True)
+    left.set_ylabel(score)
+    _time(right.yaxis, right.set_yscale, time)
     return _save(figure, left, stem)
 
 
@@ -78,26 +78,25 @@ def _spread(row: dict[str, Any]) -> tuple[float, float]:
     return sides[0], sides[1]
 
 
-def _score(points: Sequence[dict[str, Any]]) -> str:
-    names = list(points[0]["mIoU"])
-    return f"mIoU on {names[0]} (%)" if len(names) == 1 else f"mIoU, mean of {len(names)} benchmarks (%)"
-
-
-def _time(axis: Any, set_scale: Any, unit: str) -> None:
+def _time(axis: Any, set_scale: Any, label: str) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     set_scale("log")
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_data_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 20 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
-    axis.set_label_text(f"network's time per image ({unit})")
+    axis.set_label_text(label)
 
 
 def _save(figure: Any, axes: Any, stem: Path) -> list[Path]:
     for each in figure.axes:
         each.grid(True, which="both", color="0.9", linewidth=0.6)
         each.set_axisbelow(True)
-    axes.legend(fontsize=9)
+    # Below, so that it hides no point; one curve under the other where a name is long.
+    handles, names = axes.get_legend_handles_labels()
+    columns = 1 if max(map(len, names)) > 40 else 2
+    figure.legend(handles, names, fontsize=9, loc="outside lower center", ncols=columns, frameon=False)
     files = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
     for file in files:
         figure.savefig(file, dpi=200)

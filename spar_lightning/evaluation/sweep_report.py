@@ -21,40 +21,44 @@ TITLES: dict[Figure, str] = {
 
 
 class SweepReport:
-    """Points of one or two figures, in a folder.
+    """Points of one or two figures, in a folder; nothing is written before all of them are measured.
 
     Args:
         folder: Where they lie.
-        network: The network as it is configured, as plain data.
+        identity: What they have in common, as plain data: `network`, `protocol` and `benchmarks`.
         environment: Versions and hardware.
 
     Raises:
-        UserError: The folder holds a sweep of another network, or something else by this name.
+        UserError: The folder holds another sweep, or something else by this name.
     """
 
-    def __init__(self, folder: Path, network: dict[str, Any], environment: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, identity: dict[str, Any], environment: dict[str, Any]) -> None:
         self.folder = folder
-        self.content: dict[str, Any] = {"network": network, "environment": environment, "points": []}
+        self.content: dict[str, Any] = {**identity, "environment": environment, "points": []}
         if (folder / "sweep.json").exists():
             try:
                 earlier = read(folder)
             except UserError as error:
                 raise UserError(f"{error} Or give another --out than {folder}.") from error
-            if other := differences(earlier["network"], network):
-                raise UserError(f"{folder} holds a sweep of another network: {'; '.join(other)}. Give another --out.")
+            for part in identity:
+                if other := differences(earlier[part], identity[part]):
+                    raise UserError(f"{folder} holds another sweep: {'; '.join(other)}. Give another --out.")
 
     def add(self, point: dict[str, Any]) -> None:
-        """Write a point: its figure, curve, stride or area, and mIoU and timing by benchmark."""
+        """Take a point: its figure, curve, stride or area, protocol, images, and mIoU and timing by benchmark."""
         row = {**point, "mean": statistics.fmean(point["mIoU"].values())}
         self.content["points"].append({**row, "ms": statistics.fmean(t["ms"] for t in point["timings"].values())})
-        unfinished = self.folder / "tmp"
-        unfinished.mkdir(parents=True, exist_ok=True)
-        replace(self.folder / "sweep.json", f"{json.dumps(self.content, indent=2)}\n".encode(), unfinished)
 
     def finish(self) -> str:
-        """Write the table and draw the figures; returns the table."""
+        """Write the points, the table and the figures; returns the table."""
+        unfinished = self.folder / "tmp"
+        unfinished.mkdir(parents=True, exist_ok=True)
         text = tables(self.content["points"])
-        (self.folder / "table.md").write_text(f"{text}\n")
+        replace(self.folder / "sweep.json", f"{json.dumps(self.content, indent=2)}\n".encode(), unfinished)
+        replace(self.folder / "sweep.md", f"{text}\n".encode(), unfinished)
+        for figure in TITLES:  # those of an earlier command with both may be out of date
+            for path in self.folder.glob(f"{figure}.*"):
+                path.unlink()
         draw([self.folder], self.folder)
         return text
 
@@ -71,7 +75,8 @@ def read(folder: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a sweep ({error}). {advice}") from error
-    if not isinstance(content, dict) or not {"network", "environment", "points"} <= content.keys():
+    keys = {"network", "protocol", "benchmarks", "environment", "points"}
+    if not isinstance(content, dict) or not keys <= content.keys():
         raise UserError(f"{path} was not written by a sweep. {advice}")
     return content
 
@@ -80,55 +85,80 @@ def draw(folders: Sequence[Path], out: Path) -> list[Path]:
     """Draw the figures of one or several sweeps into a folder, and say which files they are.
 
     Raises:
-        UserError: A folder holds no sweep, or one on other benchmarks than the first.
+        UserError: A folder holds no sweep, or one on other images or classes than the first.
     """
     sweeps = {folder.resolve(): read(folder) for folder in folders}
-    names = _names(list(sweeps))
+    names = tails(list(sweeps))
     points: list[dict[str, Any]] = []
     for folder, sweep in sweeps.items():
         others = {row["curve"] for other in sweeps if other != folder for row in sweeps[other]["points"]}
         for row in sweep["points"]:
             curve = f"{names[folder]}: {row['curve']}" if row["curve"] in others else row["curve"]
-            points.append({**row, "curve": curve, "arithmetic": _arithmetic(sweep, row)})
-    first = list(points[0]["mIoU"]) if points else []
+            arithmetic = f"{sweep['environment']['device']}, {row['protocol']['precision']}"
+            points.append({**row, "curve": curve, "arithmetic": arithmetic, "refined": refined(row["protocol"])})
     for row in points:
-        if list(row["mIoU"]) != first:
+        if row["images"] != points[0]["images"]:
             raise UserError(
-                f"Sweeps on different benchmarks cannot share a figure: one is on {', '.join(first)}, another on "
-                f"{', '.join(row['mIoU'])}. Give sweeps on the same."
+                f"Sweeps on different benchmarks cannot share a figure: one is on {_benchmarks(points[0])}, another on "
+                f"{_benchmarks(row)}. Give sweeps on the same images and classes."
             )
-    kinds = {row["arithmetic"] for row in points}
-    if len(kinds) > 1:  # times of different devices and precisions: every curve says its own
-        points = [{**row, "curve": f"{row['curve']} ({row['arithmetic']})"} for row in points]
-    unit = f"ms, {kinds.pop()}" if len(kinds) == 1 else "ms"
+    time = _shared(points, "arithmetic")
+    score = _shared(points, "refined")
+    benchmarks = list(points[0]["images"]) if points else []
+    on = f"on {benchmarks[0]}" if len(benchmarks) == 1 else f"mean of {len(benchmarks)} benchmarks"
     out.mkdir(parents=True, exist_ok=True)
     files = []
     for figure, drawn in (("strides", draw_strides), ("areas", draw_areas)):
         if rows := [row for row in points if row["figure"] == figure]:
-            files += drawn(rows, unit, out / figure)
+            labels = f"mIoU (%), {on}{score}", f"network's time per image (ms{time})"
+            files += drawn(rows, *labels, out / figure)
     return files
 
 
-def _names(folders: Sequence[Path]) -> dict[Path, str]:
+def _shared(points: list[dict[str, Any]], key: str) -> str:
+    """What all points have in common, for an axis; where they differ, every curve is given its own."""
+    kinds = {row[key] for row in points}
+    if len(kinds) == 1:
+        return f", {text}" if (text := kinds.pop()) else ""
+    for row in points:
+        row["curve"] += f" ({row[key] or 'no refinement'})"
+    return ""
+
+
+def _benchmarks(row: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} ({facts['images']} images, {facts['images_sha256']})" for name, facts in row["images"].items()
+    )
+
+
+def refined(protocol: dict[str, Any]) -> str:
+    """What follows the cosines, in a few words; empty where nothing does."""
+    words = []
+    if "refine" in protocol:
+        words.append("LPOSS " + ", ".join(f"{k} {v:g}" for k, v in protocol["refine"].items() if k != "name"))
+    if "upsampler" in protocol:
+        words.append(protocol["upsampler"]["name"])
+    return ", ".join(words)
+
+
+def tails(paths: Sequence[Path]) -> dict[Path, str]:
     """The last parts of paths, as many as tell them apart."""
-    for count in range(1, max(len(folder.parts) for folder in folders)):
-        names = {folder: "/".join(folder.parts[-count:]) for folder in folders}
-        if len(set(names.values())) == len(folders):
+    for count in range(1, max(len(path.parts) for path in paths)):
+        names = {path: "/".join(path.parts[-count:]) for path in paths}
+        if len(set(names.values())) == len(paths):
             return names
-    return {folder: str(folder) for folder in folders}
-
-
-def _arithmetic(sweep: dict[str, Any], row: dict[str, Any]) -> str:
-    return f"{sweep['environment']['device']}, {row['protocol']['precision']}"
+    return {path: str(path) for path in paths}
 
 
 def tables(points: Sequence[dict[str, Any]]) -> str:
     """A table per figure."""
-    return "\n\n".join(
-        f"{title}, {rows[0]['protocol']['precision']}\n\n{_table(rows)}"
-        for figure, title in TITLES.items()
-        if (rows := [row for row in points if row["figure"] == figure])
-    )
+    parts = []
+    for figure, title in TITLES.items():
+        if rows := [row for row in points if row["figure"] == figure]:
+            protocol = rows[0]["protocol"]
+            settings = [protocol["precision"], *([refined(protocol)] if refined(protocol) else [])]
+            parts.append(f"{title}, {', '.join(settings)}\n\n{_table(rows)}")
+    return "\n\n".join(parts)
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:

@@ -52,6 +52,19 @@ def test_refinement_in_a_run(small: list[str], scenes: Path, tmp_path: Path) -> 
         assert results["protocol"]["refine"]["gamma"] == 5 and results["protocol"]["upsampler"]["name"] == "AnyUp"
 
 
+def test_a_resume_with_another_refinement(
+    small: list[str], scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows that were measured otherwise do not stand beside the new one."""
+    run = tmp_path / "run"
+    more = ["--data.root", str(scenes), "--mean_iou.max_images", "1", "--run_dir", str(run)]
+    assert main(["fit", *small, *more, "--trainer.max_epochs", "1", "--model.refine", "lposs"]) == 0
+    assert [row["stage"] for row in json.loads((run / "results.json").read_text())] == ["before", "teacher", "after"]
+    assert main(["fit", *small, *more, "--resume", "auto"]) == 0
+    assert [row["stage"] for row in json.loads((run / "results.json").read_text())] == ["after"]
+    assert 'measured otherwise (refine: {"gamma": 1.0' in caplog.text
+
+
 def test_nothing_at_the_end(small: list[str], scenes: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     args = ["--mean_iou.before", "false", "--mean_iou.teacher", "false", "--mean_iou.at_end", "false"]

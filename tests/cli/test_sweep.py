@@ -62,7 +62,7 @@ def test_both_figures_from_one_command(
         assert (out / f"{figure}.png").read_bytes().startswith(b"\x89PNG") and "<svg" in (
             out / f"{figure}.svg"
         ).read_text()
-    table = (out / "table.md").read_text()
+    table = (out / "sweep.md").read_text()
     assert table.strip() in printed and "Figure 1 of the paper" in table and "| 96²" in table
     whole = (out / "sweep.json").read_text()
     first = found[sliding, 24, None]["timings"]["mine"]
@@ -88,9 +88,13 @@ def test_both_figures_from_one_command(
     left = {(single, None, None), (sliding, 24, None), (student, None, None)}
     assert points(out) == {key: found[key] for key in left}
     (out / "sweep.json").write_text(whole)
-    assert "holds a sweep of another network: weights: " in sentence(
-        [*sweep, "--model.backbone.pretrained", str(tmp_path / "student.safetensors"), "--out", str(out)], capsys
-    )
+    for other_args, words in (
+        (["--model.backbone.pretrained", str(tmp_path / "student.safetensors")], "weights: "),
+        (["--refine", "lposs"], 'refine: null and {"name": "LPOSS"'),
+        (["--max_images", "1"], "mine: 2 and 1"),
+    ):
+        text = sentence([*sweep, *other_args, "--out", str(out)], capsys)
+        assert f"holds another sweep: {words}" in text and "Give another --out" in text
 
     other = tmp_path / "other"
     other.mkdir()
@@ -100,9 +104,11 @@ def test_both_figures_from_one_command(
     files = capsys.readouterr().out.splitlines()
     assert [Path(file).name for file in files] == ["strides.png", "strides.svg", "areas.png", "areas.svg"]
     assert all(Path(file).is_file() for file in files)
-    (other / "sweep.json").write_text(whole.replace('"mine"', '"yours"'))
+    (other / "sweep.json").write_text(whole.replace('"images": 2', '"images": 3'))
     text = sentence(["evaluate", "--figures", str(out), str(other), "--out", str(tmp_path / "both")], capsys)
-    assert "different benchmarks cannot share a figure: one is on mine, another on yours" in text
+    assert "different benchmarks cannot share a figure: one is on mine (2 images, " in text and "mine (3 im" in text
+    (tmp_path / "file").touch()
+    assert "is a file" in sentence(["evaluate", "--figures", str(out), "--out", str(tmp_path / "file")], capsys)
 
 
 def test_a_stopped_sweep_goes_on(sweep: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,11 +123,13 @@ def test_a_stopped_sweep_goes_on(sweep: list[str], tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(Timing, "of", stop)
     assert main([*sweep, "--out", str(out)]) == 130
-    before = points(out)
-    assert len(before) == 3
+    assert not (out / "sweep.json").exists()  # before it is whole
     monkeypatch.setattr(Timing, "of", of)
     assert main([*sweep, "--out", str(out)]) == 0
-    assert len(points(out)) == 10 and before.items() <= points(out).items()
+    found = points(out)
+    assert len(found) == 10
+    for done, timing in zip(list(found.values())[:3], timed, strict=True):
+        assert done["timings"]["mine"]["ms"] == timing.ms  # not measured again
 
 
 COMBINATIONS = [("lposs_spar", None), (None, "anyup"), ("{gamma: 3, k: 50}", "anyup")]
@@ -155,6 +163,8 @@ def test_refinements_on_all_six(
     args += ["--upsampler", file] if upsampler else []
     assert main(args) == 0
     printed = capsys.readouterr().out
+    table = (tmp_path / "out" / "sweep.md").read_text().splitlines()[0]
+    assert ("LPOSS gamma" in table) == bool(refine) and table.endswith("AnyUp") == bool(upsampler)
     assert ("refine: {'name': 'LPOSS', 'gamma'" in printed) == bool(refine)
     assert ("upsampler: {'name': 'AnyUp'" in printed) == bool(upsampler)
     voc21 = next(line for line in printed.splitlines() if line.startswith("voc21: "))
@@ -180,8 +190,9 @@ def test_refinements_on_all_six(
 def test_names_of_networks() -> None:
     runs = ["Tiny", "runs/lr2e-5_wd0.01", "runs/b/checkpoints/last.ckpt", "other/student.safetensors", "runs/c/"]
     assert list(network_names(runs).values()) == ["Tiny", "lr2e-5_wd0.01", "b", "student", "c"]
-    assert network_names(["x/a", "y/a"]) == {"x/a": "x/a", "y/a": "y/a"}
+    assert network_names(["/d/x/a", "/d/y/a"]) == {"/d/x/a": "x/a", "/d/y/a": "y/a"}
     assert network_names(["Tiny", "runs/Tiny"])["runs/Tiny"] == "runs/Tiny"
+    assert list(network_names(["r/a", "r/a/checkpoints/last.ckpt"]).values()) == ["a", "last.ckpt"]
 
 
 def test_refusals(sweep: list[str], tmp_path: Path, capsys: Capture) -> None:
@@ -192,6 +203,11 @@ def test_refusals(sweep: list[str], tmp_path: Path, capsys: Capture) -> None:
     assert "--sweep must be at least 1, but got 0" in sentence([*plain, "--sweep", "0"], capsys)
     assert "stride 80 is larger than the window of 64" in sentence([*plain, "--strides", "64,80"], capsys)
     assert "exclude each other" in sentence([*sweep, "--stride", "8"], capsys)
+    preset = [*plain, "--refine", "lposs_spar", "--refine.k", "50"]
+    assert "--refine and --refine.k exclude each other. Give single settings alone" in sentence(preset, capsys)
+    assert "is a file. Give a folder" in sentence([*plain, "--out", __file__], capsys)
+    unused = ["evaluate", "--figures", "a", "--weights", "b", "--out", "c"]
+    assert "take no --weights: leave it out" in sentence(unused, capsys)
     assert "--repeats must be at least 1" in sentence([*plain, "--sweep", "64", "--repeats", "0"], capsys)
     assert "Did you mean anyup" in sentence([*plain, "--upsampler", "anypu"], capsys)
     assert "gamma must be above 0" in sentence([*plain, "--refine.gamma", "-1"], capsys)
