@@ -105,12 +105,12 @@ def draw(folders: Sequence[Path], out: Path) -> list[Path]:
     time = _shared(points, "arithmetic")
     score = _shared(points, "refined")
     benchmarks = list(points[0]["images"]) if points else []
-    on = f"on {benchmarks[0]}" if len(benchmarks) == 1 else f"mean of {len(benchmarks)} benchmarks"
+    on = f" on {benchmarks[0]}" if len(benchmarks) == 1 else f", mean of {len(benchmarks)} benchmarks"
     out.mkdir(parents=True, exist_ok=True)
     files = []
     for figure, drawn in (("strides", draw_strides), ("areas", draw_areas)):
         if rows := [row for row in points if row["figure"] == figure]:
-            labels = f"mIoU (%), {on}{score}", f"network's time per image (ms{time})"
+            labels = f"mIoU{on} (%){score}", f"network's time per image (ms{time})"
             files += drawn(rows, *labels, out / figure)
     return files
 
