@@ -8,7 +8,6 @@ is in no state dict, DDP never sees it, and it stays right after a resume.
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -23,9 +22,9 @@ from spar_lightning.backbones.base import Backbone
 from spar_lightning.backbones.weights import difference
 from spar_lightning.datamodules.benchmark_description import BenchmarkDescription
 from spar_lightning.datamodules.loader import ResumeError as ResumeError
-from spar_lightning.datamodules.manifest import fingerprint
 from spar_lightning.datamodules.sample import LabelledImage, Sample
 from spar_lightning.errors import UserError, nearest
+from spar_lightning.evaluation.protocol import Protocol
 from spar_lightning.geometry import Geometry
 from spar_lightning.packing import dense_features
 from spar_lightning.refine import BILINEAR, LPOSS, REFINEMENTS, AnyUp, Refinement, check_weights
@@ -176,15 +175,16 @@ class Distillation(LightningModule):
             upsampler=self.build_upsampler(),
         )
 
-    def protocol(self) -> dict[str, Any]:
-        """What mIoU of this module depends on beside weights, windows and benchmarks, as plain data."""
-        refine, upsampler = self.refinement(), self.build_upsampler()
-        return {
-            "geometry": self.geometry,
-            "templates": fingerprint(prompt_templates(self.templates)),
-            "refine": None if refine is None else asdict(refine),
-            "upsampler": None if upsampler is None else upsampler.identity(),
-        }
+    def protocol(self, precision: str) -> Protocol:
+        """How the student would be measured now.
+
+        Args:
+            precision: Of the network's arithmetic, in Lightning's terms.
+        """
+        return Protocol(
+            self.student, self.inference, self.stride, self.geometry, self.templates, precision,
+            self.refinement(), self.build_upsampler(),
+        )  # fmt: skip
 
     def refinement(self) -> LPOSS | None:
         """What follows the cosines, if anything."""

@@ -9,6 +9,7 @@ import json
 import logging
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -94,7 +95,9 @@ class MeanIoU(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         data = _data(trainer)
         assert isinstance(pl_module, Distillation)
-        self._protocol = pl_module.protocol()
+        # Its rows are single passes and sliding windows, whatever validation is; the stride belongs to them.
+        protocol = replace(pl_module.protocol(str(trainer.precision)), inference="sliding")
+        self._protocol = protocol.content()
         self._fitting = stage == "fit"
         if self.benchmarks is not None:
             data.benchmarks = [benchmark for benchmark in data.benchmarks if benchmark.name in self.benchmarks]

@@ -42,7 +42,7 @@ class SparCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str], **kwargs: Any) -> None:
         _silence()
-        check_refine(args)
+        check_presets(args)
         plugins()  # imported, their classes have short names
         verb = next(iter(self.subcommands()))
         # LightningCLI warns about arguments given beside those of the process, even where they are the same.
@@ -92,14 +92,14 @@ class SparCLI(LightningCLI):
         return settings
 
 
-def check_refine(args: Sequence[str]) -> None:
+def check_presets(args: Sequence[str]) -> None:
     """Raise UserError if a preset and single settings are given side by side: jsonargparse would drop the preset."""
     names = {arg.split("=")[0] for arg in args}
-    for key in ("--refine", "--model.refine"):
-        if key in names and (single := [name for name in names if name.startswith(f"{key}.")]):
+    for key in ("--refine", "--model.refine", "--data.augmentation"):
+        if key in names and (single := sorted(name for name in names if name.startswith(f"{key}."))):
             raise UserError(
-                f"{key} and {single[0]} exclude each other. Give single settings alone, such as {key}.gamma 10 "
-                f"{key}.k 200; the others are those of lposs."
+                f"{key} and {single[0]} exclude each other. Give a preset alone, or all settings that differ from the "
+                f"defaults, such as {single[0]}."
             )
 
 

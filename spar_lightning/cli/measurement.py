@@ -66,11 +66,7 @@ class Measurement:
 
     def protocol(self, model: Distillation) -> Protocol:
         """How the model would be measured now."""
-        precision = self.fabric.strategy.precision.precision  # what was asked for may not exist on this device
-        return Protocol(
-            model.student, model.inference, model.stride, model.geometry, model.templates, str(precision),
-            model.refinement(), model.build_upsampler(),
-        )  # fmt: skip
+        return model.protocol(str(self.fabric.strategy.precision.precision))  # what was asked for may not exist here
 
     def say(self, text: str) -> None:
         """Print, on the first process."""

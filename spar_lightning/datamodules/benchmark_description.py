@@ -190,8 +190,8 @@ def _check(description: BenchmarkDescription, path: Path) -> None:
             raise BenchmarkError(f"{path}: the pattern {pattern!r} must hold {{}} once, for the image's name.")
     if not description.folder or not description.images or not description.labels:
         raise BenchmarkError(f"{path}: folder, images and labels need at least one entry each.")
-    sides = description.resize if isinstance(description.resize, tuple) else (description.resize or 1,)
-    if min(sides) < 1 or description.resize == 0:
+    sides = description.resize if isinstance(description.resize, tuple) else (description.resize,)
+    if any(side is not None and side < 1 for side in sides):
         raise BenchmarkError(f"{path}: resize takes one or two numbers of at least 1, but got {description.resize}.")
     for thresholds in (description.thresholds, *description.backbone_thresholds.values()):
         if (thresholds.probability or thresholds.area is not None) and not description.background:

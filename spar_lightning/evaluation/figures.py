@@ -4,6 +4,7 @@ Curves differ in marker and line as well as in colour, so that a print in black 
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,8 @@ def _curves(points: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, 
 
 def _looks() -> Iterator[dict[str, Any]]:
     """Colour, marker and line of one curve after the other."""
-    i = 0
-    while True:
-        marker, style = MARKERS[i % len(MARKERS)], STYLES[i % len(STYLES)]
+    for i, marker, style in zip(count(), cycle(MARKERS), cycle(STYLES), strict=False):
         yield {"color": f"C{i % 10}", "marker": marker, "linestyle": style, "markersize": 6}
-        i += 1
 
 
 def _spread(row: dict[str, Any]) -> tuple[float, float]:

@@ -62,7 +62,7 @@ def test_a_resume_with_another_refinement(
     assert [row["stage"] for row in json.loads((run / "results.json").read_text())] == ["before", "teacher", "after"]
     assert main(["fit", *small, *more, "--resume", "auto"]) == 0
     assert [row["stage"] for row in json.loads((run / "results.json").read_text())] == ["after"]
-    assert 'measured otherwise (refine: {"gamma": 1.0' in caplog.text
+    assert 'measured otherwise (refine: {"name": "LPOSS", "gamma": 1.0' in caplog.text
 
 
 def test_nothing_at_the_end(small: list[str], scenes: Path, tmp_path: Path) -> None:

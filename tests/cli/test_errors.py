@@ -176,6 +176,7 @@ def test_an_unknown_augmentation(tmp_path: Path, capsys: Capture) -> None:
     ("argument", "words"),
     [
         ("--data.augmentation.multiple=0", "multiple must be at least 1, but got 0"),
+        ("--data.augmentation=text", "--data.augmentation and --data.augmentation.multiple exclude each other"),
         ("--model.refine.gamma=0", "refine: gamma must be above 0, alpha from 0 to below 1"),
         (
             "--model.refine=lpos",

@@ -204,7 +204,7 @@ def test_refusals(sweep: list[str], tmp_path: Path, capsys: Capture) -> None:
     assert "stride 80 is larger than the window of 64" in sentence([*plain, "--strides", "64,80"], capsys)
     assert "exclude each other" in sentence([*sweep, "--stride", "8"], capsys)
     preset = [*plain, "--refine", "lposs_spar", "--refine.k", "50"]
-    assert "--refine and --refine.k exclude each other. Give single settings alone" in sentence(preset, capsys)
+    assert "--refine and --refine.k exclude each other. Give a preset alone" in sentence(preset, capsys)
     assert "is a file. Give a folder" in sentence([*plain, "--out", __file__], capsys)
     unused = ["evaluate", "--figures", "a", "--weights", "b", "--out", "c"]
     assert "take no --weights: leave it out" in sentence(unused, capsys)

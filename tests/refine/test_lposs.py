@@ -34,7 +34,7 @@ def direct(lposs: LPOSS, features: Tensor, maps: Tensor, patch: int) -> Tensor:
 def check(lposs: LPOSS, features: Tensor, maps: Tensor) -> None:
     found, expected = lposs(features, maps, 16), direct(lposs, features, maps, 16)
     assert found.dtype == torch.float32
-    assert (found - expected).norm() < 1e-4 * expected.norm()
+    assert (found - expected).norm() < 1e-5 * expected.norm()  # measured: 5e-6
     assert torch.equal(found.argmax(0), expected.argmax(0))
 
 
