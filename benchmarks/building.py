@@ -12,7 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -47,10 +47,11 @@ def build(root: Path, images: Images, processes: int) -> float:
             torch.no_grad,
         )
 
-        def count(source: Source) -> Entry | Rejected:
-            with open(root / "made", "a") as file:
-                file.write(f"{source.key}\n")
-            return make(source)
+        def count(sources: Iterable[Source]) -> Iterator[Entry | Rejected]:
+            for sample in make(sources):
+                with open(root / "made", "a") as file:
+                    file.write(f"{sample.key}\n")
+                yield sample
 
         FeatureCache(root, IDENTITY).build(images, count, show=False)
 

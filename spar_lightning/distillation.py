@@ -8,6 +8,7 @@ is in no state dict, DDP never sees it, and it stays right after a resume.
 import copy
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,16 +23,16 @@ from spar_lightning.backbones.base import Backbone
 from spar_lightning.backbones.weights import difference
 from spar_lightning.datamodules.benchmark_description import BenchmarkDescription
 from spar_lightning.datamodules.loader import ResumeError as ResumeError
-from spar_lightning.datamodules.sample import LabelledImage, Sample
+from spar_lightning.datamodules.sample import LabelledImage, PrefixSample, Sample
 from spar_lightning.errors import UserError, nearest
 from spar_lightning.evaluation.protocol import Protocol
 from spar_lightning.geometry import Geometry
-from spar_lightning.packing import dense_features
+from spar_lightning.packing import dense_features, features_of
 from spar_lightning.refine import BILINEAR, LPOSS, REFINEMENTS, AnyUp, Refinement, check_weights
 from spar_lightning.segmenter import Inference, Segmenter
 from spar_lightning.sliding_window import SlidingWindow
 from spar_lightning.text_embeddings import text_classifier
-from spar_lightning.trainable import set_trainable
+from spar_lightning.trainable import frozen_blocks, set_trainable
 from spar_lightning.zero_shot import Templates, TextClassifier, prompt_templates
 
 
@@ -57,7 +58,9 @@ class Distillation(LightningModule):
         weight_decay: Weight decay of AdamW.
         lr_schedule: A class whose first two arguments are the optimizer and the number of optimizer steps of the
             run, such as spar_lightning.distillation.CosineDecay; stepped after every step. null keeps lr constant.
-        window_batch: Teacher windows per forward pass.
+        window_batch: Teacher windows per forward pass; null chooses by the device.
+        compile: Compile the teacher and, for validation, the student with torch.compile; a minute or two at the start,
+            and images of any size afterwards.
         templates: Prompts of class names, averaged: openai_imagenet, the 80 of CLIP and of the paper, or a list with
             `{}` for the name.
         inference: How validation segments: `single` pass of the student, or `sliding` window.
@@ -80,7 +83,8 @@ class Distillation(LightningModule):
         lr: float = 2e-5,
         weight_decay: float = 1e-4,
         lr_schedule: Callable[[Optimizer, int], LRScheduler] | None = None,
-        window_batch: int = 60,
+        window_batch: int | None = None,
+        compile: bool = False,
         templates: Templates = "openai_imagenet",
         inference: Inference = "single",
         geometry: Geometry = "aligned",
@@ -98,6 +102,9 @@ class Distillation(LightningModule):
         self.weight_decay = weight_decay
         self.lr_schedule = lr_schedule
         self.window_batch = window_batch
+        self._compiled = compile
+        if compile:
+            backbone.compile(dynamic=True)
         self.templates = templates
         self.inference: Inference = inference
         self.geometry: Geometry = geometry
@@ -132,6 +139,8 @@ class Distillation(LightningModule):
         backbone = copy.deepcopy(self.student)
         backbone.load_state_dict(self._start, strict=False)
         backbone.requires_grad_(False)
+        if self._compiled:
+            backbone.compile(dynamic=True)
         return SlidingWindow(backbone, self.stride, batch_size=self.window_batch).to(self.device)
 
     def teacher_backbone(self) -> Backbone:
@@ -145,6 +154,22 @@ class Distillation(LightningModule):
         teacher = self.build_teacher()
         assert isinstance(teacher.backbone, Backbone)
         return {**teacher.backbone.identity(), **teacher.identity()}
+
+    def build_prefix(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """A copy of the student's frozen part on a device: tokens (1, prefix+N, D) of pixels (1, 3, H, W) uint8."""
+        backbone, blocks = self.teacher_backbone().to(device), self.frozen_blocks
+
+        def tokens(pixels: Tensor) -> Tensor:
+            images = backbone.normalize(pixels)
+            grid = (images.shape[-2] // backbone.patch_size, images.shape[-1] // backbone.patch_size)
+            return backbone.run_blocks(backbone.embed(images), [grid], stop=blocks)
+
+        return tokens
+
+    @cached_property
+    def frozen_blocks(self) -> int:
+        """Blocks at the start that training does not change; `data.prefix` keeps what they give."""
+        return frozen_blocks(self.student, self.student.depth)
 
     def segmenter(
         self, task: BenchmarkDescription, inference: Inference | None = None, backbone: Backbone | None = None
@@ -198,15 +223,34 @@ class Distillation(LightningModule):
             self._upsamplers[self.upsampler] = AnyUp(self.upsampler)
         return self._upsamplers[self.upsampler]
 
-    def training_step(self, batch: list[Sample], batch_idx: int) -> Tensor:
-        images = [self.student.normalize(sample.image) for sample in batch]
-        targets = [self._target(sample, image) for sample, image in zip(batch, images, strict=True)]
-        students = dense_features(self.student, images)
+    def training_step(self, batch: list[Sample] | list[PrefixSample], batch_idx: int) -> Tensor:
+        students, targets = self._features(batch)
         # In fp32 whatever the network ran in; every image counts the same, whatever its size.
         losses = [self.loss(s.float(), t.float()) for s, t in zip(students, targets, strict=True)]
         loss = torch.stack(losses).mean()
         self.log("loss", loss, prog_bar=True, batch_size=len(batch))
-        return loss
+        return loss * self._weight(len(batch))
+
+    def _features(self, batch: list[Sample] | list[PrefixSample]) -> tuple[list[Tensor], list[Tensor]]:
+        """Features (h, w, d) of the student and of the teacher, image by image."""
+        if prefixed := [sample for sample in batch if isinstance(sample, PrefixSample)]:
+            targets = [sample.features for sample in prefixed]
+            dtype = next(self.student.parameters()).dtype
+            tokens = [sample.tokens[None].to(dtype) for sample in prefixed]
+            grids = [(target.shape[0], target.shape[1]) for target in targets]
+            return features_of(self.student, tokens, grids, self.frozen_blocks), targets
+        samples = [sample for sample in batch if isinstance(sample, Sample)]
+        images = [self.student.normalize(sample.image) for sample in samples]
+        targets = [self._target(sample, image) for sample, image in zip(samples, images, strict=True)]
+        return dense_features(self.student, images), targets
+
+    def _weight(self, images: int) -> float | Tensor:
+        """What makes the mean over processes one over images, where packs hold different numbers of them."""
+        if self._trainer is None or self.trainer.world_size == 1:
+            return 1.0
+        mine = torch.tensor(float(images), device=self.device)
+        mean: Tensor = self.trainer.strategy.reduce(mine.clone(), reduce_op="mean")
+        return mine / mean
 
     @torch.no_grad()
     def _target(self, sample: Sample, image: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class Segmenter:
         inference: `single` sees the whole image in one pass; `sliding` averages the cosines of windows, pixel by
             pixel, the teacher's way.
         stride: Step between windows in pixels, for `sliding`.
-        batch_size: Windows per forward pass, for `sliding`.
+        batch_size: Windows per forward pass, for `sliding`; null chooses by the device.
         templates: Prompt templates, averaged: openai_imagenet, or a list with `{}` for the name.
         geometry: Images whose sides the patch does not divide: `aligned` resizes them to the nearest multiples,
             `paper` does what the published code does for the family of the backbone.
@@ -51,7 +51,7 @@ class Segmenter:
         classes: Classes | TextClassifier,
         inference: Inference = "single",
         stride: int = 24,
-        batch_size: int = 60,
+        batch_size: int | None = None,
         templates: Templates = "openai_imagenet",
         geometry: Geometry = "aligned",
         resize: Resize = None,

@@ -12,7 +12,7 @@ Shapes: B images, H x W pixels, h x w patches; a window has k x l patches; d cha
 import math
 from collections.abc import Iterator
 from itertools import groupby
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from spar_lightning.errors import UserError
 
 ALGORITHM = 1  # raised by hand when the same backbone, window and stride give other features
+# Patches of one forward pass: on a CPU longer ones leave its caches, a GPU wants matrices of this many rows.
+PATCHES_AT_ONCE: Final = {"cpu": 4096}
+PATCHES_ON_ACCELERATOR: Final = 65536
 
 
 class DenseEncoder(Protocol):
@@ -78,18 +81,18 @@ class SlidingWindow(nn.Module):
         backbone: The network that sees the windows.
         stride: Step between windows in pixels; need not be a multiple of the patch.
         window: Side of a window in pixels, a multiple of the patch; null takes the backbone's own.
-        batch_size: Windows per forward pass.
+        batch_size: Windows per forward pass; null chooses by the device.
     """
 
     def __init__(
-        self, backbone: DenseEncoder, stride: int = 24, window: int | None = None, batch_size: int = 60
+        self, backbone: DenseEncoder, stride: int = 24, window: int | None = None, batch_size: int | None = None
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.stride = stride
         self.window = backbone.window if window is None else window
         self.batch_size = batch_size
-        if stride < 1 or batch_size < 1:
+        if stride < 1 or (batch_size is not None and batch_size < 1):
             raise UserError(f"stride and window batch must be at least 1, but got {stride} and {batch_size}.")
         if self.window < 1 or self.window % backbone.patch_size:
             raise UserError(
@@ -105,6 +108,13 @@ class SlidingWindow(nn.Module):
         """What the stitched features depend on, apart from the backbone; batch_size changes nothing."""
         return {"window": self.window, "stride": self.stride, "algorithm": ALGORITHM}
 
+    def windows_at_once(self, device: torch.device) -> int:
+        """Windows of a forward pass on a device."""
+        if self.batch_size is not None:
+            return self.batch_size
+        patches = PATCHES_AT_ONCE.get(device.type, PATCHES_ON_ACCELERATOR)
+        return max(1, patches // (self.window // self.backbone.patch_size) ** 2)
+
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, h, w, d) of normalised images (B, 3, H, W), accumulated in at least fp32."""
         check_sides(images, self.backbone.patch_size)
@@ -114,15 +124,16 @@ class SlidingWindow(nn.Module):
         """The backbone's maps of all windows of a normalised image (3, H, W), a row of windows after the other.
 
         Yields the row's number, the columns' numbers and their maps (n, k/P, l/P, d), in at least fp32. A row
-        may come in several parts: a forward pass takes `batch_size` windows, across rows.
+        may come in several parts: a forward pass takes a batch of windows across rows.
         """
         height, width = image.shape[-2:]
         k, l = min(self.window, height), min(self.window, width)
         tops = window_starts(height, self.window, self.stride)
         lefts = window_starts(width, self.window, self.stride)
         places = [(i, j) for i in range(len(tops)) for j in range(len(lefts))]
-        for first in range(0, len(places), self.batch_size):
-            batch = places[first : first + self.batch_size]
+        step = self.windows_at_once(image.device)
+        for first in range(0, len(places), step):
+            batch = places[first : first + step]
             # Views of the image: only this batch of windows is ever copied.
             windows = torch.stack([image[:, tops[i] : tops[i] + k, lefts[j] : lefts[j] + l] for i, j in batch])
             maps = self.backbone(windows)
@@ -143,8 +154,10 @@ class SlidingWindow(nn.Module):
             if total is None:
                 a_y, a_x = a_y.to(part), a_x.to(part)
                 total = part.new_zeros(height // patch, width // patch, part.shape[-1])
+            # A slice: a list of numbers would have to reach an accelerator first, and the host would wait for it.
+            places = slice(columns[0], columns[-1] + 1)
             with torch.autocast(part.device.type, enabled=False):  # autocast would round the matrices
-                strip = torch.einsum("nxl,nkld->kxd", a_x[columns], part)  # one row of windows, widthwise
+                strip = torch.einsum("nxl,nkld->kxd", a_x[places], part)  # one row of windows, widthwise
                 total += torch.einsum("yk,kxd->yxd", a_y[i], strip)
         assert total is not None
         return total

@@ -5,14 +5,30 @@ A selector is a group name (`patch_embed`, `blocks.3.mlp`), a name with a block 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from spar_lightning.errors import UserError, nearest
 
 Groups = Mapping[str, Sequence[nn.Parameter]]
+
+
+class Network(Protocol):
+    """What `frozen_blocks` looks through; see `backbones.base.Backbone`."""
+
+    patch_size: int
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def embed(self, images: Tensor) -> Tensor: ...
+
+    def run_blocks(
+        self, tokens: Tensor, grids: Sequence[tuple[int, int]], start: int = 0, stop: int | None = None
+    ) -> Tensor: ...
 
 
 class SelectorError(UserError):
@@ -39,6 +55,31 @@ def set_trainable(module: nn.Module, groups: Groups, selectors: Sequence[str]) -
     for parameter in chosen:
         parameter.requires_grad_(True)
     return chosen
+
+
+def frozen_blocks(network: Network, depth: int) -> int:
+    """How many of the first blocks give the same tokens whatever training does: no gradient reaches them.
+
+    Args:
+        network: Its trainable parameters require gradients.
+        depth: Number of its blocks.
+
+    Raises:
+        UserError: The embedding of images trains.
+    """
+    grids, pixels = [(1, 1)], torch.zeros(1, 3, network.patch_size, network.patch_size)
+    with torch.enable_grad():
+        tokens = network.embed(pixels.to(next(network.parameters())))
+        if tokens.requires_grad:
+            raise UserError(
+                "data.prefix keeps what the frozen blocks give, but with this model.trainable the embedding of images "
+                "trains too. Set data.prefix: false, or train blocks, norm and head alone."
+            )
+        for block in range(depth):
+            tokens = network.run_blocks(tokens, grids, block, block + 1)
+            if tokens.requires_grad:
+                return block
+    return depth
 
 
 def _matches(groups: Groups, selector: str) -> list[str]:

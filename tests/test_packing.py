@@ -1,32 +1,73 @@
-"""A pack gives what its images give one by one, forward and backward."""
+"""A pack gives what its images give one by one, forward and backward, in every family."""
+
+import copy
+from itertools import pairwise
 
 import pytest
 import torch
+from torch import Tensor
 
-from spar_lightning.backbones import Tiny
-from spar_lightning.packing import dense_features
+from spar_lightning import packing
+from spar_lightning.backbones import Backbone, Tiny
+from spar_lightning.packing import Grid, dense_features, features_of
+from spar_lightning.trainable import frozen_blocks, set_trainable
+from tests.test_testing import FAMILIES, built
 
-SIZES = [(64, 64), (40, 96), (72, 24)]
+SIZES = [(2, 2), (1, 3), (3, 1), (2, 3)]  # patches
 
 
-def images() -> list[torch.Tensor]:
+def images(patch: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(3, *size, generator=generator) for size in SIZES]
+    return [torch.randn(3, h * patch, w * patch, generator=generator) for h, w in SIZES]
+
+
+def gradients(backbone: Backbone) -> dict[str, Tensor]:
+    return {name: p.grad for name, p in backbone.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("packs", [True, False])
 def test_a_pack_equals_its_images_one_by_one(packs: bool) -> None:
     tiny = Tiny()
     tiny.packs = packs
-    together = dense_features(tiny, images())
-    for image, features in zip(images(), together, strict=True):
+    for image, features in zip(images(8), dense_features(tiny, images(8)), strict=True):
         torch.testing.assert_close(features, tiny(image[None])[0], rtol=0, atol=2e-5)
 
 
-def test_gradients_are_the_sum_over_images() -> None:
-    packed, single = Tiny(), Tiny()
-    torch.stack([features.square().mean() for features in dense_features(packed, images())]).sum().backward()
-    for image in images():
-        single(image[None]).square().mean().backward()
-    for (name, p), q in zip(packed.named_parameters(), single.parameters(), strict=True):
-        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5, msg=name)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_equals_accumulated_steps_of_single_images(family: str, small_naflex: str) -> None:
+    """Frozen prefix of each image, then the trainable blocks in one sequence, against whole images one by one."""
+    packed, single = (copy.deepcopy(built(family, small_naflex)) for _ in range(2))
+    for backbone in (packed, single):
+        set_trainable(backbone, backbone.parameter_groups(), ["blocks.-2", "blocks.-1"])
+    start = frozen_blocks(packed, packed.depth)
+    assert start == packed.depth - 2
+    pixels = images(packed.patch_size)
+    with torch.no_grad():
+        tokens = [packed.run_blocks(packed.embed(x[None]), [g], 0, start) for x, g in zip(pixels, SIZES, strict=True)]
+    together = features_of(packed, tokens, SIZES, start)
+    torch.stack([features.square().mean() for features in together]).mean().backward()
+    for image, features in zip(pixels, together, strict=True):
+        alone = single(image[None])[0]
+        torch.testing.assert_close(features, alone, rtol=1e-5, atol=1e-5)
+        (alone.square().mean() / len(pixels)).backward()
+    ours, theirs = gradients(packed), gradients(single)
+    assert ours.keys() == theirs.keys() and ours
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_sequences_are_cut_to_what_the_device_bears(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny, seen = Tiny(), list[list[Grid]]()
+    run = Tiny.run_blocks
+
+    def spy(self: Tiny, tokens: Tensor, grids: list[Grid], start: int = 0, stop: int | None = None) -> Tensor:
+        seen.append(list(grids))
+        return run(self, tokens, grids, start, stop)
+
+    monkeypatch.setattr(Tiny, "run_blocks", spy)
+    dense_features(tiny, images(8))
+    assert seen == [SIZES]
+    monkeypatch.setattr(packing, "CPU_TOKENS", 7)
+    dense_features(tiny, images(8))
+    assert seen[1:] == [SIZES[:2], SIZES[2:3], SIZES[3:]] or [len(part) for part in seen[1:]] == [2, 1, 1]
+    assert all(b for _, b in pairwise(seen))

@@ -149,4 +149,5 @@ class Backbone(nn.Module, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         # Neither a copied student nor a pickled one carries the text tower along.
-        return {**self.__dict__, "_text_tower": []}
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "_text_tower": []}

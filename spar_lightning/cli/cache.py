@@ -18,8 +18,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from spar_lightning.cli.cache_checks import recompute, show, verify
-from spar_lightning.cli.cache_report import CachePlan, bytes_text, summary
+from spar_lightning.cli.cache_report import CachePlan, summary
 from spar_lightning.cli.lightning_cli import SparCLI
+from spar_lightning.datamodules.estimate import bytes_text
 from spar_lightning.datamodules.feature_shard import CacheError
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
@@ -38,7 +39,7 @@ class CacheTrainer(Trainer):
         datamodule.prepare_data()
 
     def cache(self, model: Distillation, datamodule: SA1B) -> None:
-        """Compute the teacher's features of the training images.
+        """Compute the teacher's features of the training images, and with data.prefix the tokens of the frozen blocks.
 
         `spar cache info DIR` shows what a cache holds, `spar cache verify DIR` reads all of it.
         """
@@ -92,6 +93,10 @@ class CacheCLI(SparCLI):
         if is_first_process():
             processes = self.devices if local_rank() is None else world_size()
             print(plan.text(cache.root, len(images) - len(todo), free, processes), flush=True)
+            if datamodule.prefix:
+                prefix = datamodule.open_prefix()
+                text = prefix.text(prefix.tokens.missing(images), datamodule.augmentation, datamodule.seed)
+                print(text, flush=True)
         if plan.cost.bytes > free:
             raise CacheError(
                 f"The features take {bytes_text(plan.cost.bytes)}, but {cache.root} has {bytes_text(free)} free. Make "

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from spar_lightning.cli.cache_report import bytes_text
 from spar_lightning.datamodules.cache_index import CacheIndex, shard_names
 from spar_lightning.datamodules.claims import Claims
+from spar_lightning.datamodules.estimate import bytes_text
 from spar_lightning.datamodules.feature_shard import CacheError, FeatureShard
 from spar_lightning.datamodules.images import from_file
 from spar_lightning.datamodules.manifest import read_manifest
@@ -87,7 +87,7 @@ def recompute(datamodule: SA1B, count: int) -> None:
         sample = dataset[int(index)]
         assert sample.features is not None
         source = images[places[sample.key.encode()]]
-        image, _ = augmented(source, datamodule.augmentation, datamodule.seed)
+        image, _ = augmented(source.key, source.read(), datamodule.augmentation, datamodule.seed)
         same = image.shape == sample.image.shape and torch.equal(image, sample.image)
         stored, fresh = sample.features.float(), features(sample.image).cpu().float()
         error = ((fresh - stored).norm() / stored.norm()).item()

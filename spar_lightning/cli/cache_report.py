@@ -3,12 +3,12 @@
 import math
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 
 from spar_lightning.datamodules.cache_index import CacheIndex
-from spar_lightning.datamodules.estimate import cost, windows_per_second
+from spar_lightning.datamodules.estimate import bytes_text, cost, windows_per_second
 from spar_lightning.datamodules.images import Images, find
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
@@ -43,7 +43,7 @@ class CachePlan:
         if self.given is not None:
             return self.given
         make = self.datamodule.teacher_features()
-        return windows_per_second(make.features, make.teacher)
+        return windows_per_second(make.features, make.teacher, make.device)
 
     def text(self, root: Path, done: int, free: int, processes: int) -> str:
         """A few lines; the rate is measured for them if there is anything to do."""
@@ -88,14 +88,6 @@ def summary(index: CacheIndex, images: Images) -> str:
     rejected = {key: item for key, (item, _) in index.rejected().items() if key.encode() in wanted}
     lines = [f"{there:,} of {len(images):,} images have features, {len(rejected):,} cannot be used"]
     return "\n".join(lines + [f"  {key}: {item.reason}" for key, item in rejected.items()])
-
-
-def bytes_text(count: float) -> str:
-    """Bytes in powers of 1000."""
-    units: list[Any] = ["B", "kB", "MB", "GB", "TB", "PB"]
-    while count >= 1000 and len(units) > 1:
-        count, units = count / 1000, units[1:]
-    return f"{count:.3g} {units[0]}"
 
 
 def hours_text(hours: float) -> str:

@@ -49,13 +49,22 @@ class CachedFeatures(Dataset[Sample]):
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Sample:
+        shard, row = self.locate(index)
+        return Sample(shard.keys[row], *shard.read(row))
+
+    def locate(self, index: int) -> tuple[FeatureShard, int]:
+        """The open shard of a sample, and the row in it.
+
+        Raises:
+            CacheError: The shard is damaged, or another than that which was indexed.
+        """
         shard, row, key = self._shard(int(self.shard[index])), int(self.row[index]), self.keys[index].decode()
         if row >= len(shard.keys) or shard.keys[row] != key:
             raise CacheError(
                 f"{shard.path} was exchanged since it was indexed: row {row} is not {key}. "
                 "Delete index.npz in the cache and start again."
             )
-        return Sample(key, *shard.read(row))
+        return shard, row
 
     def _shard(self, number: int) -> FeatureShard:
         owner = (os.getpid(), number)  # a handle inherited by fork belongs to the parent

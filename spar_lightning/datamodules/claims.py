@@ -9,7 +9,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Final
@@ -101,7 +102,7 @@ def share(
     names: Sequence[str],
     claims: Claims,
     done: Callable[[], set[str]],
-    make: Callable[[str], None],
+    make: Callable[[str], Callable[[], None] | None],
     waiting: Callable[[str], None] = lambda holder: None,
 ) -> None:
     """Do all items, together with every other process that calls this with the same folder.
@@ -110,29 +111,41 @@ def share(
         names: The items, in the order in which they are best done.
         claims: Who works on what.
         done: The items that are finished.
-        make: Finishes one item.
+        make: Finishes one item, or returns what finishes it: called in a thread while the next item is made.
         waiting: Called now and then with the holder of an item that others still work on.
     """
     last = -1
     pause = 0.05
-    while missing := [i for i, finished in enumerate(map(done().__contains__, names)) if not finished]:
-        taken = claims.names()
-        free = [i for i in missing if names[i] not in taken]
-        if free:
-            pick = next_item(free, last)
-            mine = claims.take(names[pick])
-        else:
-            pick, mine = next(((i, True) for i in missing if claims.take_over(names[i])), (-1, False))
-        if not mine:
-            if not free:
-                waiting(claims.holder(names[missing[0]]))
-                time.sleep(pause)
-                pause = min(2 * pause, 2.0)
-            continue
-        with claims.held(names[pick]):
-            if names[pick] not in done():  # finished between the look and the claim
-                make(names[pick])
-        last, pause = pick, 0.05
+    publishing = False
+    # Closing `before` waits until the last item is published and gives its claim back.
+    with ThreadPoolExecutor(1) as writer, ExitStack() as before:
+        while missing := [i for i, finished in enumerate(map(done().__contains__, names)) if not finished]:
+            taken = claims.names()
+            free = [i for i in missing if names[i] not in taken]
+            if free:
+                pick = next_item(free, last)
+                mine = claims.take(names[pick])
+            elif publishing:  # our own claim would look like one of a dead process
+                before.close()
+                publishing = False
+                continue
+            else:
+                pick, mine = next(((i, True) for i in missing if claims.take_over(names[i])), (-1, False))
+            if not mine:
+                if not free:
+                    waiting(claims.holder(names[missing[0]]))
+                    time.sleep(pause)
+                    pause = min(2 * pause, 2.0)
+                continue
+            with ExitStack() as item:
+                item.enter_context(claims.held(names[pick]))
+                # Finished between the look and the claim?
+                publish = make(names[pick]) if names[pick] not in done() else None
+                before.close()
+                if publish is not None:
+                    item.callback(writer.submit(publish).result)
+                before.push(item.pop_all())
+            last, pause, publishing = pick, 0.05, True
 
 
 def next_item(free: Sequence[int], last: int) -> int:

@@ -7,10 +7,11 @@ the key alone, so the result of each image is known. Long lists are sampled even
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from spar_lightning.datamodules.augmentation import Augmentation, SizeError
@@ -69,13 +70,9 @@ def cost(
     patch = teacher.backbone.patch_size
     chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), SAMPLED)).astype(np.int64))
     patches = windows = 0
-    for i in chosen.tolist():
-        row = images.rows[i]
-        try:
-            record = augmentation.draw(int(row["height"]), int(row["width"]), seed, row["key"].decode())
-        except SizeError:  # it will be rejected
+    for sides in augmented_sizes(images.take(chosen), augmentation, seed).tolist():
+        if not all(sides):
             continue
-        sides = (record.crop_height, record.crop_width)
         patches += sides[0] * sides[1] // patch**2
         rows, columns = (len(window_starts(side, teacher.window, teacher.stride)) for side in sides)
         windows += rows * columns
@@ -85,14 +82,27 @@ def cost(
     return sampled.of(len(images))
 
 
-def windows_per_second(features: Callable[[Tensor], Tensor], teacher: SlidingWindow) -> float:
+def augmented_sizes(images: Images, augmentation: Augmentation, seed: int) -> NDArray[np.int64]:
+    """Height and width (n, 2) of each image after augmentation, in pixels; 0 where it will be rejected."""
+    sizes = np.zeros((len(images), 2), np.int64)
+    for i, row in enumerate(images.rows):
+        try:
+            record = augmentation.draw(int(row["height"]), int(row["width"]), seed, row["key"].decode())
+        except SizeError:
+            continue
+        sizes[i] = record.crop_height, record.crop_width
+    return sizes
+
+
+def windows_per_second(features: Callable[[Tensor], Tensor], teacher: SlidingWindow, device: torch.device) -> float:
     """Windows that the teacher takes in a second, stitching included, measured on images of noise.
 
     Args:
         features: The teacher's features of an image (3, H, W) uint8.
         teacher: Its window, stride and batch.
+        device: Where it lies.
     """
-    columns = 1
+    columns, most = 1, teacher.windows_at_once(device)
     while True:  # wider images until the time is long enough to trust, or a batch is full
         width = teacher.window + (columns - 1) * teacher.stride
         width -= width % teacher.backbone.patch_size
@@ -102,6 +112,14 @@ def windows_per_second(features: Callable[[Tensor], Tensor], teacher: SlidingWin
         start = time.perf_counter()
         features(image).sum().item()  # the sum waits for an accelerator
         seconds = time.perf_counter() - start
-        if 4 * seconds > SECONDS or count >= teacher.batch_size:
+        if 4 * seconds > SECONDS or count >= most:
             return count / seconds
-        columns = min(2 * columns, teacher.batch_size + 1)
+        columns = min(2 * columns, most + 1)
+
+
+def bytes_text(count: float) -> str:
+    """Bytes in powers of 1000."""
+    units: list[Any] = ["B", "kB", "MB", "GB", "TB", "PB"]
+    while count >= 1000 and len(units) > 1:
+        count, units = count / 1000, units[1:]
+    return f"{count:.3g} {units[0]}"

@@ -14,7 +14,7 @@ number of processes on any number of machines build a cache together, see `claim
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +31,9 @@ from spar_lightning.datamodules.images import Images, find
 from spar_lightning.datamodules.manifest import compare, fingerprint
 from spar_lightning.datamodules.shard_plan import ShardPlan
 from spar_lightning.datamodules.source import Source, key_array
+
+# Turns sources into samples, in order; it may work ahead.
+Make = Callable[[Iterable[Source]], Iterator[Entry | Rejected]]
 
 REJECTED: Final = (10, 0.001)  # images that may be unusable: the larger of a number and a share
 
@@ -99,15 +102,16 @@ class FeatureCache:
         places: list[int] = np.flatnonzero(find(np.sort(key_array(keys)), images.keys) >= 0).tolist()
         return places
 
-    def build(self, images: Images, make: Callable[[Source], Entry | Rejected], show: bool = True) -> None:
+    def build(self, images: Images, make: Make, show: bool = True, what: str = "teacher features") -> None:
         """Compute the features that are missing, together with every other process that does.
 
         Returns when all of them are there, whoever made them. Finished shards stay if this is cut off.
 
         Args:
             images: What should have features afterwards.
-            make: The sample of one image.
+            make: The samples of images.
             show: Whether to draw a progress bar.
+            what: Its title.
 
         Raises:
             CacheError: Too many images cannot be used.
@@ -120,7 +124,7 @@ class FeatureCache:
             return
         sweep(self.root / "tmp")
         bar: tqdm[Any]
-        with tqdm(total=len(todo), desc="teacher features", unit="image", disable=not show) as bar:
+        with tqdm(total=len(todo), desc=what, unit="image", disable=not show) as bar:
             # Again while something is missing: another builder may have planned a part of it in another way.
             while len(todo):
                 self._build(images, self.plan.extend(todo, self.index.numbers), make, bar)
@@ -132,27 +136,31 @@ class FeatureCache:
         self,
         images: Images,
         planned: dict[str, Images],
-        make: Callable[[Source], Entry | Rejected],
+        make: Make,
         bar: "tqdm[Any]",
     ) -> None:
         """Make planned shards, by file name, until all of them are there."""
         before, total = len(self.index) - bar.n, bar.total or 0
 
-        def finish(name: str) -> None:
+        def compute(name: str) -> Callable[[], None]:
             made = []
-            for i in range(len(planned[name])):
-                made.append(make(planned[name][i]))
+            for item in make(map(planned[name].__getitem__, range(len(planned[name])))):
+                made.append(item)
                 bar.update()
-            write_shard(self.root / "shards" / name, made, self.fingerprint, self.root / "tmp")
-            self.index.refresh()
-            bar.n = max(bar.n, min(len(self.index) - before, total))  # others' work counts too
-            self._check_rejected(images)
+
+            def finish() -> None:
+                write_shard(self.root / "shards" / name, made, self.fingerprint, self.root / "tmp")
+                self.index.refresh()
+                bar.n = max(bar.n, min(len(self.index) - before, total))  # others' work counts too
+                self._check_rejected(images)
+
+            return finish
 
         share(
             list(planned),
             Claims(self.root / "claims"),
             lambda: shard_names(self.root),
-            finish,
+            compute,
             lambda holder: bar.set_postfix_str(f"waiting for {holder}"),
         )
 

@@ -39,7 +39,8 @@ class CacheError(UserError):
 class Entry(NamedTuple):
     """A finished sample: lossless bytes of the image that the teacher saw, features (h, w, d), and how it was made.
 
-    `digest` is that of the source image, as `Source` has it.
+    `digest` is that of the source image, as `Source` has it. `content` may be empty, and `features` the tokens
+    (1, T, D) of a frozen prefix.
     """
 
     key: str
@@ -76,7 +77,7 @@ def write_shard(path: Path, made: Sequence[Entry | Rejected], fingerprint: str, 
     write(unfinished, buffer.getbuffer())
     with FeatureShard(unfinished, fingerprint) as shard:
         for row in range(len(shard.keys)):
-            shard.read(row)
+            shard.check(row)
     return link(unfinished, path)
 
 
@@ -107,7 +108,7 @@ def _flat(file: h5py.File, name: str, parts: Sequence[NDArray[Any]], chunk: int)
     """Arrays (n_i, ..) one behind the other, with their offsets."""
     offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
     file[f"{name}_off"] = offsets
-    if not parts:
+    if not offsets[-1]:
         return
     shape = (int(offsets[-1]), *parts[0].shape[1:])
     chunks = (min(chunk, shape[0]), *shape[1:])
@@ -156,15 +157,40 @@ class FeatureShard:
 
     def read(self, row: int) -> tuple[Tensor, Tensor]:
         """Image (3, H, W) uint8 and features (h, w, d) of one sample, checked against its CRC."""
+        content, features = self.check(row)
+        return decode_image(content), features
+
+    def check(self, row: int) -> tuple[bytes, Tensor]:
+        """Bytes of the image and features (h, w, d) of one sample, checked against its CRC."""
+        features, content = self.features(row), self._part("img", self.img_off, row)
+        facts = (self.hw[row], self.records[row], self.digests[row])
+        if _crc(self.keys[row], features.numpy(), content, *facts) != self.crc[row]:
+            raise self._damaged(f"sample {row}, {self.keys[row]}: its checksum differs")
+        return content.tobytes(), features
+
+    def features(self, row: int) -> Tensor:
+        """Features (h, w, d) of one sample without its image, which the CRC covers too.
+
+        HDF5's own checksums are compared: they cover all chunks but those never written, and before the shard was
+        published it was read whole.
+        """
+        h, w = self.hw[row].tolist()
+        features: Tensor = torch.from_numpy(self._part("tok", self.tok_off, row)).unflatten(0, (h, w))
+        return features
+
+    def record(self, row: int) -> Record:
+        """How the image of one sample was augmented."""
+        return Record(*self.records[row].tolist())
+
+    def _part(self, name: str, offsets: NDArray[np.int64], row: int) -> NDArray[Any]:
+        """What one sample has of a flat dataset; one that nothing was written to does not exist."""
+        if offsets[row] == offsets[row + 1]:
+            return np.empty(0, np.uint8)
         try:
-            tokens = self.file["tok"][self.tok_off[row] : self.tok_off[row + 1]]
-            content = self.file["img"][self.img_off[row] : self.img_off[row + 1]]
+            part: NDArray[Any] = self.file[name][offsets[row] : offsets[row + 1]]
         except Exception as error:  # as above
             raise self._damaged(error, f"sample {row}, {self.keys[row]}: ") from error
-        if _crc(self.keys[row], tokens, content, self.hw[row], self.records[row], self.digests[row]) != self.crc[row]:
-            raise self._damaged(f"sample {row}, {self.keys[row]}: its checksum differs")
-        h, w = self.hw[row].tolist()
-        return decode_image(content.tobytes()), torch.from_numpy(tokens).unflatten(0, (h, w))
+        return part
 
     def close(self) -> None:
         """Close the file."""

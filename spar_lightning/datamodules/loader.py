@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from spar_lightning.datamodules.sample import Sample
 from spar_lightning.errors import UserError
 
 
@@ -107,7 +106,7 @@ class StreamOrder(EpochOrder):
             yield order[first : first + self.batch_size].tolist()
 
 
-class ResumableLoader(DataLoader[Sample]):
+class ResumableLoader(DataLoader[Any]):
     """A DataLoader whose state is the epoch and the samples consumed by all ranks.
 
     Args:
@@ -120,7 +119,7 @@ class ResumableLoader(DataLoader[Sample]):
 
     def __init__(
         self,
-        dataset: Dataset[Sample],
+        dataset: Dataset[Any],
         order: EpochOrder,
         num_workers: int,
         pin_memory: bool = False,

@@ -43,6 +43,8 @@ class RenderedScenes(SA1B):
         batch_size: Images per step and process.
         num_workers: Loader processes for each of training and validation.
         seed: Of the scenes, the augmentation and the order of training.
+        prefix: Keep the tokens that enter the first trainable block, too: a step reads no image.
+        pack_tokens: Patches of a pack, instead of batch_size.
     """
 
     def __init__(
@@ -57,6 +59,8 @@ class RenderedScenes(SA1B):
         batch_size: int = 1,
         num_workers: int = 0,
         seed: int = 0,
+        prefix: bool = False,
+        pack_tokens: int | None = None,
     ) -> None:
         check_at_least(1, train_scenes=train_scenes, val_scenes=val_scenes)
         check_at_least(MIN_CANVAS, **{"train_canvas": train_canvas[0], "val_sizes": min(val_sizes, default=None)})
@@ -73,6 +77,8 @@ class RenderedScenes(SA1B):
             batch_size=batch_size,
             num_workers=num_workers,
             seed=seed,
+            prefix=prefix,
+            pack_tokens=pack_tokens,
         )
 
     def prepare_data(self) -> None:

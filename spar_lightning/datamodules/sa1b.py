@@ -11,16 +11,22 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
 
 from spar_lightning.datamodules.augmentation import PRESETS, Augmentation, Preset
 from spar_lightning.datamodules.benchmark import opened_later
+from spar_lightning.datamodules.cached_features import CachedFeatures
+from spar_lightning.datamodules.estimate import augmented_sizes
 from spar_lightning.datamodules.feature_cache import FeatureCache
-from spar_lightning.datamodules.images import Images
+from spar_lightning.datamodules.frozen_prefix import PrefixCache, PrefixedFeatures
+from spar_lightning.datamodules.images import Images, find
 from spar_lightning.datamodules.loader import EpochOrder, RankSlice, ResumableLoader, StreamOrder
-from spar_lightning.datamodules.sample import LabelledImage, Sample
+from spar_lightning.datamodules.packs import PackOrder
+from spar_lightning.datamodules.sample import LabelledImage
 from spar_lightning.datamodules.scan import expand, scan_all
 from spar_lightning.datamodules.selection import select
 from spar_lightning.datamodules.source import is_streamed
@@ -47,9 +53,14 @@ class SA1B(LightningDataModule):
         fraction: Share of the images that is used, chosen by their keys: a larger one contains the smaller.
         keys: Keys of the images that are used, or a text file with one in each line; null takes all.
         batch_size: Images per step and process; the paper takes 1.
-        num_workers: Loader processes for each of training and validation.
+        num_workers: Loader processes for each of training and validation, and threads that decode images for the
+            teacher.
         seed: Of the augmentation and of the order of training.
         cache_dtype: Precision in which features are stored.
+        prefix: Keep the tokens that enter the first trainable block, too, in a folder of the cache: a step then runs
+            the trainable blocks alone and reads no image.
+        pack_tokens: Patches of a pack, such as 16384: a step takes as many images as fill it, in one sequence, instead
+            of batch_size; null takes batch_size.
     """
 
     def __init__(
@@ -66,12 +77,21 @@ class SA1B(LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         cache_dtype: Dtype = "float16",
+        prefix: bool = False,
+        pack_tokens: int | None = None,
     ) -> None:
         super().__init__()
-        check_at_least(1, batch_size=batch_size, max_images=max_images)
+        check_at_least(1, batch_size=batch_size, max_images=max_images, pack_tokens=pack_tokens)
         check_at_least(0, num_workers=num_workers, seed=seed)
         if fraction is not None and not 0 < fraction <= 1:
             raise UserError(f"data.fraction must be above 0 and at most 1, but got {fraction}.")
+        if prefix and cache is None:
+            raise UserError("data.prefix is made from the cached images, but data.cache is null. Give a folder there.")
+        if pack_tokens is not None and batch_size != 1:
+            raise UserError(
+                f"data.pack_tokens {pack_tokens} and data.batch_size {batch_size} exclude each other: a pack holds as "
+                "many images as fill it. Leave one of them out."
+            )
         self.shards = shards
         self.cache = None if cache is None else Path(cache)
         self.augmentation = augmentation if isinstance(augmentation, Augmentation) else PRESETS[augmentation]
@@ -81,9 +101,10 @@ class SA1B(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.cache_dtype: Dtype = cache_dtype
+        self.prefix, self.pack_tokens = prefix, pack_tokens
         self._images: Images | None = None
         self._cache: FeatureCache | None = None  # kept: its identity costs a copy of the teacher and a hash of it
-        self._train: Dataset[Sample] | None = None
+        self._train: SourceImages | CachedFeatures | PrefixedFeatures | None = None
 
     def setup(self, stage: str) -> None:
         """Open what this process reads; in fit, take part in making the features that are missing."""
@@ -96,7 +117,7 @@ class SA1B(LightningDataModule):
             self._train = SourceImages(self.images(), self.augmentation, self.seed)
         else:
             # Not in prepare_data: there the other processes would wait inside a collective, with idle GPUs.
-            self._train = self.build_cache().dataset(self.images().keys)
+            self._train = self.build_cache()
 
     def images(self) -> Images:
         """The training images: those of the shards, as far as max_images, fraction and keys choose them.
@@ -144,30 +165,40 @@ class SA1B(LightningDataModule):
             "dtype": self.cache_dtype,
             "precision": str(self.trainer.precision),
         }
-        device = self.trainer.strategy.root_device
+        device = self._device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         self._cache = FeatureCache(self.cache, identity, {"torch": torch.__version__, "device": name})
         return self._cache
 
-    def build_cache(self) -> FeatureCache:
-        """The cache, with the features of all training images: made by all processes that call this."""
-        cache = self.open_cache()
-        cache.build(self.images(), self.teacher_features(), show=is_first_process())
-        return cache
+    def build_cache(self) -> CachedFeatures | PrefixedFeatures:
+        """The cached training images, once all of them are there: made by all processes that call this."""
+        cache, images = self.open_cache(), self.images()
+        cache.build(images, self.teacher_features(), show=is_first_process())
+        features = cache.dataset(images.keys)
+        if not self.prefix:
+            return features
+        prefix, usable = self.open_prefix(), images.take(find(np.sort(features.keys), images.keys) >= 0)
+        todo = prefix.tokens.missing(usable)
+        if len(todo) and is_first_process():
+            print(prefix.text(todo, self.augmentation, self.seed), flush=True)
+        prefix.build(usable, features, is_first_process())
+        return prefix.dataset(features)
+
+    def open_prefix(self) -> PrefixCache:
+        """The tokens that the frozen blocks give, beside the cache."""
+        return PrefixCache(self.open_cache(), self._module, self.cache_dtype, self._device, self._precision)
 
     def teacher_features(self) -> TeacherFeatures:
         """What makes a sample of the cache out of an image, on this process's device."""
-        assert self.trainer is not None
-        device = self.trainer.strategy.root_device
-        precision: Callable[[], AbstractContextManager[Any]] = self.trainer.precision_plugin.forward_context
         return TeacherFeatures(
-            lambda: self._module.build_teacher().to(device),
+            lambda: self._module.build_teacher().to(self._device),
             self._module.student.normalize,
             self.augmentation,
             self.seed,
             self.cache_dtype,
-            device,
-            precision,
+            self._device,
+            self._precision,
+            max(self.num_workers, 1),
         )
 
     def train_dataloader(self) -> ResumableLoader:
@@ -176,14 +207,30 @@ class SA1B(LightningDataModule):
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         images = self.images()
-        if self.cache is None and any(map(is_streamed, images.locations)):
+        if self.pack_tokens is not None:
+            order: EpochOrder = PackOrder(self._tokens(images), self.pack_tokens, rank, world_size, self.seed)
+        elif self.cache is None and any(map(is_streamed, images.locations)):
             location = images.rows["location"]
-            order: EpochOrder = StreamOrder(location, self.batch_size, rank, world_size, self.seed, self.num_workers)
+            order = StreamOrder(location, self.batch_size, rank, world_size, self.seed, self.num_workers)
         else:
-            order = EpochOrder(len(self._train), self.batch_size, rank, world_size, self.seed)  # type: ignore[arg-type]
+            order = EpochOrder(len(self._train), self.batch_size, rank, world_size, self.seed)
         order.content = hashlib.sha256(images.keys.tobytes()).hexdigest()[:16]
-        pinned = self.trainer.strategy.root_device.type == "cuda"
+        pinned = self._device.type == "cuda"
         return ResumableLoader(self._train, order, self.num_workers, pinned)
+
+    def _tokens(self, images: Images) -> NDArray[np.int64]:
+        """Patches of each training sample."""
+        if self.cache is None and any(map(is_streamed, images.locations)):
+            raise UserError(
+                "data.pack_tokens chooses images from the whole of an epoch, but gzipped and remote shards are read "
+                "from the front. Set data.cache, or download them."
+            )
+        sides = augmented_sizes(images, self.augmentation, self.seed) // self._module.student.patch_size
+        tokens: NDArray[np.int64] = sides.prod(axis=1)
+        if not isinstance(self._train, SourceImages):  # a cache leaves out images that cannot be used
+            assert self._train is not None
+            tokens = tokens[find(np.sort(self._train.keys), images.keys) >= 0]
+        return tokens.clip(min=1)
 
     def val_dataloader(self) -> list[DataLoader[LabelledImage]]:
         """One loader per benchmark, each image on exactly one rank."""
@@ -204,6 +251,18 @@ class SA1B(LightningDataModule):
             )
             for benchmark in self.benchmarks
         ]
+
+    @property
+    def _device(self) -> torch.device:
+        """Where the network will run, which is not always where it lies yet."""
+        assert self.trainer is not None
+        return self.trainer.strategy.root_device
+
+    @property
+    def _precision(self) -> Callable[[], AbstractContextManager[Any]]:
+        assert self.trainer is not None
+        precision: Callable[[], AbstractContextManager[Any]] = self.trainer.precision_plugin.forward_context
+        return precision
 
     @property
     def _module(self) -> Any:

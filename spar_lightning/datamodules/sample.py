@@ -16,6 +16,14 @@ class Sample(NamedTuple):
     features: Tensor | None
 
 
+class PrefixSample(NamedTuple):
+    """One training image as the tokens (prefix+N, D) that enter the first trainable block, and its target (h, w, d)."""
+
+    key: str
+    tokens: Tensor
+    features: Tensor
+
+
 class LabelledImage(NamedTuple):
     """One validation image (3, H, W) uint8 and its labels (H, W) int16, `IGNORED` where no class counts."""
 

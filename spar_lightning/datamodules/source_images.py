@@ -7,19 +7,24 @@ from spar_lightning.datamodules.augmentation import Augmentation, Record, SizeEr
 from spar_lightning.datamodules.image import ImageError, decode_image
 from spar_lightning.datamodules.images import Images
 from spar_lightning.datamodules.sample import Sample
-from spar_lightning.datamodules.source import ShardError, Source
+from spar_lightning.datamodules.source import ShardError
 
 
-def augmented(source: Source, augmentation: Augmentation, seed: int) -> tuple[Tensor, Record]:
+def augmented(key: str, content: bytes, augmentation: Augmentation, seed: int) -> tuple[Tensor, Record]:
     """The image as it is trained on (3, H, W) uint8, and what was done to it.
 
+    Args:
+        key: Of the image; decides what is drawn.
+        content: Its bytes.
+        augmentation: Applied to it.
+        seed: Of the augmentation.
+
     Raises:
-        ShardError: The bytes cannot be read, or are not those that were scanned.
-        ImageError: They are no image.
+        ImageError: The bytes are no image.
         SizeError: The image is too small.
     """
-    image = decode_image(source.read())
-    record = augmentation.draw(image.shape[-2], image.shape[-1], seed, source.key)
+    image = decode_image(content)
+    record = augmentation.draw(image.shape[-2], image.shape[-1], seed, key)
     return augmentation.apply(image, record), record
 
 
@@ -41,7 +46,7 @@ class SourceImages(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         source = self.images[index]
         try:
-            image, _ = augmented(source, self.augmentation, self.seed)
+            image, _ = augmented(source.key, source.read(), self.augmentation, self.seed)
         except (ImageError, SizeError) as error:
             raise ShardError(
                 f"{source.location}: {source.key} cannot be used ({error}). Leave it out with data.keys, or train from "

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -31,9 +32,9 @@ def finish(claims: Claims, name: str) -> None:
 def work(claims: Claims, names: list[str], seconds: float = 0.0) -> None:
     done = claims.folder.parent / "done"
 
-    def make(name: str) -> None:
+    def make(name: str) -> Callable[[], None]:
         time.sleep(seconds)
-        finish(claims, name)
+        return lambda: finish(claims, name)
 
     share(names, claims, lambda: set(os.listdir(done)), make)
 

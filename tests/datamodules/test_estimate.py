@@ -59,4 +59,5 @@ def test_the_rate_counts_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     tiny = Tiny()
     teacher = SlidingWindow(tiny, stride=16)
-    assert windows_per_second(lambda image: teacher(tiny.normalize(image)[None])[0], teacher) == 0.5
+    features = lambda image: teacher(tiny.normalize(image)[None])[0]  # noqa: E731
+    assert windows_per_second(features, teacher, torch.device("cpu")) == 0.5

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from spar_lightning.datamodules.augmentation import Record
-from spar_lightning.datamodules.feature_cache import FeatureCache
+from spar_lightning.datamodules.feature_cache import FeatureCache, Make
 from spar_lightning.datamodules.feature_shard import CacheError, Entry, FeatureShard, Rejected
 from spar_lightning.datamodules.image import encode_image
 from spar_lightning.datamodules.images import Images
@@ -49,9 +49,13 @@ def make(source: Source) -> Entry:
     )
 
 
+def each(make: Callable[[Source], Entry | Rejected]) -> Make:
+    return lambda sources: map(make, sources)
+
+
 def built(root: Path, count: int = 70, make: Callable[[Source], Entry | Rejected] = make) -> FeatureCache:
     cache = FeatureCache(root, IDENTITY)
-    cache.build(collect(sources(count)), make, show=False)
+    cache.build(collect(sources(count)), each(make), show=False)
     return cache
 
 
@@ -170,7 +174,7 @@ def test_images_without_features_are_named(tmp_path: Path) -> None:
 def test_another_image_under_the_same_key_is_refused(tmp_path: Path) -> None:
     cache = built(tmp_path, 3)
     with pytest.raises(CacheError, match=r"image sa_1 in sa_000000\.tar is not the one"):
-        cache.build(collect([replace(sources(1)[0], digest="0" * 32)]), make)
+        cache.build(collect([replace(sources(1)[0], digest="0" * 32)]), each(make))
 
 
 def damage(content: bytes, kind: str, place: int) -> bytes:
@@ -304,7 +308,7 @@ def test_two_builders_that_plan_at_the_same_moment(tmp_path: Path, monkeypatch: 
         made.append(source.key)
         return make(source)
 
-    late.build(collect(sources(300)), count, show=False)
+    late.build(collect(sources(300)), each(count), show=False)
     assert_same(late, keys(300))
     assert sorted(made) == sorted(keys(200, first=101))  # nothing twice
 
@@ -344,7 +348,7 @@ def test_a_mended_image_is_tried_again(tmp_path: Path) -> None:
     images = collect([replace(s, digest="f" * 32) if s.key == "sa_2" else s for s in sources(3)])
     cache = FeatureCache(tmp_path, IDENTITY)
     assert cache.missing(images).keys.tolist() == [b"sa_2"]
-    cache.build(images, make, show=False)
+    cache.build(images, each(make), show=False)
     assert cache.index.rejected() == {} and len(cache.dataset(images.keys)) == 3
 
 

@@ -1,0 +1,160 @@
+"""The tokens that enter the first trainable block, kept on disk: what a student's frozen part gives never changes.
+
+A product of a feature cache in a folder of its own beside `shards/`, made from the cached images and kept in
+the same way (`feature_cache`), with the cache's fingerprint and the number of frozen blocks as its identity.
+Training from it reads no image: a sample is the tokens and the teacher's features.
+"""
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from spar_lightning.datamodules.ahead import ahead
+from spar_lightning.datamodules.augmentation import Augmentation, Record
+from spar_lightning.datamodules.cached_features import CachedFeatures
+from spar_lightning.datamodules.estimate import bytes_text, cost
+from spar_lightning.datamodules.feature_cache import FeatureCache
+from spar_lightning.datamodules.feature_shard import Entry
+from spar_lightning.datamodules.images import Images, find
+from spar_lightning.datamodules.sample import PrefixSample
+from spar_lightning.datamodules.source import Source
+from spar_lightning.datamodules.teacher_features import Dtype, stored
+from spar_lightning.sliding_window import SlidingWindow
+
+ALGORITHM = 1  # raised by hand when the same weights and images give other tokens
+
+
+class PrefixCache:
+    """The frozen prefix of the samples of a feature cache.
+
+    Args:
+        cache: Whose images they are.
+        module: The `Distillation` whose student is trained.
+        dtype: Precision in which tokens are stored.
+        device: Of the student.
+        precision: Context in which the student runs.
+
+    Raises:
+        UserError: The embedding of images trains, so nothing is frozen.
+        CacheError: The folder holds tokens of another cache.
+    """
+
+    def __init__(
+        self,
+        cache: FeatureCache,
+        module: Any,
+        dtype: Dtype,
+        device: torch.device,
+        precision: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self.blocks: int = module.frozen_blocks
+        self._module = module
+        self._make = partial(FrozenPrefix, build_network=self._network, dtype=dtype, device=device, precision=precision)
+        self._device, self._itemsize = device, np.dtype(dtype).itemsize
+        identity = {"features": cache.fingerprint, "blocks": self.blocks, "algorithm": ALGORITHM}
+        self.tokens = FeatureCache(cache.root / f"prefix-{self.blocks}", identity, {"torch": torch.__version__})
+
+    def bytes(self, images: Images, augmentation: Augmentation, seed: int) -> float:
+        """Disk that the tokens of these images take; of a long list estimated from a sample."""
+        student = self._module.student
+        price = cost(images, augmentation, seed, SlidingWindow(student), student.embed_dim, self._itemsize)
+        patch = student.patch_size
+        with torch.no_grad():
+            shape = student.embed(torch.zeros(1, 3, patch, patch).to(next(student.parameters()))).shape
+        extra, width = shape[1] - 1, shape[2]  # of the sequence: prefix tokens of each image; D
+        return float((price.patches + extra * price.images) * width * self._itemsize)
+
+    def text(self, todo: Images, augmentation: Augmentation, seed: int) -> str:
+        """What is to be made, in a line."""
+        size, free = self.bytes(todo, augmentation, seed), shutil.disk_usage(self.tokens.root).free
+        return (
+            f"{self.tokens.root}: tokens behind {self.blocks} frozen blocks, {len(todo):,} images to do, "
+            f"{bytes_text(size)}; {bytes_text(free)} free"
+        )
+
+    def build(self, images: Images, features: CachedFeatures, show: bool) -> None:
+        """Make what is missing, together with all other processes that call this."""
+        self.tokens.build(images, self._make(features), show, "frozen prefix")
+
+    def dataset(self, features: CachedFeatures) -> "PrefixedFeatures":
+        """The same samples, with tokens in the place of images."""
+        return PrefixedFeatures(self.tokens.dataset(features.keys), features)
+
+    def _network(self) -> Callable[[Tensor], Tensor]:
+        network: Callable[[Tensor], Tensor] = self._module.build_prefix(self._device)
+        return network
+
+
+class FrozenPrefix:
+    """Turns an image of the cache into the tokens behind the frozen blocks.
+
+    Args:
+        samples: The cached images.
+        build_network: Makes the frozen part, on its device, when the first image needs it: pixels (1, 3, H, W) uint8
+            to tokens (1, prefix+N, D).
+        dtype: Precision in which tokens are stored.
+        device: Of the network.
+        precision: Context in which the network runs.
+    """
+
+    def __init__(
+        self,
+        samples: CachedFeatures,
+        build_network: Callable[[], Callable[[Tensor], Tensor]],
+        dtype: Dtype,
+        device: torch.device,
+        precision: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self._samples = samples
+        self._order = np.argsort(samples.keys)
+        self._build = build_network
+        self._network: Callable[[Tensor], Tensor] | None = None
+        self.dtype, self.device, self.precision = dtype, device, precision
+
+    def __call__(self, sources: Iterable[Source]) -> Iterator[Entry]:
+        """The tokens of each image, in the place of features: (1, prefix+N, D).
+
+        Raises:
+            CacheError: They do not fit into the stored precision, or a shard is damaged.
+        """
+        if self._network is None:
+            self._network = self._build()
+        for source, image, record in ahead(self._read, sources, 1):
+            with torch.no_grad(), self.precision():
+                tokens = self._network(image.to(self.device)[None])
+            yield Entry(source.key, source.digest, b"", stored(tokens, self.dtype, source.key), record)
+
+    def _read(self, source: Source) -> tuple[Source, Tensor, Record]:
+        place = find(self._samples.keys[self._order], np.array([source.key.encode()]))
+        shard, row = self._samples.locate(int(self._order[int(place[0])]))
+        return source, shard.read(row)[0], shard.record(row)
+
+
+class PrefixedFeatures(Dataset[PrefixSample]):
+    """Tokens and features by index; no image is read.
+
+    Args:
+        tokens: Of the frozen prefix.
+        features: The teacher's, of the same images in the same order.
+    """
+
+    def __init__(self, tokens: CachedFeatures, features: CachedFeatures) -> None:
+        assert np.array_equal(tokens.keys, features.keys)
+        self.tokens, self.features = tokens, features
+        self.keys = features.keys
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> PrefixSample:
+        shard, row = self.tokens.locate(index)
+        _, tokens = shard.check(row)  # (1, prefix+N, D)
+        shard, row = self.features.locate(index)
+        return PrefixSample(shard.keys[row], tokens[0], shard.features(row))
