@@ -224,12 +224,16 @@ class Distillation(LightningModule):
         return self._upsamplers[self.upsampler]
 
     def training_step(self, batch: list[Sample] | list[PrefixSample], batch_idx: int) -> Tensor:
+        loss = self.batch_loss(batch)
+        self.log("loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss * self._weight(len(batch))
+
+    def batch_loss(self, batch: list[Sample] | list[PrefixSample]) -> Tensor:
+        """Mean over the images of a batch of each one's loss."""
         students, targets = self._features(batch)
         # In fp32 whatever the network ran in; every image counts the same, whatever its size.
         losses = [self.loss(s.float(), t.float()) for s, t in zip(students, targets, strict=True)]
-        loss = torch.stack(losses).mean()
-        self.log("loss", loss, prog_bar=True, batch_size=len(batch))
-        return loss * self._weight(len(batch))
+        return torch.stack(losses).mean()
 
     def _features(self, batch: list[Sample] | list[PrefixSample]) -> tuple[list[Tensor], list[Tensor]]:
         """Features (h, w, d) of the student and of the teacher, image by image."""

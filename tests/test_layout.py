@@ -19,7 +19,7 @@ LAYERS = [
     ["segmenter"],
     ["evaluation"],
     ["distillation"],
-    ["callbacks", "testing"],
+    ["callbacks", "testing", "speed"],
     ["cli"],
     ["__main__"],
 ]

@@ -17,6 +17,7 @@ VERBS = {
     "cache": "Compute the teacher's features, on any number of processes; look at a cache, verify it.",
     "validate": "Measure the mIoU of a backbone or a trained student.",
     "evaluate": "Measure mIoU by the paper's protocol, also over strides and sizes; check benchmarks, compare results.",
+    "benchmark": "Measure this machine: the teacher, training, segmentation, reading, against the published way.",
     "backbones": "List backbones and plugins, show the parts of one, check that it keeps the contract.",
 }
 

@@ -59,7 +59,7 @@ class Timing:
             repeats: Passes that do, at least 1.
         """
         pixels = segmenter.pixels(image)
-        peak = _Peak(image.device)
+        peak = Peak(image.device)
         times = []
         for _ in range(warm_ups + repeats):
             start = now(image.device)
@@ -84,7 +84,7 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-class _Peak:
+class Peak:
     """Peak memory since this was made.
 
     Args:

@@ -1,0 +1,102 @@
+"""`spar benchmark read`: samples of a cache through the loader, against raw reads of the same bytes.
+
+Samples have the size of the released configuration with a ViT-B/16: 1152 x 768 pixels and 3456 x 768 numbers in
+float16. All of it lies in the page cache, so not the disk is measured but what lies above it: HDF5, checksums,
+decoding, the hand-over between processes. The image is noise of a photograph's spectrum: it compresses like one.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from spar_lightning.datamodules.augmentation import Record
+from spar_lightning.datamodules.feature_cache import FeatureCache
+from spar_lightning.datamodules.feature_shard import Entry
+from spar_lightning.datamodules.frozen_prefix import PrefixedFeatures
+from spar_lightning.datamodules.image import decode_image, encode_image
+from spar_lightning.datamodules.images import Images
+from spar_lightning.datamodules.loader import EpochOrder, ResumableLoader
+from spar_lightning.datamodules.source import Source
+from spar_lightning.speed.bench import Bench
+from spar_lightning.speed.comparison import Comparison, Way
+
+HEIGHT, WIDTH, PATCH, CHANNELS = 768, 1152, 16, 768
+SAMPLES: Final = 96
+PER_SHARD: Final = 4  # so that there are more shards than a process keeps open, as in a real cache
+KEYS: Final = np.array([f"sa_{i}".encode() for i in range(SAMPLES)])
+
+
+def read(bench: Bench) -> list[Comparison]:
+    """Raw reads, the loader with images and with the frozen prefix, decoding alone."""
+    with tempfile.TemporaryDirectory(prefix="spar-read-") as place:
+        picture = encode_image(photograph())
+        caches = {
+            "features": _build(Path(place) / "features", picture, (HEIGHT // PATCH, WIDTH // PATCH)),
+            "tokens": _build(Path(place) / "tokens", b"", (1, HEIGHT * WIDTH // PATCH**2)),
+        }
+        features, tokens = (cache.dataset(KEYS) for cache in caches.values())
+        prefixed = PrefixedFeatures(tokens, features)
+        loaders = {
+            "loader, 2 workers": _epochs(features, 2),
+            "loader, 2 workers, frozen prefix": _epochs(prefixed, 2),
+            "loader, no workers": _epochs(features, 0),
+        }
+        ways = {
+            "raw reads of the feature shards": Way(lambda: _raw(caches["features"])),
+            **{name: Way(run) for name, run in loaders.items()},
+            "decoding the images, one process": Way(lambda: [decode_image(picture) for _ in range(SAMPLES)]),
+        }
+        size = sum(path.stat().st_size for path in (caches["features"].root / "shards").iterdir()) / SAMPLES
+        title = f"reading samples of {size / 1e6:.1f} MB"
+        return [Comparison(title, "samples", SAMPLES, ways).measure(bench.rounds, torch.device("cpu"))]
+
+
+def photograph() -> torch.Tensor:
+    """An image (3, H, W) uint8 whose spectrum falls as those of photographs do, with 1 / frequency."""
+    rng = np.random.default_rng(0)
+    frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH)[None])
+    frequency[0, 0] = np.inf
+    noise = rng.standard_normal((3, HEIGHT, WIDTH))
+    smooth = np.fft.irfft2(np.fft.rfft2(noise) / frequency, (HEIGHT, WIDTH))
+    pixels = 128 + 40 * smooth / smooth.std() + rng.standard_normal((3, HEIGHT, WIDTH))
+    return torch.from_numpy(pixels.clip(0, 255).astype(np.uint8))
+
+
+def _build(root: Path, content: bytes, grid: tuple[int, int]) -> FeatureCache:
+    """A cache of one picture and random features."""
+    rng = np.random.default_rng(0)
+
+    def make(sources: Iterable[Source]) -> Iterator[Entry]:
+        for source in sources:
+            features = rng.standard_normal((*grid, CHANNELS), np.float32).astype(np.float16)
+            record = Record(HEIGHT, WIDTH, 0, 0, HEIGHT, WIDTH, False)
+            yield Entry(source.key, source.digest, content, features, record)
+
+    cache = FeatureCache(root, {"teacher": "random"})
+    for keys in np.split(KEYS, range(PER_SHARD, SAMPLES, PER_SHARD)):
+        sources = [Source(key.decode(), "photo.tar", key.decode(), 0, 0, f"{int(key[3:]):032x}") for key in keys]
+        cache.build(Images.collect(sources, [(HEIGHT, WIDTH)] * len(sources)), make, show=False)
+    return cache
+
+
+def _epochs(dataset: Dataset[Any], workers: int) -> Callable[[], None]:
+    """One epoch through a loader whose processes stay."""
+    order = EpochOrder(SAMPLES, 1, 0, 1, seed=0)
+    loader = ResumableLoader(dataset, order, workers)
+
+    def epoch() -> None:
+        for _ in loader:
+            pass
+        order.set_epoch(order.epoch + 1)
+
+    return epoch
+
+
+def _raw(cache: FeatureCache) -> None:
+    for path in sorted((cache.root / "shards").iterdir()):
+        path.read_bytes()

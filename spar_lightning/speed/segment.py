@@ -1,0 +1,41 @@
+"""`spar benchmark segment`: an image and class names to a label map, against the network's one forward pass."""
+
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+
+from spar_lightning.segmenter import Segmenter
+from spar_lightning.sliding_window import window_starts
+from spar_lightning.speed.bench import Bench, operations
+from spar_lightning.speed.comparison import Comparison
+from spar_lightning.zero_shot import TextClassifier
+
+CLASSES: Final = 150
+
+
+def classifier(bench: Bench, classes: int = CLASSES) -> TextClassifier:
+    """Random names: no text encoder is needed to take the time."""
+    embeddings = F.normalize(torch.randn(classes, bench.module.student.embed_dim, device=bench.device), dim=-1)
+    return TextClassifier(tuple(map(str, range(classes))), embeddings, torch.arange(classes, device=bench.device))
+
+
+def segment(bench: Bench) -> list[Comparison]:
+    """The network alone is the base; on an accelerator its sliding window as well, without stitching."""
+    module, (height, width) = bench.module, bench.size
+    image = bench.noise(height, width)
+    single = Segmenter(module.student, classifier(bench))
+    pixels = single.pixels(image)
+    with torch.no_grad():
+        flops = operations(module.student, lambda net, meta: net(torch.zeros(1, *pixels.shape, device=meta)))
+    ours, bare = f"Segmenter with {CLASSES} classes", f"network alone, {bench.precision}"
+    ways = {
+        bare: bench.way(lambda: single.run_network(pixels), flops),
+        ours: bench.way(lambda: single(image), flops),
+    }
+    if bench.device.type != "cpu":  # a CPU would take an hour
+        sliding = Segmenter(module.student, single.classifier, "sliding", module.stride, module.window_batch)
+        window, stride = module.student.window, module.stride
+        count = len(window_starts(height, window, stride)) * len(window_starts(width, window, stride))
+        ways[f"network alone, {count} windows"] = bench.way(lambda: sliding.run_network(pixels))
+    return [bench.compare(f"label map of {height} x {width}", "images", 1, ways, (ours, bare))]

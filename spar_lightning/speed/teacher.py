@@ -1,0 +1,48 @@
+"""`spar benchmark teacher`: stitched features of an image, against the network alone and the published way."""
+
+from typing import Final
+
+import torch
+
+from spar_lightning.sliding_window import window_starts
+from spar_lightning.speed import published
+from spar_lightning.speed.bench import Bench, operations
+from spar_lightning.speed.comparison import Comparison
+
+ROWS, COLUMNS = 2, 3  # of windows on a CPU: the image is larger than a window in both axes
+IMAGE: Final = (768, 1152)  # on an accelerator: about the mean of the released configuration
+
+
+def teacher(bench: Bench) -> list[Comparison]:
+    """The network alone sees the same windows, cut beforehand, in the same batches."""
+    module = bench.module
+    windows = module.build_teacher()
+    backbone, window, stride, patch = module.student, windows.window, module.stride, module.student.patch_size
+    height, width = IMAGE
+    if bench.device.type == "cpu":
+        height, width = (window + (n - 1) * stride // patch * patch for n in (ROWS, COLUMNS))
+    image = backbone.normalize(bench.noise(height, width))
+    tops, lefts = (window_starts(side, window, stride) for side in (height, width))
+    k, l = min(window, height), min(window, width)
+    cut = torch.stack([image[:, y : y + k, x : x + l] for y in tops for x in lefts])
+    batches = cut.split(windows.windows_at_once(bench.device))
+
+    @torch.no_grad()
+    def alone() -> None:
+        for batch in batches:
+            windows.backbone(batch)
+
+    @torch.no_grad()
+    def stitched() -> None:
+        windows(image[None])
+
+    with torch.no_grad():
+        flops = len(cut) * operations(backbone, lambda net, meta: net(torch.zeros(1, 3, k, l, device=meta)))
+    ours, bare = f"ours, {bench.precision}", f"network alone, {bench.precision}"
+    ways = {
+        **bench.published(lambda: published.teacher_features(backbone, image, stride), flops),
+        ours: bench.way(stitched, flops),
+        bare: bench.way(alone, flops),
+    }
+    title = f"teacher on {height} x {width}, stride {stride}"
+    return [bench.compare(title, "windows", len(cut), ways, (ours, bare))]

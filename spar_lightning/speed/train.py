@@ -1,0 +1,119 @@
+"""`spar benchmark train`: steps with and without the frozen prefix and packs, against the published step."""
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from spar_lightning.backbones.base import Backbone
+from spar_lightning.datamodules.sample import PrefixSample, Sample
+from spar_lightning.distillation import Distillation
+from spar_lightning.speed import published
+from spar_lightning.speed.bench import PHOTO, Bench, operations
+from spar_lightning.speed.comparison import Comparison, Way
+
+PACK: Final = 4  # images
+DRAWS: Final = 99  # of which one step takes the median size
+
+
+class Ours:
+    """Steps of our own on given samples.
+
+    Args:
+        bench: Precision and device.
+        module: Its own student is trained.
+        batches: One step each.
+    """
+
+    def __init__(self, bench: Bench, batches: list[list[Sample]] | list[list[PrefixSample]]) -> None:
+        self.bench, self.batches = bench, batches
+        of = bench.module
+        self.module = Distillation(bench.student(), of.stride, of.trainable, of.loss, of.lr, of.weight_decay)
+        self.module.to(bench.device)
+        self.optimizer = published.adamw(self.module.student.parameters(), of.lr, of.weight_decay)
+
+    def __call__(self) -> None:
+        for batch in self.batches:
+            with self.bench.context():
+                loss = self.module.batch_loss(batch)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+
+
+def train(bench: Bench) -> list[Comparison]:
+    """A step on one image; then several of them, one by one and packed."""
+    return [_single(bench), _packs(bench)]
+
+
+def _single(bench: Bench) -> Comparison:
+    size = sorted(_sizes(bench, DRAWS), key=lambda sides: sides[0] * sides[1])[DRAWS // 2]
+    sample = _sample(bench, *size)
+    assert sample.features is not None
+    whole, rest = (_operations(bench, *size, prefix) for prefix in (False, True))
+    image = bench.module.student.normalize(sample.image)
+    ways: dict[str, Way] = {}
+    for name, fp32 in {"published, fp32": True, "published, bf16": False}.items():
+        if fp32 or bench.mixed:
+            of = bench.module
+            training = published.Training(bench.student().to(bench.device), of.lr, of.weight_decay)
+            step = lambda training=training: training.step(image, sample.features)  # noqa: E731
+            ways[name] = bench.way(step, whole, fp32)
+    ways[f"whole network, {bench.precision}"] = bench.way(Ours(bench, [[sample]]), whole)
+    ways[f"frozen prefix, {bench.precision}"] = bench.way(Ours(bench, [[_prefixed(bench, sample)]]), rest)
+    return bench.compare(f"step on {size[0]} x {size[1]}", "images", 1, ways)
+
+
+def _packs(bench: Bench) -> Comparison:
+    sizes = _sizes(bench, PACK)
+    samples = [_sample(bench, *size) for size in sizes]
+    prefixed = [_prefixed(bench, sample) for sample in samples]
+    whole, rest = (sum(_operations(bench, *size, prefix) for size in sizes) for prefix in (False, True))
+    ways = {
+        "whole network, one by one": bench.way(Ours(bench, [[sample] for sample in samples]), whole),
+        "whole network, packed": bench.way(Ours(bench, [samples]), whole),
+        "frozen prefix, one by one": bench.way(Ours(bench, [[sample] for sample in prefixed]), rest),
+        "frozen prefix, packed": bench.way(Ours(bench, [prefixed]), rest),
+    }
+    title = f"steps on {', '.join(f'{h} x {w}' for h, w in sizes)}, {bench.precision}"
+    return bench.compare(title, "images", PACK, ways)
+
+
+def _sizes(bench: Bench, count: int) -> list[tuple[int, int]]:
+    """Height and width of training images, as the augmentation draws them; the same in every run."""
+    draws = [bench.augmentation.draw(*PHOTO, 0, f"sa_{i}") for i in range(1, count + 1)]
+    return [(draw.crop_height, draw.crop_width) for draw in draws]
+
+
+def _sample(bench: Bench, height: int, width: int) -> Sample:
+    """An image with random features, as from a cache, on the device."""
+    student = bench.module.student
+    grid = (height // student.patch_size, width // student.patch_size)
+    features = torch.randn(*grid, student.embed_dim, device=bench.device).half()
+    return Sample("sa_1", bench.noise(height, width), features)
+
+
+def _prefixed(bench: Bench, sample: Sample) -> PrefixSample:
+    assert sample.features is not None
+    with torch.no_grad(), bench.context():
+        tokens = bench.module.build_prefix(bench.device)(sample.image[None])[0]
+    return PrefixSample(sample.key, tokens.half(), sample.features)
+
+
+def _operations(bench: Bench, height: int, width: int, prefix: bool) -> float:
+    """Of a step, forward and backward, on one image."""
+    start, patch = bench.module.frozen_blocks, bench.module.student.patch_size
+    grids = [(height // patch, width // patch)]
+
+    def step(net: Backbone, meta: torch.device) -> None:
+        if prefix:
+            with torch.no_grad():
+                image = torch.zeros(1, 3, patch, patch, device=meta)
+                extra, dim = net.embed(image).shape[1] - 1, net.embed(image).shape[2]
+            tokens: Tensor = torch.zeros(1, extra + grids[0][0] * grids[0][1], dim, device=meta)
+            features = net.project(net.run_blocks(tokens, grids, start), grids)
+        else:
+            features = net(torch.zeros(1, 3, height, width, device=meta))
+        features.sum().backward()
+
+    return operations(bench.module.student, step)
