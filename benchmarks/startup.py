@@ -1,38 +1,59 @@
-"""How long `spar --help` takes, against an empty Python start: a ratio of medians, alternating.
+"""How long `spar --help` and `spar fit` take to begin, against an empty Python start and the imports of libraries.
 
-python benchmarks/startup.py
+    python benchmarks/startup.py
+
+Ratios of medians, by turns. `spar fit` runs one step on rendered scenes whose features are there, without validation
+and pictures; `import lightning.pytorch` is what it can never be faster than.
 """
 
+import argparse
 import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from importlib import resources
+from pathlib import Path
 
-PAIRS = 25
+FIT = ["--data.train_scenes", "8", "--data.val_scenes", "1", "--data.val_sizes", "[]", "--trainer.max_steps", "1",
+       "--trainer.enable_checkpointing", "false", "--trainer.logger", "false", "--overwrite"]  # fmt: skip
 
 
 def seconds(command: list[str]) -> float:
     """Wall time of one process."""
     start = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
-def main() -> None:
-    """Measure and print."""
-    spar = shutil.which("spar")
-    assert spar, "spar is not on the PATH: pip install -e ."
-    commands = {"python -c pass": [sys.executable, "-c", "pass"], "spar --help": [spar, "--help"]}
+def compare(commands: dict[str, list[str]], rounds: int) -> None:
+    """Measure and print; the last is compared with the others."""
     times: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(PAIRS):
+    for _ in range(rounds):
         for name, command in commands.items():
             times[name].append(seconds(command))
+    last = statistics.median(list(times.values())[-1])
     for name, values in times.items():
         low, middle, high = min(values), statistics.median(values), max(values)
-        print(f"{name:<16} median {1000 * middle:.1f} ms (from {1000 * low:.1f} to {1000 * high:.1f}), {PAIRS} runs")
-    empty, spar_help = (statistics.median(values) for values in times.values())
-    print(f"ratio            {spar_help / empty:.2f}")
+        print(f"{name:<26} {middle:8.3f} s ({low:.3f} to {high:.3f}), {rounds} runs, ratio {last / middle:.2f}")
+
+
+def main() -> None:
+    """Both commands."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    spar, python = shutil.which("spar"), sys.executable
+    assert spar, "spar is not on the PATH: pip install -e ."
+    compare({"python -c pass": [python, "-c", "pass"], "spar --help": [spar, "--help"]}, 5 * given.rounds)
+    with tempfile.TemporaryDirectory(prefix="startup-") as place:
+        quickstart = str(resources.files("spar_lightning.configs") / "quickstart.yaml")
+        where = ["--run_dir", str(Path(place) / "run"), "--data.root", str(Path(place) / "scenes")]
+        fit = [spar, "fit", "--config", quickstart, *where, *FIT]
+        seconds(fit)  # draws the scenes and computes the features
+        imports = {f"import {name}": [python, "-c", f"import {name}"] for name in ("torch", "lightning.pytorch")}
+        compare({**imports, "spar fit, one step": fit}, given.rounds)
 
 
 if __name__ == "__main__":

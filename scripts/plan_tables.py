@@ -50,7 +50,7 @@ def main() -> int:
                 "cache", "--config", str(CONFIG), "--plan-only", "--windows-per-second", given.windows_per_second,
                 "--model.backbone.pretrained", "null", "--data.shards", f"{place}/sa_000000.tar",
                 "--data.max_images", "null", "--data.cache", f"{place}/{augmentation}",
-                "--data.augmentation", augmentation, "--trainer.precision", "32-true",
+                "--data.augmentation", augmentation, "--trainer.precision", "32-true", "--data.prefix", "true",
             ])  # fmt: skip
             if code:
                 return code

@@ -2,11 +2,13 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from spar_lightning.backbones import Tiny
 from spar_lightning.backbones.weights import WeightsError
@@ -188,3 +190,44 @@ def test_a_checkpoint_of_another_backbone_names_the_tensor() -> None:
 def test_a_rate_that_is_no_rate(lr: float) -> None:
     with pytest.raises(UserError, match="lr must be positive"):
         module(lr=lr)
+
+
+def test_processes_with_packs_of_different_length_give_the_gradient_of_all_images() -> None:
+    features = {size: torch.randn(size // 8, 10, 128) for size in (64, 72, 80, 96)}
+    samples = [sample(size, 80, features[size]) for size in features]
+
+    def gradients(parts: list[list[Sample]]) -> list[torch.Tensor]:
+        """Averaged over processes, as DDP does it."""
+        distillation = module(trainable=("blocks.-1",))
+        mean = torch.tensor(sum(map(len, parts)) / len(parts))
+        strategy = SimpleNamespace(reduce=lambda tensor, reduce_op: mean)
+        distillation._trainer = SimpleNamespace(world_size=len(parts), strategy=strategy)  # type: ignore[assignment]
+        for part in parts:
+            (distillation.training_step(part, 0) / len(parts)).backward()
+        return [p.grad for p in distillation.student.parameters() if p.grad is not None]
+
+    for one, two in zip(gradients([samples]), gradients([samples[:3], samples[3:]]), strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+
+
+def test_a_compiled_network_takes_any_size_without_compiling_again() -> None:
+    counter = CompileCounter()
+    tiny, plain = Tiny(), Tiny()
+    tiny.compile(dynamic=True, backend=counter)
+    with torch.no_grad():
+        for height, width in ((64, 64), (72, 96), (128, 80), (40, 200), (104, 104), (80, 336)):
+            images = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(height))
+            torch.testing.assert_close(tiny(images), plain(images), rtol=1e-4, atol=1e-5)
+    assert counter.frame_count <= 2  # a square, and all other sizes
+
+
+def test_teacher_and_student_are_compiled_when_that_is_asked_for() -> None:
+    def compiled(network: Any) -> object:
+        return network._compiled_call_impl
+
+    distillation = module(compile=True)
+    teacher = distillation.build_teacher().backbone
+    assert compiled(distillation.student) and compiled(teacher)
+    assert compiled(distillation.student) is not compiled(teacher)
+    assert set(distillation.state_dict()) == set(module().state_dict())
+    assert compiled(module().build_teacher().backbone) is None

@@ -5,7 +5,7 @@ taken with random weights: speed does not depend on what they are.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +26,7 @@ from spar_lightning.speed.segment import segment
 from spar_lightning.speed.teacher import teacher
 from spar_lightning.speed.train import train
 
-PARTS: Final[dict[str, Callable[[Bench], list[Comparison]]]] = {
+PARTS: Final[dict[str, Callable[[Bench], Iterator[Comparison]]]] = {
     "teacher": teacher,
     "train": train,
     "segment": segment,
@@ -74,7 +74,8 @@ class BenchmarkCLI(SparCLI):
         check_at_least(1, **{f"--{name}": config[name] for name in ("rounds", "height", "width")})
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        return super().instantiate_trainer(logger=False, enable_checkpointing=False, **kwargs)
+        # The precision is the verb's own; that of training may not exist here.
+        return super().instantiate_trainer(logger=False, enable_checkpointing=False, precision="32-true", **kwargs)
 
     def benchmark(self, model: Distillation, datamodule: SA1B) -> None:
         """Measure one part after the other, and print each as it comes."""

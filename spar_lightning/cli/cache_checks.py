@@ -32,6 +32,9 @@ def show(root: Path) -> int:
     for part in ("identity", "made"):
         print(f"{part}:")
         _print_tree(manifest[part], "  ")
+    for prefix in prefixes(root):
+        sizes = [path.stat().st_size for path in (prefix / "shards").glob("*.h5")]
+        print(f"{prefix.name}: tokens of the frozen blocks in {len(sizes):,} shards, {bytes_text(sum(sizes))}")
     for key, (item, name) in index.rejected().items():
         print(f"cannot be used: {key} ({item.reason}), listed in shards/{name}")
     claims = Claims(root / "claims")
@@ -52,18 +55,7 @@ def _print_tree(tree: object, indent: str) -> None:
 
 def verify(root: Path) -> int:
     """Read all of a cache and compare it with its checksums; exit with 1 if anything is damaged."""
-    expected = read_manifest(root)["fingerprint"]
-    paths = [root / "shards" / name for name in sorted(shard_names(root))]
-    damaged, samples = [], 0
-    for path in tqdm(paths, desc="verifying", unit="shard", leave=False):
-        try:
-            with FeatureShard(path, expected) as shard:
-                for row in range(len(shard.keys)):
-                    shard.read(row)
-                samples += len(shard.keys)
-        except CacheError as error:
-            damaged.append(str(error))
-    print(f"{samples:,} samples in {len(paths) - len(damaged):,} of {len(paths):,} shards are whole")
+    damaged = [line for folder in (root, *prefixes(root)) for line in _damaged(folder)]
     for path in [*(root / "plan").glob("*.npz"), *(root / "scans").glob("*.npz")]:
         try:
             from_file(path)
@@ -71,6 +63,29 @@ def verify(root: Path) -> int:
             damaged.append(str(error))
     print("\n".join(damaged), end="\n" if damaged else "")
     return 1 if damaged else 0
+
+
+def prefixes(root: Path) -> list[Path]:
+    """Folders of a cache with the tokens of frozen blocks."""
+    return sorted(path.parent for path in root.glob("prefix-*/manifest.json"))
+
+
+def _damaged(folder: Path) -> list[str]:
+    """What is wrong with the shards of a cache or of a frozen prefix; prints how many are whole."""
+    expected = read_manifest(folder)["fingerprint"]
+    paths = [folder / "shards" / name for name in sorted(shard_names(folder))]
+    damaged, samples = [], 0
+    for path in tqdm(paths, desc="verifying", unit="shard", leave=False):
+        try:
+            with FeatureShard(path, expected) as shard:
+                for row in range(len(shard.keys)):
+                    shard.check(row)
+                samples += len(shard.keys)
+        except CacheError as error:
+            damaged.append(str(error))
+    where = f" of {folder.name}" if folder.name.startswith("prefix-") else ""
+    print(f"{samples:,} samples in {len(paths) - len(damaged):,} of {len(paths):,} shards{where} are whole")
+    return damaged
 
 
 def recompute(datamodule: SA1B, count: int) -> None:

@@ -21,7 +21,7 @@ from spar_lightning.datamodules.augmentation import Augmentation, Record
 from spar_lightning.datamodules.cached_features import CachedFeatures
 from spar_lightning.datamodules.estimate import bytes_text, cost
 from spar_lightning.datamodules.feature_cache import FeatureCache
-from spar_lightning.datamodules.feature_shard import Entry
+from spar_lightning.datamodules.feature_shard import CacheError, Entry
 from spar_lightning.datamodules.images import Images, find
 from spar_lightning.datamodules.sample import PrefixSample
 from spar_lightning.datamodules.source import Source
@@ -72,8 +72,17 @@ class PrefixCache:
         return float((price.patches + extra * price.images) * width * self._itemsize)
 
     def text(self, todo: Images, augmentation: Augmentation, seed: int) -> str:
-        """What is to be made, in a line."""
+        """What is to be made, in a line.
+
+        Raises:
+            CacheError: The disk does not hold it.
+        """
         size, free = self.bytes(todo, augmentation, seed), shutil.disk_usage(self.tokens.root).free
+        if size > free:
+            raise CacheError(
+                f"The tokens of the frozen blocks take {bytes_text(size)}, but {self.tokens.root} has "
+                f"{bytes_text(free)} free. Make room, or set data.prefix: false."
+            )
         return (
             f"{self.tokens.root}: tokens behind {self.blocks} frozen blocks, {len(todo):,} images to do, "
             f"{bytes_text(size)}; {bytes_text(free)} free"

@@ -104,6 +104,7 @@ class SA1B(LightningDataModule):
         self.prefix, self.pack_tokens = prefix, pack_tokens
         self._images: Images | None = None
         self._cache: FeatureCache | None = None  # kept: its identity costs a copy of the teacher and a hash of it
+        self._tokens: NDArray[np.int64] | None = None
         self._train: SourceImages | CachedFeatures | PrefixedFeatures | None = None
 
     def setup(self, stage: str) -> None:
@@ -179,8 +180,10 @@ class SA1B(LightningDataModule):
             return features
         prefix, usable = self.open_prefix(), images.take(find(np.sort(features.keys), images.keys) >= 0)
         todo = prefix.tokens.missing(usable)
-        if len(todo) and is_first_process():
-            print(prefix.text(todo, self.augmentation, self.seed), flush=True)
+        if len(todo):
+            text = prefix.text(todo, self.augmentation, self.seed)
+            if is_first_process():
+                print(text, flush=True)
         prefix.build(usable, features, is_first_process())
         return prefix.dataset(features)
 
@@ -208,7 +211,9 @@ class SA1B(LightningDataModule):
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         images = self.images()
         if self.pack_tokens is not None:
-            order: EpochOrder = PackOrder(self._tokens(images), self.pack_tokens, rank, world_size, self.seed)
+            if self._tokens is None:
+                self._tokens = self._count_tokens(images)
+            order: EpochOrder = PackOrder(self._tokens, self.pack_tokens, rank, world_size, self.seed)
         elif self.cache is None and any(map(is_streamed, images.locations)):
             location = images.rows["location"]
             order = StreamOrder(location, self.batch_size, rank, world_size, self.seed, self.num_workers)
@@ -218,7 +223,7 @@ class SA1B(LightningDataModule):
         pinned = self._device.type == "cuda"
         return ResumableLoader(self._train, order, self.num_workers, pinned)
 
-    def _tokens(self, images: Images) -> NDArray[np.int64]:
+    def _count_tokens(self, images: Images) -> NDArray[np.int64]:
         """Patches of each training sample."""
         if self.cache is None and any(map(is_streamed, images.locations)):
             raise UserError(

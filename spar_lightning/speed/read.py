@@ -26,12 +26,11 @@ from spar_lightning.speed.bench import Bench
 from spar_lightning.speed.comparison import Comparison, Way
 
 HEIGHT, WIDTH, PATCH, CHANNELS = 768, 1152, 16, 768
-SAMPLES: Final = 96
 PER_SHARD: Final = 4  # so that there are more shards than a process keeps open, as in a real cache
-KEYS: Final = np.array([f"sa_{i}".encode() for i in range(SAMPLES)])
+KEYS = np.array([f"sa_{i}".encode() for i in range(96)])
 
 
-def read(bench: Bench) -> list[Comparison]:
+def read(bench: Bench) -> Iterator[Comparison]:
     """Raw reads, the loader with images and with the frozen prefix, decoding alone."""
     with tempfile.TemporaryDirectory(prefix="spar-read-") as place:
         picture = encode_image(photograph())
@@ -49,11 +48,11 @@ def read(bench: Bench) -> list[Comparison]:
         ways = {
             "raw reads of the feature shards": Way(lambda: _raw(caches["features"])),
             **{name: Way(run) for name, run in loaders.items()},
-            "decoding the images, one process": Way(lambda: [decode_image(picture) for _ in range(SAMPLES)]),
+            "decoding the images, one process": Way(lambda: [decode_image(picture) for _ in KEYS]),
         }
-        size = sum(path.stat().st_size for path in (caches["features"].root / "shards").iterdir()) / SAMPLES
+        size = sum(path.stat().st_size for path in (caches["features"].root / "shards").iterdir()) / len(KEYS)
         title = f"reading samples of {size / 1e6:.1f} MB"
-        return [Comparison(title, "samples", SAMPLES, ways).measure(bench.rounds, torch.device("cpu"))]
+        yield Comparison(title, "samples", len(KEYS), ways).measure(bench.rounds, torch.device("cpu"))
 
 
 def photograph() -> torch.Tensor:
@@ -78,7 +77,7 @@ def _build(root: Path, content: bytes, grid: tuple[int, int]) -> FeatureCache:
             yield Entry(source.key, source.digest, content, features, record)
 
     cache = FeatureCache(root, {"teacher": "random"})
-    for keys in np.split(KEYS, range(PER_SHARD, SAMPLES, PER_SHARD)):
+    for keys in np.split(KEYS, range(PER_SHARD, len(KEYS), PER_SHARD)):
         sources = [Source(key.decode(), "photo.tar", key.decode(), 0, 0, f"{int(key[3:]):032x}") for key in keys]
         cache.build(Images.collect(sources, [(HEIGHT, WIDTH)] * len(sources)), make, show=False)
     return cache
@@ -86,7 +85,7 @@ def _build(root: Path, content: bytes, grid: tuple[int, int]) -> FeatureCache:
 
 def _epochs(dataset: Dataset[Any], workers: int) -> Callable[[], None]:
     """One epoch through a loader whose processes stay."""
-    order = EpochOrder(SAMPLES, 1, 0, 1, seed=0)
+    order = EpochOrder(len(KEYS), 1, 0, 1, seed=0)
     loader = ResumableLoader(dataset, order, workers)
 
     def epoch() -> None:

@@ -1,5 +1,6 @@
 """`spar benchmark segment`: an image and class names to a label map, against the network's one forward pass."""
 
+from collections.abc import Iterator
 from typing import Final
 
 import torch
@@ -20,7 +21,7 @@ def classifier(bench: Bench, classes: int = CLASSES) -> TextClassifier:
     return TextClassifier(tuple(map(str, range(classes))), embeddings, torch.arange(classes, device=bench.device))
 
 
-def segment(bench: Bench) -> list[Comparison]:
+def segment(bench: Bench) -> Iterator[Comparison]:
     """The network alone is the base; on an accelerator its sliding window as well, without stitching."""
     module, (height, width) = bench.module, bench.size
     image = bench.noise(height, width)
@@ -38,4 +39,4 @@ def segment(bench: Bench) -> list[Comparison]:
         window, stride = module.student.window, module.stride
         count = len(window_starts(height, window, stride)) * len(window_starts(width, window, stride))
         ways[f"network alone, {count} windows"] = bench.way(lambda: sliding.run_network(pixels))
-    return [bench.compare(f"label map of {height} x {width}", "images", 1, ways, (ours, bare))]
+    yield bench.compare(f"label map of {height} x {width}", "images", 1, ways, (ours, bare))

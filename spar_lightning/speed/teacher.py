@@ -1,5 +1,6 @@
 """`spar benchmark teacher`: stitched features of an image, against the network alone and the published way."""
 
+from collections.abc import Iterator
 from typing import Final
 
 import torch
@@ -13,7 +14,7 @@ ROWS, COLUMNS = 2, 3  # of windows on a CPU: the image is larger than a window i
 IMAGE: Final = (768, 1152)  # on an accelerator: about the mean of the released configuration
 
 
-def teacher(bench: Bench) -> list[Comparison]:
+def teacher(bench: Bench) -> Iterator[Comparison]:
     """The network alone sees the same windows, cut beforehand, in the same batches."""
     module = bench.module
     windows = module.build_teacher()
@@ -45,4 +46,4 @@ def teacher(bench: Bench) -> list[Comparison]:
         bare: bench.way(alone, flops),
     }
     title = f"teacher on {height} x {width}, stride {stride}"
-    return [bench.compare(title, "windows", len(cut), ways, (ours, bare))]
+    yield bench.compare(title, "windows", len(cut), ways, (ours, bare))

@@ -1,5 +1,6 @@
 """`spar benchmark train`: steps with and without the frozen prefix and packs, against the published step."""
 
+from collections.abc import Iterator
 from typing import Final
 
 import torch
@@ -41,9 +42,10 @@ class Ours:
             self.optimizer.step()
 
 
-def train(bench: Bench) -> list[Comparison]:
+def train(bench: Bench) -> Iterator[Comparison]:
     """A step on one image; then several of them, one by one and packed."""
-    return [_single(bench), _packs(bench)]
+    yield _single(bench)
+    yield _packs(bench)
 
 
 def _single(bench: Bench) -> Comparison:

@@ -6,6 +6,7 @@ import subprocess
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -55,6 +56,26 @@ def test_plan_build_info_and_verify(run: Run, tmp_path: Path, capsys: Capture) -
     path.write_bytes(content)
     assert main(["cache", "verify", str(cache)]) == 1
     assert f"0 samples in 0 of 1 shards are whole\n{path} is damaged" in capsys.readouterr().out
+
+
+def test_the_frozen_prefix_is_announced_built_shown_and_verified(
+    run: Run, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "seed-0" / "cache"
+    code, out, _ = run("--data.prefix", "true")
+    assert code == 0
+    announced = re.search(r"prefix-3: tokens behind 3 frozen blocks, 12 images to do, ([\d.]+) kB; ", out)
+    assert announced
+    size = (cache / "prefix-3" / "shards" / "00000.h5").stat().st_size
+    assert abs(1e3 * float(announced[1]) / size - 1) < 0.05
+    assert main(["cache", "info", str(cache)]) == 0
+    assert "prefix-3: tokens of the frozen blocks in 1 shards, " in capsys.readouterr().out
+    assert main(["cache", "verify", str(cache)]) == 0
+    assert "12 samples in 1 of 1 shards of prefix-3 are whole" in capsys.readouterr().out
+    shutil.rmtree(cache / "prefix-3")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000))
+    code, _, err = run("--data.prefix", "true")
+    assert code == 2 and "The tokens of the frozen blocks take" in err and "has 10 kB free" in err
 
 
 def test_a_disk_that_is_too_small_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -124,3 +125,36 @@ def test_workers_spread_over_the_list() -> None:
     third = next_item(free, -1)
     assert first == 0
     assert all(b - a >= 20 for a, b in pairwise(sorted((first, second, third))))
+
+
+def test_an_item_is_made_while_the_one_before_is_published(claims: Claims) -> None:
+    began, done = threading.Event(), claims.folder.parent / "done"
+
+    def make(name: str) -> Callable[[], None]:
+        if name == "b":
+            began.set()
+
+        def publish() -> None:
+            assert began.wait(30)  # "a" is published only once "b" is being made
+            finish(claims, name)
+
+        return publish
+
+    share(["a", "b"], claims, lambda: set(os.listdir(done)), make)
+    assert sorted(os.listdir(done)) == ["a", "b"] and not claims.names()
+
+
+def test_what_publishing_raises_comes_up_and_the_claims_go_back(claims: Claims) -> None:
+    made = []
+
+    def make(name: str) -> Callable[[], None]:
+        made.append(name)
+
+        def publish() -> None:
+            raise OSError(28, "no space left")
+
+        return publish
+
+    with pytest.raises(OSError, match="no space left"):
+        share(["a", "b", "c"], claims, set, make)
+    assert made in (["a", "b"], ["b", "c"]) and not claims.names()

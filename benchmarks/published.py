@@ -1,0 +1,1 @@
+../spar_lightning/speed/published.py
