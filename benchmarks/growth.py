@@ -22,8 +22,8 @@ from spar_lightning.label_map import StoredMaps, Thresholds, label_map
 from spar_lightning.markdown import markdown
 from spar_lightning.sliding_window import SlidingWindow
 
-SIDES = (256, 512, 768, 1024, 1280)  # pixels of square images
-WINDOWS = (1, 2, 4, 6, 8)
+SIDES = (256, 384, 512, 768, 1024)  # pixels of square images
+WINDOWS = (1, 2, 3, 4, 6)
 CLASSES = (10, 50, 150, 400, 1000)
 LABELS = (512, 1024)  # pixels of the label map
 

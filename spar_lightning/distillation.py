@@ -59,8 +59,8 @@ class Distillation(LightningModule):
         lr_schedule: A class whose first two arguments are the optimizer and the number of optimizer steps of the
             run, such as spar_lightning.distillation.CosineDecay; stepped after every step. null keeps lr constant.
         window_batch: Teacher windows per forward pass; null chooses by the device.
-        compile: Compile the teacher and, for validation, the student with torch.compile; a minute or two at the start,
-            and images of any size afterwards.
+        compile: Compile the teacher and, for validation, the student with torch.compile; some minutes at the start, and
+            images of any size afterwards.
         templates: Prompts of class names, averaged: openai_imagenet, the 80 of CLIP and of the paper, or a list with
             `{}` for the name.
         inference: How validation segments: `single` pass of the student, or `sliding` window.
@@ -102,7 +102,7 @@ class Distillation(LightningModule):
         self.weight_decay = weight_decay
         self.lr_schedule = lr_schedule
         self.window_batch = window_batch
-        self._compiled = compile
+        self.compiled = compile
         if compile:
             backbone.compile(dynamic=True)
         self.templates = templates
@@ -139,7 +139,7 @@ class Distillation(LightningModule):
         backbone = copy.deepcopy(self.student)
         backbone.load_state_dict(self._start, strict=False)
         backbone.requires_grad_(False)
-        if self._compiled:
+        if self.compiled:
             backbone.compile(dynamic=True)
         return SlidingWindow(backbone, self.stride, batch_size=self.window_batch).to(self.device)
 

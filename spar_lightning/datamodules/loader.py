@@ -160,7 +160,9 @@ class ResumableLoader(DataLoader[Any]):
         found, ours = state["order"], self.order.identity()
         if found != ours:
             rows = [
-                f"{name} {found.get(name)} instead of {ours[name]}" for name in ours if found.get(name) != ours[name]
+                f"{name} {found.get(name)} instead of {ours.get(name)}"
+                for name in {**found, **ours}
+                if found.get(name) != ours.get(name)
             ]
             raise ResumeError(
                 f"The checkpoint lies inside epoch {state['epoch']} of another order of the images: {', '.join(rows)}. "

@@ -168,17 +168,19 @@ class SA1B(LightningDataModule):
         }
         device = self._device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        self._cache = FeatureCache(self.cache, identity, {"torch": torch.__version__, "device": name})
+        made = {"torch": torch.__version__, "device": name, "compiled": self._module.compiled}
+        self._cache = FeatureCache(self.cache, identity, made)
         return self._cache
 
     def build_cache(self) -> CachedFeatures | PrefixedFeatures:
         """The cached training images, once all of them are there: made by all processes that call this."""
         cache, images = self.open_cache(), self.images()
+        prefix = self.open_prefix() if self.prefix else None  # refused now, not after hours of the teacher
         cache.build(images, self.teacher_features(), show=is_first_process())
         features = cache.dataset(images.keys)
-        if not self.prefix:
+        if prefix is None:
             return features
-        prefix, usable = self.open_prefix(), images.take(find(np.sort(features.keys), images.keys) >= 0)
+        usable = images.take(find(np.sort(features.keys), images.keys) >= 0)
         todo = prefix.tokens.missing(usable)
         if len(todo):
             text = prefix.text(todo, self.augmentation, self.seed)

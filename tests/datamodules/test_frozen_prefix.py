@@ -167,6 +167,7 @@ def test_frozen_blocks_are_those_that_no_gradient_reaches(trainable: list[str], 
 def test_a_trainable_embedding_leaves_no_prefix(tar: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the embedding of images trains too. Set data.prefix: false"):
         fit(tar, tmp_path, ["pos_embed"], prefix=True)
+    assert not any((tmp_path / "shards").iterdir())  # before the teacher has run
     clip = OpenCLIP("ViT-S-32", pretrained=None)  # its norms are one group: that before the blocks, too
     set_trainable(clip, clip.parameter_groups(), ["norm"])
     with pytest.raises(UserError, match="the embedding of images trains too"):
