@@ -56,6 +56,18 @@ def test_epochs_draw_other_packs_and_a_resume_goes_on() -> None:
     assert len(together) < 0.05 * len(first)
 
 
+def test_the_number_of_packs_is_found_in_a_few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws, draw = list[int](), PackOrder._draw
+
+    def count(self: PackOrder, count: int, seed: list[int]) -> list[list[int]] | None:
+        draws.append(count)
+        return draw(self, count, seed)
+
+    monkeypatch.setattr(PackOrder, "_draw", count)
+    order = PackOrder(np.tile(SIZES, 20), 16384, 0, 1, seed=0)
+    assert len(draws) < 25 and len(order) * 16384 < 1.06 * order.tokens.sum()
+
+
 def test_an_image_above_the_limit_is_a_pack_of_its_own() -> None:
     packs = list(PackOrder(np.array([50, 3, 3, 4]), 10, 0, 1, seed=0))
     assert sorted(map(sorted, packs)) == [[0], [1, 2, 3]]
