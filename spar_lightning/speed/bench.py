@@ -99,7 +99,7 @@ class Bench:
         return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, device=self.device)
 
     def student(self) -> Backbone:
-        """A copy of the student with the same parts trainable, free to be changed."""
+        """A copy of the student with the same parts trainable, not compiled, free to be changed."""
         return copy.deepcopy(self.module.student)
 
 
