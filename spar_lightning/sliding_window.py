@@ -22,8 +22,8 @@ from spar_lightning.errors import UserError
 
 ALGORITHM = 1  # raised by hand when the same backbone, window and stride give other features
 # Patches of one forward pass: on a CPU longer ones leave its caches, a GPU wants matrices of this many rows.
-PATCHES_AT_ONCE: Final = {"cpu": 4096}
-PATCHES_ON_ACCELERATOR: Final = 65536
+PATCHES_ON_CPU: Final = 4096
+PATCHES_ELSEWHERE: Final = 65536
 
 
 class DenseEncoder(Protocol):
@@ -108,11 +108,16 @@ class SlidingWindow(nn.Module):
         """What the stitched features depend on, apart from the backbone; batch_size changes nothing."""
         return {"window": self.window, "stride": self.stride, "algorithm": ALGORITHM}
 
+    def count(self, height: int, width: int) -> int:
+        """Windows of an image of this size, in pixels."""
+        rows, columns = (len(window_starts(side, self.window, self.stride)) for side in (height, width))
+        return rows * columns
+
     def windows_at_once(self, device: torch.device) -> int:
         """Windows of a forward pass on a device."""
         if self.batch_size is not None:
             return self.batch_size
-        patches = PATCHES_AT_ONCE.get(device.type, PATCHES_ON_ACCELERATOR)
+        patches = PATCHES_ON_CPU if device.type == "cpu" else PATCHES_ELSEWHERE
         return max(1, patches // (self.window // self.backbone.patch_size) ** 2)
 
     def forward(self, images: Tensor) -> Tensor:

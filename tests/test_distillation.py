@@ -207,7 +207,7 @@ def test_processes_with_packs_of_different_length_give_the_gradient_of_all_image
         return [p.grad for p in distillation.student.parameters() if p.grad is not None]
 
     for one, two in zip(gradients([samples]), gradients([samples[:3], samples[3:]]), strict=True):
-        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(two, one, rtol=0, atol=3e-6 * float(one.abs().max()))
 
 
 def test_a_compiled_network_takes_any_size_without_compiling_again() -> None:

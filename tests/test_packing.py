@@ -1,7 +1,6 @@
 """A pack gives what its images give one by one, forward and backward, in every family."""
 
 import copy
-from itertools import pairwise
 
 import pytest
 import torch
@@ -48,12 +47,14 @@ def test_a_step_equals_accumulated_steps_of_single_images(family: str, small_naf
     torch.stack([features.square().mean() for features in together]).mean().backward()
     for image, features in zip(pixels, together, strict=True):
         alone = single(image[None])[0]
-        torch.testing.assert_close(features, alone, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(features, alone, rtol=0, atol=3e-6 * float(alone.detach().abs().max()))
         (alone.square().mean() / len(pixels)).backward()
     ours, theirs = gradients(packed), gradients(single)
     assert ours.keys() == theirs.keys() and ours
-    for name, gradient in ours.items():
-        torch.testing.assert_close(gradient, theirs[name], rtol=1e-4, atol=1e-6, msg=name)
+    largest = max(float(gradient.abs().max()) for gradient in theirs.values())
+    for name, gradient in ours.items():  # that of a key's bias is 0 but for rounding
+        atol = max(5e-6 * float(theirs[name].abs().max()), 1e-7 * largest)
+        torch.testing.assert_close(gradient, theirs[name], rtol=0, atol=atol, msg=name)
 
 
 def test_sequences_are_cut_to_what_the_device_bears(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,5 +70,4 @@ def test_sequences_are_cut_to_what_the_device_bears(monkeypatch: pytest.MonkeyPa
     assert seen == [SIZES]
     monkeypatch.setattr(packing, "CPU_TOKENS", 7)
     dense_features(tiny, images(8))
-    assert seen[1:] == [SIZES[:2], SIZES[2:3], SIZES[3:]] or [len(part) for part in seen[1:]] == [2, 1, 1]
-    assert all(b for _, b in pairwise(seen))
+    assert seen[1:] == [SIZES[:2], SIZES[2:3], SIZES[3:]]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spar_lightning.datamodules.augmentation import Augmentation, SizeError
 from spar_lightning.datamodules.images import Images
-from spar_lightning.sliding_window import SlidingWindow, window_starts
+from spar_lightning.sliding_window import SlidingWindow
 
 SAMPLED: Final = 2000  # images
 IMAGE_SHARE: Final = 0.5  # of the raw bytes of a photograph, lossless; drawings take less
@@ -74,8 +74,7 @@ def cost(
         if not all(sides):
             continue
         patches += sides[0] * sides[1] // patch**2
-        rows, columns = (len(window_starts(side, teacher.window, teacher.stride)) for side in sides)
-        windows += rows * columns
+        windows += teacher.count(*sides)
     sampled = CacheCost(
         len(chosen), patches, windows, patches * channels * itemsize, patches * 3 * patch**2 * IMAGE_SHARE
     )
@@ -107,7 +106,7 @@ def windows_per_second(features: Callable[[Tensor], Tensor], teacher: SlidingWin
         width = teacher.window + (columns - 1) * teacher.stride
         width -= width % teacher.backbone.patch_size
         image = torch.randint(0, 256, (3, teacher.window, width), dtype=torch.uint8)
-        count = len(window_starts(width, teacher.window, teacher.stride))
+        count = teacher.count(teacher.window, width)
         features(image)  # the first call of a size chooses kernels
         start = time.perf_counter()
         features(image).sum().item()  # the sum waits for an accelerator

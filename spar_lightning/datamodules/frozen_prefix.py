@@ -123,6 +123,7 @@ class FrozenPrefix:
     ) -> None:
         self._samples = samples
         self._order = np.argsort(samples.keys)
+        self._keys = samples.keys[self._order]
         self._build = build_network
         self._network: Callable[[Tensor], Tensor] | None = None
         self.dtype, self.device, self.precision = dtype, device, precision
@@ -141,7 +142,7 @@ class FrozenPrefix:
             yield Entry(source.key, source.digest, b"", stored(tokens, self.dtype, source.key), record)
 
     def _read(self, source: Source) -> tuple[Source, Tensor, Record]:
-        place = find(self._samples.keys[self._order], np.array([source.key.encode()]))
+        place = find(self._keys, np.array([source.key.encode()]))
         shard, row = self._samples.locate(int(self._order[int(place[0])]))
         return source, shard.read(row)[0], shard.record(row)
 

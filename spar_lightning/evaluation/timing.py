@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from spar_lightning.segmenter import Segmenter
-from spar_lightning.sliding_window import window_starts
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,7 @@ class Timing:
         counted = times[warm_ups:]
         first, third = statistics.quantiles(counted, n=4, method="inclusive")[::2] if repeats > 1 else counted * 2
         height, width = pixels.shape[-2:]
-        windows = segmenter.windows
-        count = 1
-        if windows is not None:
-            count *= len(window_starts(height, windows.window, windows.stride))
-            count *= len(window_starts(width, windows.window, windows.stride))
+        count = 1 if segmenter.windows is None else segmenter.windows.count(height, width)
         patches = height * width // segmenter.backbone.patch_size**2
         return cls(statistics.median(counted), (first, third), (height, width), patches, count, peak.mebibytes())
 

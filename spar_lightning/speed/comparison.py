@@ -20,13 +20,11 @@ class Way:
         run: Does all of it once.
         operations: Floating point operations of the network in it; 0 where that says nothing.
         peak: Operations per second that the device reaches in this way's precision.
-        prepare: Called before every run, outside the time.
     """
 
     run: Callable[[], object]
     operations: float = 0.0
     peak: float = 0.0
-    prepare: Callable[[], object] = lambda: None
 
 
 @dataclass
@@ -74,7 +72,6 @@ class Comparison:
 
     def _run(self, name: str, device: torch.device, counts: bool) -> None:
         way, times = self.ways[name], self.times[name]
-        way.prepare()
         peak, start, cpu = Peak(device), now(device), time.process_time()
         way.run()
         wall, cpu = now(device) - start, time.process_time() - cpu

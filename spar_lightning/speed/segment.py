@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from spar_lightning.segmenter import Segmenter
-from spar_lightning.sliding_window import window_starts
 from spar_lightning.speed.bench import Bench, operations
 from spar_lightning.speed.comparison import Comparison
 from spar_lightning.zero_shot import TextClassifier
@@ -36,7 +35,7 @@ def segment(bench: Bench) -> Iterator[Comparison]:
     }
     if bench.device.type != "cpu":  # a CPU would take an hour
         sliding = Segmenter(module.student, single.classifier, "sliding", module.stride, module.window_batch)
-        window, stride = module.student.window, module.stride
-        count = len(window_starts(height, window, stride)) * len(window_starts(width, window, stride))
+        assert sliding.windows is not None
+        count = sliding.windows.count(height, width)
         ways[f"network alone, {count} windows"] = bench.way(lambda: sliding.run_network(pixels))
     yield bench.compare(f"label map of {height} x {width}", "images", 1, ways, (ours, bare))

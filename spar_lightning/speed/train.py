@@ -4,14 +4,13 @@ from collections.abc import Iterator
 from typing import Final
 
 import torch
-from torch import Tensor
 
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.datamodules.sample import PrefixSample, Sample
 from spar_lightning.distillation import Distillation
 from spar_lightning.speed import published
 from spar_lightning.speed.bench import PHOTO, Bench, operations
-from spar_lightning.speed.comparison import Comparison, Way
+from spar_lightning.speed.comparison import Comparison
 
 PACK: Final = 4  # images
 DRAWS: Final = 99  # of which one step takes the median size
@@ -21,8 +20,7 @@ class Ours:
     """Steps of our own on given samples.
 
     Args:
-        bench: Precision and device.
-        module: Its own student is trained.
+        bench: Precision and device; a copy of its student is trained.
         batches: One step each.
     """
 
@@ -52,17 +50,15 @@ def _single(bench: Bench) -> Comparison:
     size = sorted(_sizes(bench, DRAWS), key=lambda sides: sides[0] * sides[1])[DRAWS // 2]
     sample = _sample(bench, *size)
     assert sample.features is not None
-    whole, rest = (_operations(bench, *size, prefix) for prefix in (False, True))
+    prefixed, target = _prefixed(bench, sample), sample.features
+    whole, rest = _operations(bench, sample), _operations(bench, prefixed)
     image = bench.module.student.normalize(sample.image)
-    ways: dict[str, Way] = {}
-    for name, fp32 in {"published, fp32": True, "published, bf16": False}.items():
-        if fp32 or bench.mixed:
-            of = bench.module
-            training = published.Training(bench.student().to(bench.device), of.lr, of.weight_decay)
-            step = lambda training=training: training.step(image, sample.features)  # noqa: E731
-            ways[name] = bench.way(step, whole, fp32)
-    ways[f"whole network, {bench.precision}"] = bench.way(Ours(bench, [[sample]]), whole)
-    ways[f"frozen prefix, {bench.precision}"] = bench.way(Ours(bench, [[_prefixed(bench, sample)]]), rest)
+    training = published.Training(bench.student(), bench.module.lr, bench.module.weight_decay)
+    ways = {
+        **bench.published(lambda: training.step(image, target), whole),
+        f"whole network, {bench.precision}": bench.way(Ours(bench, [[sample]]), whole),
+        f"frozen prefix, {bench.precision}": bench.way(Ours(bench, [[prefixed]]), rest),
+    }
     return bench.compare(f"step on {size[0]} x {size[1]}", "images", 1, ways)
 
 
@@ -70,7 +66,7 @@ def _packs(bench: Bench) -> Comparison:
     sizes = _sizes(bench, PACK)
     samples = [_sample(bench, *size) for size in sizes]
     prefixed = [_prefixed(bench, sample) for sample in samples]
-    whole, rest = (sum(_operations(bench, *size, prefix) for size in sizes) for prefix in (False, True))
+    whole, rest = (sum(_operations(bench, sample) for sample in each) for each in (samples, prefixed))
     ways = {
         "whole network, one by one": bench.way(Ours(bench, [[sample] for sample in samples]), whole),
         "whole network, packed": bench.way(Ours(bench, [samples]), whole),
@@ -102,20 +98,17 @@ def _prefixed(bench: Bench, sample: Sample) -> PrefixSample:
     return PrefixSample(sample.key, tokens.half(), sample.features)
 
 
-def _operations(bench: Bench, height: int, width: int, prefix: bool) -> float:
+def _operations(bench: Bench, sample: Sample | PrefixSample) -> float:
     """Of a step, forward and backward, on one image."""
-    start, patch = bench.module.frozen_blocks, bench.module.student.patch_size
-    grids = [(height // patch, width // patch)]
+    assert sample.features is not None
+    grids = [(sample.features.shape[0], sample.features.shape[1])]
 
     def step(net: Backbone, meta: torch.device) -> None:
-        if prefix:
-            with torch.no_grad():
-                image = torch.zeros(1, 3, patch, patch, device=meta)
-                extra, dim = net.embed(image).shape[1] - 1, net.embed(image).shape[2]
-            tokens: Tensor = torch.zeros(1, extra + grids[0][0] * grids[0][1], dim, device=meta)
-            features = net.project(net.run_blocks(tokens, grids, start), grids)
+        if isinstance(sample, PrefixSample):
+            tokens = torch.zeros(1, *sample.tokens.shape, device=meta)
+            features = net.project(net.run_blocks(tokens, grids, bench.module.frozen_blocks), grids)
         else:
-            features = net(torch.zeros(1, 3, height, width, device=meta))
+            features = net(torch.zeros(1, *sample.image.shape, device=meta))
         features.sum().backward()
 
     return operations(bench.module.student, step)

@@ -68,6 +68,7 @@ def test_the_frozen_prefix_is_announced_built_shown_and_verified(
     assert announced
     size = (cache / "prefix-3" / "shards" / "00000.h5").stat().st_size
     assert abs(1e3 * float(announced[1]) / size - 1) < 0.05
+    assert "behind 3 frozen blocks, 0 images to do, 0 B; " in run("--data.prefix", "true")[1]
     assert main(["cache", "info", str(cache)]) == 0
     assert "prefix-3: tokens of the frozen blocks in 1 shards, " in capsys.readouterr().out
     assert main(["cache", "verify", str(cache)]) == 0

@@ -40,9 +40,9 @@ def test_packs_are_full_and_ranks_have_the_same_work() -> None:
     steps = list(zip(*four, strict=True))
     tokens = np.array([[SIZES[pack].sum() for pack in step] for step in steps])
     squares = np.array([[(SIZES[pack] ** 2).sum() for pack in step] for step in steps])
-    assert tokens.mean() > 0.85 * 16384
-    assert (tokens.max(axis=1) / tokens.mean(axis=1)).mean() < 1.1
-    assert (squares.max(axis=1) / squares.mean(axis=1)).mean() < 1.1
+    assert tokens.mean() > 0.9 * 16384
+    assert (tokens.max(axis=1) / tokens.mean(axis=1)).mean() < 1.05
+    assert (squares.max(axis=1) / squares.mean(axis=1)).mean() < 1.005
 
 
 def test_epochs_draw_other_packs_and_a_resume_goes_on() -> None:
@@ -53,7 +53,7 @@ def test_epochs_draw_other_packs_and_a_resume_goes_on() -> None:
     assert list(order) == first[30:]
     order.start, order.epoch = 0, 1
     together = {frozenset(pack) for pack in first} & {frozenset(pack) for pack in order}
-    assert len(together) < 0.05 * len(first)
+    assert not together
 
 
 def test_the_number_of_packs_is_found_in_a_few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
