@@ -1,3 +1,20 @@
-"""Vision transformers at any resolution, for open-vocabulary segmentation (SPAR, arXiv 2604.02252)."""
+"""Vision transformers at any resolution, for open-vocabulary segmentation (SPAR, arXiv 2604.02252).
+
+`load` makes a segmenter from a run, a weight file or the name of a backbone. It is imported when it is asked
+for: the package itself imports nothing heavy.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spar_lightning.loading import load as load
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":
+        from spar_lightning.loading import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

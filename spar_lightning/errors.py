@@ -11,6 +11,13 @@ class UserError(ValueError):
     """Base of every error whose cause lies in what the user gave."""
 
 
+def user_error(error: BaseException | None) -> UserError | None:
+    """The error, or what it was raised from: jsonargparse wraps what a constructor raises."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def check_at_least(minimum: int, **values: int | None) -> None:
     """Raise UserError for every number below the minimum; None is no number."""
     for name, value in values.items():

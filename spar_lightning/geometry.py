@@ -41,6 +41,16 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     return pixels.round().clamp(0, 255).to(torch.uint8)
 
 
+def at_most(image: Tensor, side: int) -> Tensor:
+    """Image (3, H, W) uint8 whose long side has at most this many pixels: shrunk with antialias, never enlarged."""
+    height, width = image.shape[-2:]
+    if max(height, width) <= side:
+        return image
+    size = rescaled(height, width, (side, side))
+    pixels = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
+    return pixels.round().clamp(0, 255).to(torch.uint8)
+
+
 def aligned(images: Tensor, patch: int) -> Tensor:
     """Resize (bilinear) to the nearest multiples."""
     return _resized(images, [max(1, round(side / patch)) * patch for side in images.shape[-2:]], "bilinear")

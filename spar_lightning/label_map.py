@@ -77,7 +77,7 @@ def label_map(maps: CosineMaps, owner: Tensor, size: tuple[int, int], thresholds
     """
     names = torch.arange(len(owner), device=owner.device)
     if thresholds.area is not None and len(names) * maps.size[0] * maps.size[1] <= KEEP:
-        maps = _kept(maps, names)
+        maps = kept(maps, names)
     scale = thresholds.logit_scale if thresholds.probability else None
     best, labels, total = _decide(maps, owner, names, size, scale)
     if thresholds.area is not None:
@@ -89,6 +89,23 @@ def label_map(maps: CosineMaps, owner: Tensor, size: tuple[int, int], thresholds
         probability = (scale * best - total).exp()
         labels[probability < thresholds.probability] = 0
     return labels
+
+
+def score_map(maps: CosineMaps, owner: Tensor, size: tuple[int, int]) -> Tensor:
+    """Score of every class in every pixel (C, H, W) fp32: the largest cosine of its names.
+
+    Args:
+        maps: Cosines of all names.
+        owner: Class of each name (Q), each class with at least one.
+        size: Height H and width W in pixels.
+    """
+    scores = torch.full((int(owner.max()) + 1, *size), -torch.inf, device=owner.device)
+    names = torch.arange(len(owner), device=owner.device)
+    for chunk in names.split(min(maps.names_at_once, max(1, BAND // size[1]))):
+        for rows, cosines in bands(maps.rows(chunk), maps.size, size):
+            index = owner[chunk][:, None, None].expand_as(cosines)
+            scores[:, rows] = scores[:, rows].scatter_reduce(0, index, cosines.float(), "amax")
+    return scores
 
 
 def _decide(
@@ -163,8 +180,8 @@ class StoredMaps:
             yield part[names]
 
 
-def _kept(maps: CosineMaps, names: Tensor) -> StoredMaps:
-    """All rows, for a second look at some of the names."""
+def kept(maps: CosineMaps, names: Tensor) -> StoredMaps:
+    """The maps in memory, all rows of all names: for a second look."""
     stored = torch.empty(0)
     for chunk in names.split(maps.names_at_once):
         row = 0

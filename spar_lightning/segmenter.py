@@ -7,7 +7,7 @@ network saw.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, get_args, overload
 
 import torch
 from torch import Tensor
@@ -15,8 +15,9 @@ from torch import Tensor
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.cosine_maps import PatchCosines, WindowCosines, refined_maps
 from spar_lightning.errors import UserError
-from spar_lightning.geometry import Geometry, Resize, aligned, of_area, rescaled, resize_image
-from spar_lightning.label_map import CosineMaps, Thresholds, label_map
+from spar_lightning.geometry import Geometry, Resize, aligned, at_most, of_area, rescaled, resize_image
+from spar_lightning.label_map import CosineMaps, Thresholds, kept, label_map, score_map
+from spar_lightning.pixels import ImageLike, as_pixels
 from spar_lightning.refine import LPOSS, AnyUp
 from spar_lightning.sliding_window import SlidingWindow
 from spar_lightning.text_embeddings import text_classifier
@@ -26,11 +27,12 @@ Inference = Literal["single", "sliding"]
 
 
 class Segmenter:
-    """Open-vocabulary segmentation of one image at a time.
+    """Open-vocabulary segmentation of one image at a time. Once made, it may be called from several threads.
 
     Args:
         backbone: Gives dense features and text embeddings.
-        classes: Class names, a mapping from label to several names, or a ready `TextClassifier`.
+        classes: Class names, a mapping from label to several names, or a ready `TextClassifier`; one without classes
+            gives features alone.
         inference: `single` sees the whole image in one pass; `sliding` averages the cosines of windows, pixel by
             pixel, the teacher's way.
         stride: Step between windows in pixels, for `sliding`.
@@ -40,6 +42,7 @@ class Segmenter:
             `paper` does what the published code does for the family of the backbone.
         resize: Bounds of the long and of the short side that the network's image gets, in pixels, with its aspect
             kept; or the side of the square whose area it gets (paper, Figure 3); null keeps the size.
+        max_side: Most pixels of the long side that the network's image gets: larger ones are shrunk; null: any.
         thresholds: When a pixel becomes class 0, for classes of which the first is the background; null: never.
         refine: Spreads the cosines over similar patches; null leaves them.
         upsampler: Brings them from the patch grid to the pixels of the network's image; null: bilinear.
@@ -55,6 +58,7 @@ class Segmenter:
         templates: Templates = "openai_imagenet",
         geometry: Geometry = "aligned",
         resize: Resize = None,
+        max_side: int | None = None,
         thresholds: Thresholds | None = None,
         refine: LPOSS | None = None,
         upsampler: AnyUp | None = None,
@@ -68,7 +72,7 @@ class Segmenter:
             classes = text_classifier(backbone, classes, templates)
         self.classifier = classes
         self.rule = aligned if geometry == "aligned" else backbone.paper_geometry
-        self.resize = resize
+        self.resize, self.max_side = resize, max_side
         self.thresholds = thresholds or Thresholds()
         if refine is not None and (self.thresholds.probability or self.thresholds.area is not None):
             raise UserError(
@@ -83,18 +87,59 @@ class Segmenter:
         else:
             self.cosines = partial(WindowCosines, windows) if windows else partial(PatchCosines, backbone)
 
+    @overload
+    def __call__(self, image: ImageLike, scores: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def __call__(self, image: ImageLike, scores: Literal[True]) -> tuple[Tensor, Tensor]: ...
+
     @torch.no_grad()
-    def __call__(self, image: Tensor) -> Tensor:
-        """Class of every pixel (H, W) int64 of an image (3, H, W) uint8 of any size, on the image's device."""
-        if self.classifier.owner.device != image.device:
-            self.classifier = self.classifier.to(image.device)  # once, not for every image
-        if self.upsampler is not None:
-            self.upsampler.to(image.device)
-        cosines = self.cosines(self.pixels(image), self.classifier.embeddings)
-        return label_map(cosines, self.classifier.owner, (image.shape[-2], image.shape[-1]), self.thresholds)
+    def __call__(self, image: ImageLike, scores: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Class of every pixel (H, W) int64 of an image of any size, on the device of a tensor, otherwise on the CPU.
+
+        Args:
+            image: What `as_pixels` takes: a path, a PIL image, an array or a tensor.
+            scores: Return the scores of the classes (C, H, W) fp32, too: the largest cosine of each one's names.
+        """
+        pixels, classifier = as_pixels(image), self._classifier()
+        if not classifier.labels:
+            raise UserError("There are no classes to choose from. Give classes=[..] to spar_lightning.load.")
+        size, owner = (pixels.shape[-2], pixels.shape[-1]), classifier.owner
+        cosines = self.cosines(self.pixels(pixels.to(self.device)), classifier.embeddings)
+        if not scores:
+            return label_map(cosines, owner, size, self.thresholds).to(pixels.device)
+        cosines = kept(cosines, torch.arange(len(owner), device=owner.device))  # windows are seen once
+        labels, of_classes = label_map(cosines, owner, size, self.thresholds), score_map(cosines, owner, size)
+        return labels.to(pixels.device), of_classes.to(pixels.device)
+
+    @torch.no_grad()
+    def features(self, image: ImageLike) -> Tensor:
+        """Dense features (h, w, d) of an image, not normalised: of one pass, or stitched from windows.
+
+        The grid is that of the network's image, whose sides are multiples of the patch: `pixels` gives it.
+        """
+        given = as_pixels(image)
+        network = self.windows or self.backbone
+        features: Tensor = network(self.pixels(given.to(self.device))[None])[0]
+        return features.to(given.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone lies."""
+        return next(self.backbone.parameters()).device
+
+    def _classifier(self) -> TextClassifier:
+        """The text side on the backbone's device, which may have moved."""
+        if self.classifier.owner.device != self.device:
+            self.classifier = self.classifier.to(self.device)  # once, not for every image
+        if self.upsampler is not None and self.upsampler.rope.freqs.device != self.device:
+            self.upsampler.to(self.device)
+        return self.classifier
 
     def pixels(self, image: Tensor) -> Tensor:
         """What the network sees (3, H', W'): resized, normalised, with sides that the patch divides."""
+        if self.max_side is not None:
+            image = at_most(image, self.max_side)
         height, width, patch = image.shape[-2], image.shape[-1], self.backbone.patch_size
         if isinstance(self.resize, int):
             image = resize_image(image, of_area(height, width, self.resize, patch))

@@ -46,6 +46,45 @@ def embed_name(encode_text: Callable[[Sequence[str]], Tensor], name: str, templa
     return F.normalize(F.normalize(prompts.float(), dim=-1).mean(0), dim=-1)
 
 
+def parse_classes(given: str | Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Label to names, from how people write classes.
+
+    `cat; grass, lawn; background: wall, floor` are three classes: `;` parts them, `,` parts the names of one, whose
+    first is its label unless one stands before a `:`. A list has a class in each item; a mapping is label to names.
+
+    Raises:
+        UserError: A class has no name, or a label or name comes twice.
+    """
+    if isinstance(given, Mapping):
+        classes = {label: tuple(names) for label, names in given.items()}
+        parts = [(label, classes[label]) for label in classes]
+    else:
+        parts = [_parse_class(text) for text in (given.split(";") if isinstance(given, str) else given)]
+    for number, (_, names) in enumerate(parts, start=1):
+        if not names or not all(name.strip() for name in names):
+            raise UserError(
+                f"classes: number {number} of {len(parts)} has an empty name. Write classes as 'cat; grass, lawn; "
+                "background: wall, floor'."
+            )
+    _refuse_twice("label", [label for label, _ in parts])
+    _refuse_twice("name", [name for _, names in parts for name in names])
+    return dict(parts)
+
+
+def _parse_class(text: str) -> tuple[str, tuple[str, ...]]:
+    label, colon, rest = text.partition(":")
+    names = tuple(name.strip() for name in (rest if colon else text).split(","))
+    return (label.strip() if colon else "") or names[0], names
+
+
+def _refuse_twice(kind: str, words: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for word in words:
+        if word in seen:
+            raise UserError(f"classes: the {kind} {word!r} is given twice. Every pixel gets one class: leave one out.")
+        seen.add(word)
+
+
 @dataclass(frozen=True)
 class TextClassifier:
     """The text side of a segmentation task.

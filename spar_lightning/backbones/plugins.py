@@ -5,13 +5,16 @@ An installed package names its class under that group; importing it makes it a s
 and costs nothing else; its error is raised only when somebody asks for it by name.
 """
 
+import inspect
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
 from spar_lightning.backbones.base import Backbone
-from spar_lightning.errors import UserError
+from spar_lightning.errors import UserError, nearest
 
 GROUP = "spar_lightning.backbones"
 log = logging.getLogger("spar_lightning")
@@ -53,6 +56,40 @@ def check_usable(name: str) -> None:
                 f"The backbone plugin {name} of {plugin.package} cannot be imported: "
                 f"{type(plugin.error).__name__}: {plugin.error}. Mend or uninstall that package."
             ) from plugin.error
+
+
+def find_backbone(name: str) -> type[Backbone]:
+    """The backbone class of a short name, in any case of letters, or of a full path.
+
+    Raises:
+        UserError: There is none.
+        PluginError: A plugin of that name cannot be imported.
+    """
+    check_usable(name)
+    known = {cls.__name__: cls for cls in subclasses(Backbone)}
+    for short, cls in known.items():
+        if name.lower() == short.lower():
+            return cls
+    module, _, attribute = name.rpartition(".")
+    try:
+        cls = getattr(import_module(module or "spar_lightning.backbones"), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"No backbone is called {name!r} ({error}). {nearest(name, known)}Known are {', '.join(known)}, and the "
+            "full path of any other class."
+        ) from error
+    if not (isinstance(cls, type) and issubclass(cls, Backbone)):
+        raise UserError(f"{name} is no subclass of spar_lightning.backbones.Backbone.")
+    return cls
+
+
+def subclasses(base: type) -> Iterator[type]:
+    """The base and everything below it that can be constructed."""
+    if not inspect.isabstract(base):
+        yield base
+    below: list[type] = base.__subclasses__()
+    for cls in below:
+        yield from subclasses(cls)
 
 
 def _load(entry: EntryPoint) -> Plugin:

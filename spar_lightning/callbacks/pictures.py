@@ -1,6 +1,5 @@
 """Pictures of a finished run: predictions side by side, and loss and mIoU over steps."""
 
-import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from spar_lightning.callbacks.mean_iou import TITLES
 from spar_lightning.datamodules.benchmark import Benchmark
 from spar_lightning.datamodules.sample import IGNORED
 from spar_lightning.distillation import Distillation
+from spar_lightning.pictures.palette import palette
 from spar_lightning.pyplot import pyplot
 
 
@@ -51,13 +51,6 @@ class Pictures(Callback):
             maps = [segment(image.image.to(module.device)).cpu().numpy() for segment in (before, teacher, after)]
             rows.append((image.image.permute(1, 2, 0).numpy(), image.labels.numpy(), *maps))
         draw_predictions(rows, ["image", "truth", *TITLES.values()], list(benchmark.classes), path)
-
-
-def palette(classes: int) -> NDArray[np.uint8]:
-    """Colours (classes + 1, 3), far apart in hue and lightness; the last is for pixels that do not count."""
-    hues = [(0.61803398875 * i) % 1 for i in range(classes)]
-    rows = [colorsys.hls_to_rgb(h, (0.5, 0.72, 0.32)[i % 3], 0.75) for i, h in enumerate(hues)]
-    return np.array([[round(255 * c) for c in row] for row in rows] + [[0, 0, 0]], np.uint8)
 
 
 def draw_predictions(

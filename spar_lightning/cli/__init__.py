@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from spar_lightning import __version__
-from spar_lightning.errors import UserError, nearest
+from spar_lightning.errors import UserError, nearest, user_error
 
 VERBS = {
     "fit": "Distil a student: teacher features first, then training and validation.",
     "cache": "Compute the teacher's features, on any number of processes; look at a cache, verify it.",
     "validate": "Measure the mIoU of a backbone or a trained student.",
     "evaluate": "Measure mIoU by the paper's protocol, also over strides and sizes; check benchmarks, compare results.",
+    "predict": "Segment images: label maps, overlays, scores, features, PCA pictures.",
     "benchmark": "Measure this machine: the teacher, training, segmentation, reading, against the published way.",
+    "configs": "List the configurations that ship, show one, copy it.",
     "backbones": "List backbones and plugins, show the parts of one, check that it keeps the contract.",
 }
 
@@ -53,7 +55,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         code: int = import_module(f"spar_lightning.cli.{verb}").run(given[1:])
     except ValueError as error:
-        if cause := _user_error(error):
+        if cause := user_error(error):
             return _fail(f"spar {verb}", _sentence(cause))
         if sentence := _of_union(error):
             return _fail(f"spar {verb}", sentence)
@@ -69,13 +71,6 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return code
-
-
-def _user_error(error: BaseException | None) -> UserError | None:
-    """The error, or what it was raised from: jsonargparse wraps what a constructor raises."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def _of_union(error: ValueError) -> str | None:

@@ -9,16 +9,14 @@ import inspect
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from importlib import import_module
 from importlib.metadata import version
 
 import torch
 from jsonargparse import ArgumentParser as ConfigParser
 
 from spar_lightning.backbones.base import Backbone
-from spar_lightning.backbones.plugins import check_usable, plugins
-from spar_lightning.cli.parser import subclasses
-from spar_lightning.errors import UserError, nearest
+from spar_lightning.backbones.plugins import find_backbone, plugins, subclasses
+from spar_lightning.errors import UserError
 from spar_lightning.testing import backbone_checks
 
 EPILOG = """examples:
@@ -44,32 +42,8 @@ def run(args: Sequence[str]) -> int:
         raise UserError(
             f"Give the name of a backbone: spar backbones {given.action} NAME. `spar backbones` lists them."
         )
-    cls = find(given.name)
+    cls = find_backbone(given.name)
     return _show(cls, arguments) if given.action == "show" else _check(cls, arguments)
-
-
-def find(name: str) -> type[Backbone]:
-    """The backbone class of a short name or a full path.
-
-    Raises:
-        UserError: There is none.
-        PluginError: A plugin of that name cannot be imported.
-    """
-    check_usable(name)
-    known = {cls.__name__: cls for cls in subclasses(Backbone)}
-    if name in known:
-        return known[name]
-    module, _, attribute = name.rpartition(".")
-    try:
-        cls = getattr(import_module(module or "spar_lightning.backbones"), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"No backbone is called {name!r} ({error}). {nearest(name, known)}Known are {', '.join(known)}, and the "
-            "full path of any other class."
-        ) from error
-    if not (isinstance(cls, type) and issubclass(cls, Backbone)):
-        raise UserError(f"{name} is no subclass of spar_lightning.backbones.Backbone.")
-    return cls
 
 
 def make(cls: type[Backbone], arguments: Sequence[str]) -> Backbone:

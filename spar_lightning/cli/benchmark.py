@@ -6,7 +6,6 @@ taken with random weights: speed does not depend on what they are.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
@@ -123,6 +122,5 @@ def _with_model(args: Sequence[str]) -> list[str]:
     given = {arg.split("=")[0] for arg in args}
     if given & {"--config", "-c"}:
         return list(args)
-    shipped = str(resources.files("spar_lightning.configs") / "siglip2_vitb16.yaml")
     random = [] if "--model.backbone" in given else ["--model.backbone.init_args.pretrained", "null"]
-    return ["--config", shipped, *random, *args]
+    return ["--config", "siglip2_vitb16", *random, *args]

@@ -23,7 +23,6 @@ from spar_lightning.cli.benchmark_folders import check, prepare
 from spar_lightning.cli.evaluate_options import OPTIONS, OUT
 from spar_lightning.cli.lightning_cli import SparCLI
 from spar_lightning.cli.measurement import Measurement
-from spar_lightning.cli.student_weights import load
 from spar_lightning.cli.sweep import Sweep, check_folder, figures, numbers
 from spar_lightning.datamodules.benchmark import Benchmark, opened_later
 from spar_lightning.datamodules.benchmark_description import SHIPPED, BenchmarkError
@@ -32,6 +31,7 @@ from spar_lightning.distillation import Distillation
 from spar_lightning.errors import UserError, check_at_least
 from spar_lightning.evaluation.report import comparison, table
 from spar_lightning.processes import is_first_process, world_size
+from spar_lightning.student_weights import load
 
 log = logging.getLogger("spar_lightning")
 

@@ -22,6 +22,7 @@ from spar_lightning.callbacks.mean_iou import MeanIoU
 from spar_lightning.callbacks.pictures import Pictures
 from spar_lightning.callbacks.progress import FitProgress
 from spar_lightning.cli.parser import Parser
+from spar_lightning.configs import named
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import UserError
@@ -42,6 +43,7 @@ class SparCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str], **kwargs: Any) -> None:
         _silence()
+        args = with_shipped(args)
         check_presets(args)
         plugins()  # imported, their classes have short names
         verb = next(iter(self.subcommands()))
@@ -90,6 +92,20 @@ class SparCLI(LightningCLI):
         settings: dict[str, Any] = dumped[self.subcommand]
         settings.pop("config", None)
         return settings
+
+
+def with_shipped(args: Sequence[str]) -> list[str]:
+    """Arguments in which the name of a shipped configuration is the path of its file."""
+    found: list[str] = []
+    for arg in args:
+        flag, equals, value = arg.partition("=")
+        if found and found[-1] in ("--config", "-c"):
+            found.append(named(arg))
+        elif equals and flag == "--config":
+            found.append(f"{flag}={named(value)}")
+        else:
+            found.append(arg)
+    return found
 
 
 def check_presets(args: Sequence[str]) -> None:

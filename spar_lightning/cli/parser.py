@@ -7,14 +7,13 @@ that nothing knows are compared with those that exist.
 import inspect
 import re
 import sys
-from collections.abc import Iterator
-from importlib import resources
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
 from spar_lightning.backbones.base import Backbone
-from spar_lightning.backbones.plugins import check_usable
+from spar_lightning.backbones.plugins import check_usable, subclasses
+from spar_lightning.configs import shipped
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import nearest
@@ -39,9 +38,11 @@ def explain(message: str) -> str:
     """Jsonargparse's message with what a user needs to mend it."""
     text = " ".join(message.split())
     if found := re.search(r"File does not exist: '(.+?)'", text):
-        shipped = resources.files("spar_lightning.configs").iterdir()
-        names = ", ".join(sorted(f"configs/{file.name}" for file in shipped if file.name.endswith(".yaml")))
-        return f"There is no file {found[1]}. Give an existing YAML file; shipped are {names}."
+        names = shipped()
+        return (
+            f"There is no file {found[1]}. {nearest(found[1], names)}Give a YAML file, or the name of one that ships: "
+            f"{', '.join(names)}."
+        )
     if found := re.search(r"(?:Option|option) '([^']+)'", text) or re.search(r"[Uu]nrecognized arguments: (\S+)", text):
         given = found[1].lstrip("-").split("=")[0]
         return f"{text}. {_nearest_key(given)}`spar fit --help` lists all keys."
@@ -69,12 +70,3 @@ def _nearest_key(given: str) -> str:
     names = {name for cls in classes for name in inspect.signature(cls).parameters}
     names |= {"config", "seed_everything", "run_dir", "resume", "overwrite", "trainer", "model", "data"}
     return nearest(given.split(".")[-1], names)
-
-
-def subclasses(base: type) -> Iterator[type]:
-    """The base and everything below it that can be constructed."""
-    if not inspect.isabstract(base):
-        yield base
-    below: list[type] = base.__subclasses__()
-    for cls in below:
-        yield from subclasses(cls)

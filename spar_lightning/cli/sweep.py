@@ -15,7 +15,6 @@ from typing import Any
 
 from spar_lightning.backbones.weights import SUFFIXES
 from spar_lightning.cli.measurement import Measurement
-from spar_lightning.cli.student_weights import load
 from spar_lightning.datamodules.durable import replace
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import UserError, check_at_least
@@ -25,6 +24,7 @@ from spar_lightning.evaluation.report import Report
 from spar_lightning.evaluation.sweep_report import Figure, SweepReport, draw, tails
 from spar_lightning.evaluation.timing import Timing
 from spar_lightning.sliding_window import SlidingWindow
+from spar_lightning.student_weights import load
 
 
 class Sweep:

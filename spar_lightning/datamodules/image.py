@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 LONGEST_WEBP: Final = 16383  # pixels
@@ -31,11 +31,14 @@ def encode_image(image: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def decode_image(content: bytes) -> Tensor:
+def decode_image(content: bytes, upright: bool = False) -> Tensor:
     """Image (3, H, W) uint8 from the bytes of any format that Pillow reads.
 
-    Grey, palette, CMYK and 16-bit images become RGB; alpha is dropped; EXIF orientation is ignored, as the
-    published code does.
+    Grey, palette, CMYK and 16-bit images become RGB; alpha is dropped.
+
+    Args:
+        content: The file.
+        upright: Turn the image as its EXIF orientation says; the published code ignores that.
 
     Raises:
         ImageError: The bytes are damaged, or their mode has no known range (32 bits, floating point).
@@ -46,13 +49,20 @@ def decode_image(content: bytes) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large images are what we are for
             with Image.open(io.BytesIO(content)) as image:
-                return torch.from_numpy(_rgb(image)).permute(2, 0, 1).contiguous()
+                return from_pillow(image, upright)
     except UnidentifiedImageError as error:
         raise ImageError("no image of a known format") from error
     except MemoryError:
         raise
     except Exception as error:  # every format has its own ways to fail
         raise ImageError(str(error) or type(error).__name__) from error
+
+
+def from_pillow(image: Image.Image, upright: bool) -> Tensor:
+    """Image (3, H, W) uint8 of one that Pillow has opened; arguments and errors as for `decode_image`."""
+    if upright:
+        image = ImageOps.exif_transpose(image)
+    return torch.from_numpy(_rgb(image)).permute(2, 0, 1).contiguous()
 
 
 def image_size(content: bytes) -> tuple[int, int]:

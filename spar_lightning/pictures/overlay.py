@@ -1,0 +1,73 @@
+"""A label map over its image, with a legend of the classes that are in it."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+LONGEST: Final = 2048  # pixels of the picture's long side; larger images are shrunk for it
+SHORTEST: Final = 256  # smaller images are enlarged, pixel by pixel
+ENTRIES: Final = 40  # classes in a legend, the largest first
+OPACITY: Final = 0.55
+LINE: Final = 22  # pixels of a legend's line
+GAP: Final = 8
+
+
+def overlay(
+    image: NDArray[np.uint8], labels: NDArray[np.integer], classes: Sequence[str], colours: NDArray[np.uint8]
+) -> Image.Image:
+    """The image with its classes in colour and a legend below.
+
+    Args:
+        image: (H, W, 3).
+        labels: Class of each pixel (H, W).
+        classes: Name of each class (C).
+        colours: (C or more, 3).
+    """
+    mixed = (1 - OPACITY) * image + OPACITY * colours[labels]
+    picture = _shown(Image.fromarray(mixed.round().astype(np.uint8)))
+    numbers, counts = np.unique(labels, return_counts=True)
+    order = numbers[np.argsort(-counts, kind="stable")]
+    entries = [(f"{number} {classes[number]}", colours[number]) for number in order[:ENTRIES].tolist()]
+    if len(order) > ENTRIES:
+        entries.append((f"and {len(order) - ENTRIES} more", np.full(3, 255, np.uint8)))
+    return _with_legend(picture, entries)
+
+
+def _shown(picture: Image.Image) -> Image.Image:
+    """At a size that a screen shows."""
+    width, height = picture.size
+    longest = max(width, height)
+    if longest < SHORTEST:
+        factor = SHORTEST // longest
+        return picture.resize((width * factor, height * factor), Image.Resampling.NEAREST)
+    if longest > LONGEST:
+        shrink = LONGEST / longest
+        return picture.resize((max(1, round(width * shrink)), max(1, round(height * shrink))))
+    return picture
+
+
+def _with_legend(picture: Image.Image, entries: Sequence[tuple[str, NDArray[np.uint8]]]) -> Image.Image:
+    """Below the picture a swatch and a name for each entry, in as many columns as fit."""
+    font = _font()
+    cell = max(int(font.getlength(name)) for name, _ in entries) + LINE + 2 * GAP
+    width = max(picture.width, cell + GAP)
+    columns = max(1, (width - GAP) // cell)
+    lines = -(-len(entries) // columns)
+    sheet = Image.new("RGB", (width, picture.height + lines * LINE + 2 * GAP), "white")
+    sheet.paste(picture, ((width - picture.width) // 2, 0))
+    draw = ImageDraw.Draw(sheet)
+    for i, (name, colour) in enumerate(entries):
+        x, y = GAP + i % columns * cell, picture.height + GAP + i // columns * LINE
+        draw.rectangle((x, y + 3, x + LINE - 6, y + LINE - 5), fill=tuple(colour.tolist()))
+        draw.text((x + LINE, y + 2), name, fill="black", font=font)
+    return sheet
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib brings: Latin, Greek, Cyrillic and more; a box for what it lacks."""
+    from matplotlib.font_manager import findfont
+
+    return ImageFont.truetype(findfont("DejaVu Sans"), 14)
