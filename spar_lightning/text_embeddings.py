@@ -57,8 +57,13 @@ def embed_names(backbone: Backbone, names: Sequence[str], templates: Sequence[st
 def folder_of(identity: dict[str, Any], templates: Sequence[str]) -> Path:
     """Where the embeddings of one text tower and one list of templates lie."""
     content = {"algorithm": ALGORITHM, "text": identity, "templates": list(templates)}
+    return cache_folder() / "text" / fingerprint(content)[:16]
+
+
+def cache_folder() -> Path:
+    """What the user's account keeps for all runs."""
     root = os.environ.get("SPAR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "spar_lightning"
-    return Path(root).expanduser() / "text" / fingerprint(content)[:16]
+    return Path(root).expanduser()
 
 
 def _path(folder: Path, name: str) -> Path:

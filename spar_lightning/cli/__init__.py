@@ -19,6 +19,7 @@ VERBS = {
     "evaluate": "Measure mIoU by the paper's protocol, also over strides and sizes; check benchmarks, compare results.",
     "predict": "Segment images: label maps, overlays, scores, features, PCA pictures.",
     "benchmark": "Measure this machine: the teacher, training, segmentation, reading, against the published way.",
+    "doctor": "Look at packages, devices, plugins, disk; take two steps of a configuration.",
     "configs": "List the configurations that ship, show one, copy it.",
     "backbones": "List backbones and plugins, show the parts of one, check that it keeps the contract.",
 }

@@ -81,6 +81,12 @@ class RenderedScenes(SA1B):
             pack_tokens=pack_tokens,
         )
 
+    def shorten(self, steps: int, folder: Path) -> None:
+        super().shorten(steps, folder)
+        assert self.max_images is not None
+        self.folder, self.train_scenes, self.val_sizes = folder / "scenes", self.max_images, ()
+        self.shards = [str(self.folder / "train" / "sa_000000.tar")]
+
     def prepare_data(self) -> None:
         """Draw the scenes if this seed has none yet."""
         self.draw()

@@ -35,6 +35,8 @@ from spar_lightning.datamodules.teacher_features import Dtype, TeacherFeatures
 from spar_lightning.errors import UserError, check_at_least
 from spar_lightning.processes import is_first_process
 
+SHORT_PACK = 16  # images for each step of a dry run where packs are filled by patches
+
 
 class SA1B(LightningDataModule):
     """Unlabelled images in tars or folders, and the validation sets.
@@ -146,6 +148,17 @@ class SA1B(LightningDataModule):
             if len(images) >= self.max_images or count >= len(locations):
                 return images.take(slice(self.max_images))
             count += max(1, (self.max_images - len(images)) * count // len(images))
+
+    def shorten(self, steps: int, folder: Path) -> None:
+        """Leave what a dry run needs: images for a few steps, no cache, no validation.
+
+        Args:
+            steps: Of one process.
+            folder: For what would be written elsewhere.
+        """
+        self.cache, self.prefix, self.benchmarks = None, False, []
+        most = SHORT_PACK if self.pack_tokens is not None else self.batch_size
+        self.max_images = steps * most
 
     def open_cache(self) -> FeatureCache:
         """The cache of this configuration.
