@@ -71,7 +71,7 @@ def load(
     given = {"inference": inference, "stride": stride, "templates": templates, "refine": refine, "upsampler": upsampler}
     wanted = parse_classes(classes)
     student = load_student(source, config, {k: v for k, v in given.items() if v is not None}, backbone)
-    student.module.to(torch.device(device or best_device()))
+    student.module.to(torch.device(device or best_device())).requires_grad_(False)
     return student.segmenter(wanted, max_side)
 
 
@@ -87,11 +87,13 @@ class Student:
     Attributes:
         module: Its `student` has the trained weights, its teacher is the backbone as configured.
         block: The settings that made it, as in a YAML file.
+        config: All that its run was told, where that is known.
         weights: The file that was read; None for a backbone as it comes.
     """
 
     module: Distillation
     block: dict[str, Any]
+    config: dict[str, Any]
     weights: Path | None
 
     def segmenter(
@@ -149,46 +151,45 @@ def load_student(
     path = Path(source)
     plugins()  # imported, their classes have short names
     if config is not None:
-        block = _model_of(Path(named(str(config))))
+        content = _configuration(Path(named(str(config))))
     elif path.exists():
-        block = _recorded(path)
+        content = _recorded(path)
     else:
-        block = {"backbone": _class_path(str(source))}
-    block = {key: value for key, value in block.items() if key in SETTINGS} | dict(settings or {})
+        content = {"model": {"backbone": _class_path(str(source))}}
+    block = {key: value for key, value in content["model"].items() if key in SETTINGS} | dict(settings or {})
     chosen = block["backbone"]
     chosen = {"class_path": chosen} if isinstance(chosen, str) else chosen
     block["backbone"] = {**chosen, "init_args": {**(chosen.get("init_args") or {}), **(backbone or {})}}
     module = _instantiate(block)
     if not path.exists():
-        return Student(module, block, None)
-    return Student(module, block, load_weights(module.student, str(path)))
+        return Student(module, block, content, None)
+    return Student(module, block, content, load_weights(module.student, str(path)))
 
 
 def _recorded(path: Path) -> dict[str, Any]:
-    """The model block that lies beside or in the weights."""
+    """The configuration that lies beside the weights, or its model block in them."""
     for config in (path / "config.yaml", path.parent.parent / "config.yaml"):
         if config.is_file():
-            return _model_of(config)
+            return _configuration(config)
     file = path / STUDENT if path.is_dir() else path
     if file.suffix == ".safetensors" and file.is_file():
         with safe_open(file, "pt") as tensors:
             if recorded := (tensors.metadata() or {}).get(HEADER):
-                block: dict[str, Any] = json.loads(recorded)
-                return block
+                return {"model": json.loads(recorded)}
     raise UserError(
         f"{path} does not say which network its weights are of. Give a run folder of spar fit, a file of `spar export "
         "--to safetensors`, or the YAML file that it was trained with: config=.. in Python, --config in the shell."
     )
 
 
-def _model_of(config: Path) -> dict[str, Any]:
-    if not config.is_file():
-        raise UserError(f"There is no configuration {config}. Give the YAML file of the run.")
-    content = yaml.safe_load(config.read_text())
-    block = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(block, dict) or "backbone" not in block:
-        raise UserError(f"{config} has no model.backbone. Give a configuration of spar fit.")
-    return block
+def _configuration(path: Path) -> dict[str, Any]:
+    """A YAML file of fit, with a backbone in it."""
+    if not path.is_file():
+        raise UserError(f"There is no configuration {path}. Give the YAML file of the run.")
+    content = yaml.safe_load(path.read_text())
+    if not isinstance(content, dict) or "backbone" not in (content.get("model") or {}):
+        raise UserError(f"{path} has no model.backbone. Give a configuration of spar fit.")
+    return content
 
 
 def _class_path(name: str) -> str:

@@ -11,15 +11,16 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Lowest first; a module imports from its own row and from those above it in this list.
 LAYERS = [
-    ["errors", "markdown", "pyplot"],
+    ["errors", "markdown", "pyplot", "configs"],
     ["sliding_window", "trainable", "packing", "zero_shot", "geometry", "processes", "label_map"],
-    ["backbones", "datamodules"],
-    ["refine"],
+    ["backbones", "datamodules", "pictures"],
+    ["pixels", "student_weights", "refine"],
     ["cosine_maps", "text_embeddings"],
     ["segmenter"],
     ["evaluation"],
     ["distillation"],
-    ["callbacks", "testing", "speed"],
+    ["loading"],
+    ["export", "callbacks", "testing", "speed"],
     ["cli"],
     ["__main__"],
 ]

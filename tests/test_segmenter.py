@@ -1,5 +1,7 @@
 """Any image size gives labels at the image's size, in both ways of inference."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -87,3 +89,43 @@ def test_only_the_network_runs() -> None:
         seen.clear()
         segmenter.run_network(segmenter.pixels(image))
         assert seen == passes
+
+
+@pytest.mark.parametrize("inference", ["single", "sliding"])
+def test_scores_are_those_that_decide(inference: Inference) -> None:
+    classes = {"round": ["disc", "ring"], "plain": ["plain"], "waves": ["waves"]}
+    segmenter = Segmenter(Tiny(), classes, inference, stride=32, templates=["{}"])
+    image = render(seed=5, index=1, height=70, width=110).image
+    labels, scores = segmenter(image, scores=True)
+    assert scores.shape == (3, 70, 110) and scores.dtype == torch.float32
+    assert torch.equal(labels, segmenter(image)) and torch.equal(labels, scores.argmax(0))
+    single = Segmenter(Tiny(), ["disc", "ring", "plain", "waves"], inference, stride=32, templates=["{}"])
+    of_names = single(image, scores=True)[1]
+    torch.testing.assert_close(scores[0], of_names[:2].amax(0), rtol=0, atol=1e-6)
+
+
+def test_features_are_the_networks() -> None:
+    image = torch.from_numpy(render(seed=5, index=1, height=64, width=96).image).permute(2, 0, 1)
+    tiny = Tiny()
+    pixels = tiny.normalize(image[None])
+    with torch.no_grad():
+        single, sliding = tiny(pixels)[0], SlidingWindow(tiny, 32)(pixels)[0]
+    assert torch.equal(Segmenter(tiny, ["disc"], templates=["{}"]).features(image), single)
+    assert torch.equal(Segmenter(tiny, ["disc"], "sliding", 32, templates=["{}"]).features(image), sliding)
+
+
+def test_the_long_side_is_bounded_and_labels_are_not() -> None:
+    segmenter = Segmenter(Tiny(), ["disc", "plain"], templates=["{}"], max_side=96)
+    large, small = (render(seed=5, index=1, height=side, width=2 * side).image for side in (120, 40))
+    assert segmenter.features(large).shape[:2] == (6, 12) and segmenter(large).shape == (120, 240)
+    assert segmenter.features(small).shape[:2] == (5, 10)  # not enlarged
+
+
+def test_threads_get_what_one_gets() -> None:
+    segmenter = Segmenter(Tiny(), CLASSES, templates=["{}"])
+    images = [render(seed=5, index=i, height=64 + 8 * i, width=90).image for i in range(8)]
+    expected = [segmenter(image) for image in images]
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(3):
+            found = list(threads.map(segmenter, images))
+            assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

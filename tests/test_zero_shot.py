@@ -1,5 +1,7 @@
 """Class names to text embeddings."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from open_clip import OPENAI_IMAGENET_TEMPLATES
 from spar_lightning.backbones import Tiny
 from spar_lightning.errors import UserError
 from spar_lightning.text_embeddings import text_classifier
-from spar_lightning.zero_shot import embed_name, prompt_templates
+from spar_lightning.zero_shot import embed_name, parse_classes, prompt_templates
 
 
 def test_several_names_belong_to_one_class() -> None:
@@ -41,3 +43,34 @@ def test_what_is_no_template(wrong: list[str]) -> None:
 def test_no_classes(wrong: list[str]) -> None:
     with pytest.raises(UserError, match="give at least one, each with at least one name"):
         text_classifier(Tiny(), wrong, ["{}"])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("cat", {"cat": ("cat",)}),
+        ("cat; dog;grass, lawn", {"cat": ("cat",), "dog": ("dog",), "grass": ("grass", "lawn")}),
+        (["cat", "background: wall, floor"], {"cat": ("cat",), "background": ("wall", "floor")}),
+        ("猫; Straße ; été", {"猫": ("猫",), "Straße": ("Straße",), "été": ("été",)}),
+        ({"any": ["a", "b"]}, {"any": ("a", "b")}),
+    ],
+)
+def test_classes_as_people_write_them(given: Any, expected: dict[str, tuple[str, ...]]) -> None:
+    assert parse_classes(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("", "number 1 of 1 has an empty name"),
+        ("cat;;dog", "number 2 of 3 has an empty name"),
+        ("cat; dog, ", "number 2 of 2 has an empty name"),
+        ("background:", "number 1 of 1 has an empty name"),
+        ({"cat": []}, "number 1 of 1 has an empty name"),
+        ("cat; dog; cat", "the label 'cat' is given twice"),
+        ("cat; animal: dog, cat", "the name 'cat' is given twice"),
+    ],
+)
+def test_classes_that_mean_nothing_are_refused(given: Any, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        parse_classes(given)

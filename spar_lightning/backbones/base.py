@@ -111,6 +111,10 @@ class Backbone(nn.Module, ABC):
         """
         return None
 
+    def licence(self) -> str:
+        """Licence of the pretrained weights and what it asks of those who pass a student on, in Markdown."""
+        return "Not known to spar_lightning: that of the base weights, of which a student is a derivative."
+
     def drop_text_tower(self) -> None:
         """Free the text encoder; the next `encode_text` builds it again."""
         self._text_tower.clear()

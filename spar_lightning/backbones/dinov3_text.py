@@ -75,16 +75,25 @@ class DINOv3Text(Backbone):
     def embed(self, images: Tensor) -> Tensor:
         check_sides(images, self.patch_size)
         patches = self.trunk.patch_embed.proj(images).flatten(2).transpose(1, 2)  # (B, N, D)
-        prefix = [token.expand(len(images), -1, -1) for token in (self.trunk.cls_token, self.trunk.reg_token)]
+        prefix = [token.expand(images.shape[0], -1, -1) for token in (self.trunk.cls_token, self.trunk.reg_token)]
         return torch.cat([*prefix, patches], dim=1)
 
     def run_blocks(self, tokens: Tensor, grids: Sequence[Grid], start: int = 0, stop: int | None = None) -> Tensor:
         lengths = [self.trunk.num_prefix_tokens + h * w for h, w in grids]
-        ropes = [self.trunk.rope.get_embed(shape=list(grid)) for grid in grids]
+        ropes = [self._rope(grid) for grid in grids]
         for block in self.trunk.blocks[start:stop]:
             tokens = tokens + block.gamma_1 * per_image(block.attn, block.norm1(tokens), lengths, ropes)
             tokens = tokens + block.gamma_2 * block.mlp(block.norm2(tokens))
         return tokens
+
+    def _rope(self, grid: Grid) -> Tensor:
+        """Sines and cosines (N, 2 * head width), as timm's, which turns h into a number: no exported graph can."""
+        periods = self.trunk.rope.periods
+        # Middles of the patches, from -1 to 1 along each axis.
+        axes = [2 * (torch.arange(n, device=periods.device, dtype=torch.float32) + 0.5) / n - 1 for n in grid]
+        places = torch.stack(torch.meshgrid(axes, indexing="ij"), dim=-1).flatten(0, 1)  # (N, 2), y before x
+        angles = (2 * torch.pi * places[:, :, None] / periods).flatten(1).tile(2)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
     def project(self, tokens: Tensor, grids: Sequence[Grid]) -> Tensor:
         features: Tensor = self.trunk.norm(patch_tokens(tokens, grids, self.trunk.num_prefix_tokens))
@@ -108,6 +117,15 @@ class DINOv3Text(Backbone):
     def load_vision_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         tensors = _of_tower(state_dict, "visual_model.backbone.")
         self.trunk.load_state_dict(_filled(self.model, tensors, "the state dict").state_dict())
+
+    def licence(self) -> str:
+        if self.backbone_weights is None:
+            return "None: the base weights are random."
+        return (
+            "DINOv3 License (Meta). A student is a derivative work: pass it on under the same agreement alone, with a "
+            "copy of it, acknowledge the use of DINOv3 in publications, and keep to its rules on use and export. The "
+            f"text comes with the weights: {FORM}"
+        )
 
     def text_identity(self) -> dict[str, Any] | None:
         if self.text_weights is None:

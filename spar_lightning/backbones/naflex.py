@@ -110,6 +110,11 @@ class NaFlex(Backbone):
         check_fit(vision, self.state_dict(), source, "NaFlex")
         self.load_state_dict(vision)
 
+    def licence(self) -> str:
+        if self.pretrained != HUB:
+            return super().licence() if self.pretrained else "None: the base weights are random."
+        return f"Of the base weights {HUB}: Apache-2.0 (Google). Keep its notice and say that the weights were changed."
+
     def text_identity(self) -> dict[str, Any] | None:
         if self.tokenizer or Path(self._text_source).exists():  # a folder's shards and tokenizer: nothing is kept
             return None

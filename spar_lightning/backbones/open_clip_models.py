@@ -19,6 +19,14 @@ from spar_lightning.errors import UserError, nearest
 
 FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 
+# By the start of open_clip's tag. Others have terms of their own.
+LICENCES = {
+    "webli": "Apache-2.0 (Google). Keep its notice and say that the weights were changed.",
+    "openai": "MIT (OpenAI). Keep its notice.",
+    "laion": "MIT (LAION). Keep its notice.",
+    "datacomp": "MIT. Keep its notice.",
+}
+
 
 class OpenClipModel(Backbone):
     """A backbone around one vision tower of open_clip, with weights in open_clip's names.
@@ -42,7 +50,8 @@ class OpenClipModel(Backbone):
         std: tuple[float, float, float],
     ) -> None:
         super().__init__()
-        self.model, self.tokenizer, self.text_pretrained = model, tokenizer, text_pretrained or pretrained
+        self.model, self.pretrained = model, pretrained
+        self.tokenizer, self.text_pretrained = tokenizer, text_pretrained or pretrained
         known = pretrained_config(model, pretrained)
         self.mean, self.std = known.get("mean", mean), known.get("std", std)
         self.quick_gelu = quick_gelu(model, pretrained)
@@ -64,6 +73,14 @@ class OpenClipModel(Backbone):
             files = sorted(path for path in Path(tokenizer).iterdir() if path.is_file())
             tokenizer = {path.name: file_digest(path) for path in files}
         return {"family": "open_clip", "model": self.model, "weights": weights, "tokenizer": tokenizer}
+
+    def licence(self) -> str:
+        if self.pretrained is None:
+            return "None: the base weights are random."
+        for start, text in LICENCES.items():
+            if pretrained_config(self.model, self.pretrained) and self.pretrained.startswith(start):
+                return f"Of the base weights `{self.pretrained}` of open_clip: {text}"
+        return super().licence()
 
     def vision_state_dict(self) -> dict[str, Tensor]:
         return dict(self.state_dict())  # visual. ..
@@ -153,18 +170,8 @@ def load_vision(tower: nn.Module, tensors: Mapping[str, Tensor], source: str, mo
 
 def text_tower(model: str, pretrained: str | None, tokenizer: str | None) -> TextTower:
     """The frozen text tower with its tokenizer, prompts -> (Q, d)."""
-    import open_clip
-
     tokenize = _tokenizer(model, tokenizer)
-    level = logging.root.manager.disable
-    if pretrained is not None:
-        logging.disable(logging.WARNING)  # that weights are random: they are loaded below
-    try:
-        clip = open_clip.create_model(
-            model, require_pretrained=False, pretrained_text=False, force_quick_gelu=quick_gelu(model, pretrained)
-        )
-    finally:
-        logging.disable(level)
+    clip = both_towers(model, quick_gelu(model, pretrained), warn=pretrained is None)
     del clip.visual
     if pretrained is not None:
         own, expected = _text(weights(model, pretrained)), _text(clip.state_dict())
@@ -177,6 +184,21 @@ def text_tower(model: str, pretrained: str | None, tokenizer: str | None) -> Tex
         clip.load_state_dict(own, strict=False)
     clip.eval().requires_grad_(False)
     return lambda prompts: torch.as_tensor(clip.encode_text(tokenize(list(prompts))))
+
+
+def both_towers(model: str, quick_gelu: bool, warn: bool) -> Any:
+    """The whole model with random weights, of which open_clip may warn."""
+    import open_clip
+
+    level = logging.root.manager.disable
+    if not warn:
+        logging.disable(logging.WARNING)
+    try:
+        return open_clip.create_model(
+            model, require_pretrained=False, pretrained_text=False, force_quick_gelu=quick_gelu
+        )
+    finally:
+        logging.disable(level)
 
 
 def _text(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

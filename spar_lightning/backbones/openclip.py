@@ -62,7 +62,7 @@ class OpenCLIP(OpenClipModel):
         patches = visual.conv1(images)  # (B, D, h, w)
         table = visual.positional_embedding[None]  # (1, 1 + N, D)
         positions = resized(table[:, 1:], (patches.shape[-2], patches.shape[-1]), self.grid)
-        first = (visual.class_embedding + table[:, :1]).expand(len(images), -1, -1)
+        first = (visual.class_embedding + table[:, :1]).expand(images.shape[0], -1, -1)
         tokens: Tensor = visual.ln_pre(torch.cat([first, patches.flatten(2).transpose(1, 2) + positions], dim=1))
         return tokens
 

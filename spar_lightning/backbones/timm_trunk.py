@@ -38,7 +38,7 @@ class TimmTrunk(Backbone, ABC):
         if prefix := [token for token in (trunk.cls_token, trunk.reg_token) if token is not None]:
             first = torch.cat(prefix, dim=1)
             first = first + trunk.pos_embed[:, :held] if held else first
-            tokens = torch.cat([first.expand(len(images), -1, -1), tokens], dim=1)
+            tokens = torch.cat([first.expand(images.shape[0], -1, -1), tokens], dim=1)
         normed: Tensor = trunk.norm_pre(tokens)
         return normed
 

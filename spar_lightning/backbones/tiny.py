@@ -192,6 +192,9 @@ class Tiny(Backbone):
         check_fit(state_dict, self.state_dict(), "The file", "Tiny")
         self.load_state_dict(state_dict)
 
+    def licence(self) -> str:
+        return "Apache-2.0, that of spar_lightning, whose weights are the base."
+
     def build_text_tower(self) -> TextTower:
         tower = WordEncoder(self.embed_dim, self.heads, depth=1)
         if self.pretrained is not None:

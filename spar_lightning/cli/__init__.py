@@ -18,6 +18,7 @@ VERBS = {
     "validate": "Measure the mIoU of a backbone or a trained student.",
     "evaluate": "Measure mIoU by the paper's protocol, also over strides and sizes; check benchmarks, compare results.",
     "predict": "Segment images: label maps, overlays, scores, features, PCA pictures.",
+    "export": "Write a student for open_clip, timm, transformers or ONNX, checked by that library.",
     "benchmark": "Measure this machine: the teacher, training, segmentation, reading, against the published way.",
     "doctor": "Look at packages, devices, plugins, disk; take two steps of a configuration.",
     "configs": "List the configurations that ship, show one, copy it.",

@@ -4,13 +4,13 @@ import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
 import torch
-import yaml
 from torch import Tensor
 from tqdm import tqdm
 
+from spar_lightning.cli.backbone_arguments import backbone_arguments
 from spar_lightning.cli.image_files import image_files
 from spar_lightning.cli.prediction_folder import PredictionFolder
 from spar_lightning.datamodules.estimate import bytes_text
@@ -79,7 +79,7 @@ def run(args: Sequence[str]) -> int:
     files, others = image_files(given.images, given.out)
     settings = {name: getattr(given, name) for name in ("inference", "stride", "refine", "upsampler")}
     chosen = {name: value for name, value in settings.items() if value is not None}
-    student = load_student(given.weights, given.config, chosen, _backbone_arguments(rest))
+    student = load_student(given.weights, given.config, chosen, backbone_arguments("predict", rest))
     student.module.to(given.device or best_device())
     segmenter = student.segmenter(classes, given.max_side)
     folder = PredictionFolder(given.out, classes)
@@ -151,22 +151,6 @@ def _class_text(given: str) -> str | list[str]:
     if not Path(given).is_file():
         raise UserError(f"There is no file {given}. Give a text file with a class in each line, or the classes.")
     return [line for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def _backbone_arguments(rest: Sequence[str]) -> dict[str, Any]:
-    """What follows as --model.backbone.NAME VALUE or =VALUE."""
-    words = [word for arg in rest for word in (arg.split("=", 1) if arg.startswith("--") else [arg])]
-    names, values = words[::2], words[1::2]
-    found = {}
-    for name, value in zip(names, [*values, None], strict=False):
-        key = name.removeprefix("--model.backbone.").removeprefix("init_args.")
-        if key == name or value is None:
-            raise UserError(
-                f"spar predict does not know {name}. `spar predict --help` lists its options; arguments of the "
-                "backbone follow as --model.backbone.NAME VALUE."
-            )
-        found[key] = yaml.safe_load(value)
-    return found
 
 
 def _report(done: int, failed: Sequence[Exception], others: Sequence[Path], out: Path) -> int:

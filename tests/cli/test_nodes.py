@@ -17,13 +17,25 @@ from spar_lightning.cli import main
 from tests.conftest import ROOT, environment
 
 SRUN = """#!/bin/sh
-# Two tasks on two nodes, as srun starts them.
-for rank in 0 1; do
-    SLURM_PROCID=$rank SLURM_NODEID=$rank SLURM_LOCALID=0 "$@" &
-    pids="$pids $!"
-done
-for pid in $pids; do wait "$pid" || exit 1; done
+printf '%s\\n' "$@" > "$TASK"
 """
+
+
+def task(args: list[str], variables: dict[str, str], out: Path) -> int:
+    """Start a verb in a fork of this process, which has imported everything, and return its number."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        with out.open("wb") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+        os.environ.update(variables)
+        code = main(args)
+    finally:
+        os._exit(code)
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -99,14 +111,14 @@ def test_cache_fit_and_validate_under_torchrun(small: list[str], tmp_path: Path)
 
 
 def test_the_slurm_script(small: list[str], scenes: Path, tmp_path: Path) -> None:
-    """examples/slurm/fit.sbatch as it is, with SLURM's variables and a stand-in for srun."""
+    """examples/slurm/fit.sbatch as it is; what it hands to srun runs as srun's two tasks, with SLURM's variables."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name, text in (("srun", SRUN), ("spar", f'#!/bin/sh\nexec "{sys.executable}" -m spar_lightning "$@"\n')):
-        (tools / name).write_text(text)
-        (tools / name).chmod(stat.S_IRWXU)
+    (tools / "srun").write_text(SRUN)
+    (tools / "srun").chmod(stat.S_IRWXU)
     variables = {
-        "PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": str(free_port()), "SLURM_JOB_NAME": "spar-fit",
+        "PATH": f"{tools}:{os.environ['PATH']}", "TASK": str(tmp_path / "task"),
+        "SLURM_JOB_ID": str(free_port()), "SLURM_JOB_NAME": "spar-fit",
         "SLURM_NNODES": "2", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NODELIST": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }  # fmt: skip
@@ -119,5 +131,13 @@ def test_the_slurm_script(small: list[str], scenes: Path, tmp_path: Path) -> Non
         capture_output=True, text=True, timeout=300, env={**environment(), **variables},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "CPUAccelerator x 2" in done.stdout and done.stdout.count("| single pass, after (SPAR)") == 1
+    spar, *args = (tmp_path / "task").read_text().splitlines()
+    assert spar == "spar"
+    outs = [tmp_path / "task-0", tmp_path / "task-1"]
+    ranks = [{**variables, "SLURM_PROCID": str(i), "SLURM_NODEID": str(i), "SLURM_LOCALID": "0"} for i in range(2)]
+    tasks = [task(args, rank, out) for rank, out in zip(ranks, outs, strict=True)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in tasks]
+    assert codes == [0, 0], [out.read_text() for out in outs]
+    shown = outs[0].read_text()
+    assert "CPUAccelerator x 2" in shown and shown.count("| single pass, after (SPAR)") == 1
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6

@@ -1,0 +1,93 @@
+"""Students as folders of open_clip: its configuration and one file with both towers, for `local-dir:`."""
+
+import json
+from pathlib import Path
+from typing import Final
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from spar_lightning.backbones import OpenCLIP, SigLIP2
+from spar_lightning.backbones.base import Backbone
+from spar_lightning.backbones.open_clip_models import FILES, OpenClipModel, both_towers, model_config, weights
+from spar_lightning.backbones.weights import check_fit
+from spar_lightning.export.recipe import Recipe, Recipes, normed, trunk_output
+from spar_lightning.export.snippets import TIMM_POOL, TIMM_TOKENS
+from spar_lightning.loading import Student
+
+
+def write(student: Student, folder: Path) -> None:
+    """The student's vision tower, and the text tower of its base."""
+    backbone = student.module.student
+    assert isinstance(backbone, OpenClipModel)
+    config = {**model_config(backbone.model), "quick_gelu": backbone.quick_gelu}  # a tag may ask for it
+    preprocess = {"mean": backbone.mean, "std": backbone.std, "interpolation": "bicubic", "resize_mode": "squash"}
+    content = {"model_cfg": config, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(content, indent=1) + "\n")
+    clip, base = both_towers(backbone.model, backbone.quick_gelu, warn=False), backbone.text_pretrained
+    # Of a base with random weights the text tower is random, too.
+    tensors = dict(clip.state_dict()) if base is None else weights(backbone.model, base)
+    tensors = {name: t for name, t in tensors.items() if not name.endswith("position_ids")}
+    tensors |= backbone.vision_state_dict()
+    for name, own in clip.state_dict().items():
+        if name in tensors and own.ndim == 0:  # some files hold the scale of the logits as a list of one
+            tensors[name] = tensors[name].reshape(())
+    check_fit(tensors, clip.state_dict(), base or "random", backbone.model)
+    save_file({name: t.contiguous() for name, t in tensors.items()}, folder / FILES[0], {"format": "pt"})
+
+
+def before_last_block(backbone: Backbone, images: Tensor) -> Tensor:
+    """The tokens that enter the last block, whose attention MaskCLIP replaces."""
+    return trunk_output(backbone, images, backbone.depth - 1)
+
+
+LOAD: Final = """
+import open_clip
+
+model = open_clip.create_model("local-dir:.", require_pretrained=True).eval()
+"""
+
+CLIP: Final = '''
+import torch
+import torch.nn.functional as F
+
+
+def tokens(model, images):
+    """What enters the last block, whose attention MaskCLIP replaces."""
+    visual = model.visual
+    patches = visual.conv1(images)
+    first, table = visual.positional_embedding[:1], visual.positional_embedding[1:]
+    table = table.T.unflatten(1, visual.grid_size)[None]
+    table = F.interpolate(table, patches.shape[2:], mode="bicubic", align_corners=False)  # no antialias
+    first = (visual.class_embedding + first).expand(len(images), 1, -1)
+    x = visual.ln_pre(torch.cat([first, (patches + table).flatten(2).transpose(1, 2)], dim=1))
+    for block in visual.transformer.resblocks[:-1]:
+        x = block(x)
+    return x
+
+
+def dense(model, images):
+    visual, block = model.visual, model.visual.transformer.resblocks[-1]
+    x = tokens(model, images)[:, 1:]
+    weight, bias = block.attn.in_proj_weight.chunk(3)[2], block.attn.in_proj_bias.chunk(3)[2]
+    x = x + block.ls_1(block.attn.out_proj(F.linear(block.ln_1(x), weight, bias)))  # values instead of attention
+    x = x + block.ls_2(block.mlp(block.ln_2(x)))
+    h, w = images.shape[2] // visual.patch_size[0], images.shape[3] // visual.patch_size[1]
+    return (visual.ln_post(x) @ visual.proj).unflatten(1, (h, w))
+'''
+
+SIZES: Final = (
+    "open_clip refuses other sizes than the native, or with `force_image_size` resizes the table of positions with "
+    "antialias, which gives other features. The functions above resize it as the student was trained."
+)
+
+RECIPES: Final[Recipes] = {
+    SigLIP2: Recipe(
+        write,
+        LOAD,
+        (TIMM_TOKENS + TIMM_POOL).replace("{trunk}", "model.visual.trunk"),
+        SIZES,
+        normed("visual.trunk.norm"),
+    ),
+    OpenCLIP: Recipe(write, LOAD, CLIP, SIZES, before_last_block),
+}

@@ -1,0 +1,39 @@
+"""Students for this package: one safetensors file, in whose header stands what network it is of."""
+
+import json
+from pathlib import Path
+from typing import Final
+
+from safetensors.torch import save_file
+
+from spar_lightning.backbones.base import Backbone
+from spar_lightning.export.recipe import Recipe, Recipes, trunk_output
+from spar_lightning.loading import HEADER, Student
+from spar_lightning.student_weights import STUDENT
+
+
+def write(student: Student, folder: Path) -> None:
+    """The vision weights, in the names of the library that they come from."""
+    tensors = {name: t.contiguous() for name, t in student.module.student.vision_state_dict().items()}
+    save_file(tensors, folder / STUDENT, {"format": "pt", HEADER: json.dumps(student.block)})
+
+
+LOAD: Final = """
+import spar_lightning as spar
+
+model = spar.load(".").backbone  # with classes=["cat", "dog"] a segmenter: labels = spar.load(".", [..])("photo.jpg")
+"""
+
+ANY_SIZE: Final = """
+def tokens(model, images):
+    grid = (images.shape[2] // model.patch_size, images.shape[3] // model.patch_size)
+    return model.run_blocks(model.embed(images), [grid])
+
+
+def dense(model, images):
+    return model(images)
+"""
+
+SIZES: Final = "spar_lightning takes images of any size; the sides of what its networks see are multiples of the patch."
+
+RECIPES: Final[Recipes] = {Backbone: Recipe(write, LOAD, ANY_SIZE, SIZES, trunk_output)}  # type: ignore[type-abstract]

@@ -1,0 +1,42 @@
+"""Shipped configurations are listed, shown, copied, and found by name from anywhere."""
+
+from pathlib import Path
+
+import pytest
+
+from spar_lightning.cli import main
+from spar_lightning.cli.lightning_cli import with_shipped
+from spar_lightning.configs import shipped
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_each_has_a_line(capsys: Capture) -> None:
+    assert main(["configs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(shipped())
+    assert "quickstart               The whole method in small: two CPU cores, no download, a few minutes" in lines
+
+
+def test_shown_and_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = shipped()["quickstart"].read_text()
+    assert main(["configs", "quickstart"]) == 0 and capsys.readouterr().out == text
+    assert main(["configs", "quickstart", "--copy", "my.yaml"]) == 0
+    assert Path("my.yaml").read_text() == text and "spar fit --config my.yaml" in capsys.readouterr().out
+    assert main(["configs", "quickstart", "--copy", "my.yaml"]) == 2
+    assert "there is such a file already" in capsys.readouterr().err
+    assert main(["configs", "quikstart"]) == 2 and "Did you mean quickstart?" in capsys.readouterr().err
+    assert main(["configs", "--copy", "x.yaml"]) == 2 and "spar configs NAME --copy" in capsys.readouterr().err
+
+
+def test_names_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = str(shipped()["quickstart"])
+    assert with_shipped(["--config", "quickstart", "--a", "quickstart"]) == ["--config", path, "--a", "quickstart"]
+    assert with_shipped(["--config=quickstart", "-c", "quickstart"]) == [f"--config={path}", "-c", path]
+    with pytest.raises(SystemExit) as exit:
+        main(["fit", "--config", "quickstart", "--print_config"])
+    assert exit.value.code == 0 and "run_dir: runs/quickstart" in capsys.readouterr().out
+    Path("quickstart").write_text("a file of that name comes first")
+    assert with_shipped(["--config", "quickstart"]) == ["--config", "quickstart"]

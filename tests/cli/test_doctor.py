@@ -1,0 +1,94 @@
+"""`spar doctor`: every line is ok or says what to do."""
+
+import json
+import os
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+from spar_lightning.cli import doctor, health, main
+from spar_lightning.cli.health import Finding
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_this_machine_is_well(capsys: Capture) -> None:
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("ok ") for line in lines)
+    for name in ("torch", "lightning", "torchvision", "cpu", "disk"):
+        assert any(line.split()[1] == name for line in lines), name
+
+
+def test_json_and_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "0.1" if name == "timm" else version(name))
+    monkeypatch.setattr(health, "LITTLE", 2**60)
+    assert main(["doctor", "--json"]) == 1
+    found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert not found["timm"]["ok"] and found["timm"]["mend"].startswith("pip install 'timm>=")
+    assert not found["disk"]["ok"] and "--run_dir" in found["disk"]["mend"]
+    assert "--shm-size" in found["shared memory"]["mend"] and found["torch"]["ok"]
+
+
+def test_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = metadata.version
+
+    def absent(name: str) -> str:
+        if name in ("timm", "onnxruntime"):
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", absent)
+    found = {finding.name: finding for finding in health.packages()}
+    assert found["timm"].text == "not installed" and found["timm"].mend is not None
+    assert found["onnxruntime"] == Finding("onnxruntime", "not installed, optional")
+
+
+def test_torchvision_of_another_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision
+
+    def missing(*_: torch.Tensor) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist\nmore")
+
+    monkeypatch.setattr(torchvision.ops, "nms", missing)
+    found = health.torchvision()
+    assert "operator torchvision::nms does not exist" in found.text and "more" not in found.text
+    assert found.mend == "install both of one release, in one command: pip install torch torchvision"
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert health.disk("run_dir", tmp_path / "a" / "b", "elsewhere").mend == "elsewhere"
+
+
+def test_a_configuration_takes_two_steps(small: list[str], tmp_path: Path, capsys: Capture) -> None:
+    args = [*small, "--data.root", str(tmp_path / "scenes"), "--run_dir", str(tmp_path / "run")]
+    assert main(["doctor", *args]) == 0
+    out = capsys.readouterr().out
+    assert "2 steps of Tiny on cpu in " in out and "is empty: spar fit builds it first" in out
+    assert not list(tmp_path.iterdir())  # nothing is left
+
+
+def test_a_configuration_with_packs_and_workers(photos: str, tmp_path: Path) -> None:
+    found = doctor.configuration([
+        "--model.backbone", "Tiny", "--data", "SA1B", "--data.shards", photos, "--data.pack_tokens", "4096",
+        "--data.augmentation.scale", "[200,160]", "--data.augmentation.min_side", "64",
+        "--data.augmentation.multiple", "8", "--trainer.accelerator", "cpu", "--run_dir", str(tmp_path / "run"),
+    ])  # fmt: skip
+    assert found[-1].name == "dry run" and found[-1].mend is None, found
+    assert found[1] == Finding("cache", "none: the teacher runs in every step")
+
+
+def test_mistakes_of_a_configuration_are_lines(small: list[str], capsys: Capture) -> None:
+    for args, sentence in (
+        (["--model.stride", "99"], "stride 99 is larger than the window of 64 pixels"),
+        (["--model.strid", "9"], "Did you mean stride?"),
+        (["--data.class_path", "spar_lightning.datamodules.SA1B", "--data.shards", "no.tar"], "no.tar"),
+    ):
+        assert main(["doctor", *small[:2], *args]) == 1
+        found = capsys.readouterr()
+        assert "MEND  configuration" in found.out and sentence in found.out and "Traceback" not in found.err
+    assert main(["doctor", "--model.stride", "9"]) == 2

@@ -1,0 +1,179 @@
+"""`spar predict` gives a result or a sentence for whatever lies in a folder, and never a traceback."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+import spar_lightning as spar
+from spar_lightning.cli import main
+from spar_lightning.datamodules.scenes import render
+from spar_lightning.pictures.palette import palette
+from spar_lightning.segmenter import Segmenter
+
+Capture = pytest.CaptureFixture[str]
+Predict = Callable[..., int]
+SCENE = render(seed=3, index=0, height=48, width=72).image
+CLASSES = "disc; ring; background: plain, grain"
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what people have."""
+    folder = tmp_path_factory.mktemp("odd")
+    scene, exif = Image.fromarray(SCENE), Image.Exif()
+    exif[0x112] = 6
+    for name, image in {"a.jpg": scene, "a.png": scene, "grey.png": scene.convert("L"), "w.webp": scene,
+                        "alpha.png": scene.convert("RGBA"), "one.png": scene.resize((1, 1)),
+                        "sixteen.png": Image.fromarray(SCENE[..., 0].astype(np.uint16) * 257),
+                        "long.jpg": scene.resize((8000, 500))}.items():  # fmt: skip
+        image.save(folder / name)
+    scene.save(folder / "exif.jpg", exif=exif)
+    (folder / "sub").mkdir()
+    scene.save(folder / "sub" / "a.jpg")
+    (folder / "corrupt.jpg").write_bytes((folder / "a.jpg").read_bytes()[:900])
+    (folder / "fake.png").write_text("hello")
+    (folder / "notes.txt").write_text("hello")
+    (folder / ".hidden.png").write_text("hello")
+    return folder
+
+
+@pytest.fixture
+def predict(tmp_path: Path) -> Predict:
+    """`spar predict` with Tiny as it comes, and one prompt per name."""
+    config = tmp_path / "tiny.yaml"
+    config.write_text("model: {backbone: spar_lightning.backbones.Tiny, templates: ['{}'], stride: 32}\n")
+
+    def run(*args: str | Path) -> int:
+        return main(["predict", *map(str, args), "--weights", "tiny", "--config", str(config), "--out",
+                     str(tmp_path / "out")])  # fmt: skip
+
+    return run
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*"))
+
+
+def test_every_image_has_a_result_or_a_line(odd: Path, predict: Predict, tmp_path: Path, capsys: Capture) -> None:
+    assert predict(odd, "--classes", CLASSES, "--max-side", "400") == 1
+    done, out = capsys.readouterr(), tmp_path / "out"
+    assert "10 images done" in done.out and "1 other files in the folders are no images by their suffix" in done.out
+    assert "2 without a result:" in done.err and "corrupt.jpg cannot be read as an image: image file is" in done.err
+    assert "fake.png cannot be read as an image: no image of a known format." in done.err
+    expected = ["a.jpg.png", "a.png.png", "alpha.png", "exif.png", "grey.png", "long.png", "one.png", "sixteen.png",
+                "sub/a.png", "w.png"]  # fmt: skip
+    assert names(out / "labels") == names(out / "overlays") == expected
+    sizes = {name: Image.open(out / "labels" / name).size for name in expected}
+    assert sizes == {
+        **dict.fromkeys(expected, (72, 48)),
+        "exif.png": (48, 72),
+        "one.png": (1, 1),
+        "long.png": (8000, 500),
+    }
+
+
+def test_label_maps_are_the_segmenters_in_the_colours_of_the_run(odd: Path, predict: Predict, tmp_path: Path) -> None:
+    assert predict(odd / "a.png", odd / "grey.png", "--classes", CLASSES) == 0
+    out = tmp_path / "out"
+    segmenter = spar.load("tiny", CLASSES, templates=["{}"])
+    classes = json.loads((out / "classes.json").read_text(encoding="utf-8"))
+    assert [row["label"] for row in classes] == ["disc", "ring", "background"]
+    assert classes[2]["names"] == ["plain", "grain"]
+    for name in ("a", "grey"):
+        picture = Image.open(out / "labels" / f"{name}.png")
+        assert np.array_equal(np.array(picture), segmenter(odd / f"{name}.png").numpy())
+        colours = np.array(picture.convert("RGB"))[np.array(picture) == 2]
+        assert (colours == palette(3)[2]).all() and classes[2]["colour"] == palette(3)[2].tolist()
+
+
+def test_scores_features_and_colours(odd: Path, predict: Predict, tmp_path: Path) -> None:
+    assert predict(odd / "sub", "--classes", CLASSES, "--scores", "--features", "--pca") == 0
+    out = tmp_path / "out"
+    scores = np.load(out / "scores" / "a.npz")
+    assert scores["scores"].shape == (3, 48, 72) and scores["labels"].tolist() == ["disc", "ring", "background"]
+    # Half precision makes a few scores equal.
+    assert (scores["scores"].argmax(0) == np.array(Image.open(out / "labels" / "a.png"))).mean() > 0.99
+    with safe_open(out / "features" / "a.safetensors", "np") as file:
+        assert file.get_tensor("features").shape == (6, 9, 128)
+        assert file.metadata()["height"] == "48" and file.metadata()["weights"] == "tiny"
+    assert min(Image.open(out / "pca" / "a.png").size) > 100
+
+
+def test_features_need_no_classes(odd: Path, predict: Predict, tmp_path: Path) -> None:
+    assert predict(f"{odd}/s*/*.jpg", "--features", "--inference", "sliding", "--stride", "16") == 0
+    assert names(tmp_path / "out") == ["features/a.safetensors"]
+
+
+def test_a_thousand_unicode_classes(
+    odd: Path, config: Callable[[str], list[str]], tmp_path: Path, home: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "classes.txt"
+    text.write_text("\n".join(f"clase № {i} 猫" for i in range(1000)), encoding="utf-8")
+    yaml, out = config("AnyWords")[-1], tmp_path / "out"
+    assert main(["predict", str(odd / "a.png"), "--weights", "tiny", "--config", yaml, "--classes", str(text),
+                 "--out", str(out)]) == 0  # fmt: skip
+    labels = np.array(Image.open(out / "labels" / "a.png"))
+    assert labels.shape == (48, 72) and labels.dtype == np.uint16 and 255 < labels.max() < 1000
+    assert len(json.loads((out / "classes.json").read_text(encoding="utf-8"))) == 1000
+
+
+def test_one_class_is_a_result_with_a_remark(odd: Path, predict: Predict, tmp_path: Path, capsys: Capture) -> None:
+    assert predict(odd / "a.png", "--classes", "disc", "--refine", "lposs") == 0
+    assert "There is one class, so every pixel gets it." in capsys.readouterr().err
+    assert not np.array(Image.open(tmp_path / "out" / "labels" / "a.png")).any()
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--classes", "disc;;ring"], "number 2 of 3 has an empty name"),
+        (["--classes", "disc; disc"], "the label 'disc' is given twice"),
+        (["--classes", "no.txt"], "There is no file no.txt"),
+        ([], "--classes is missing"),
+        (["--classes", "disc", "--max-side", "0"], "max_side must be at least 1"),
+        (["--classes", "disc", "--clases", "x"], "spar predict does not know --clases"),
+        (["--classes", "disc", "--model.backbone.size", "3"], "'size' is not accepted"),
+    ],
+)
+def test_mistakes_are_sentences(args: list[str], sentence: str, odd: Path, predict: Predict, capsys: Capture) -> None:
+    assert predict(odd / "a.png", *args) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_places_without_images(odd: Path, predict: Predict, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "empty").mkdir()
+    for place, sentence in (
+        (tmp_path / "empty", "holds no image: none of its 0 files"),
+        (tmp_path / "no", "There is no file or folder"),
+        ("no*.jpg", "as a pattern it fits none"),
+    ):
+        assert predict(place, "--classes", "disc") == 2
+        assert sentence in capsys.readouterr().err
+    assert predict(odd / "notes.txt", "--classes", "disc") == 1  # named, so it is read
+    assert predict(odd / "a.png", "--classes", "disc") == 0
+    assert predict(tmp_path, "--classes", "disc") == 2
+    assert "where results go. Give another --out" in capsys.readouterr().err
+
+
+def test_scores_beyond_memory_are_a_line(
+    odd: Path, predict: Predict, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("spar_lightning.cli.predict.MOST_SCORES", 10_000)
+    assert predict(odd / "a.png", "--classes", CLASSES, "--scores") == 1
+    assert "scores of 3 classes on 48 x 72 pixels take 41.5 kB, more than 10 kB" in capsys.readouterr().err
+
+
+def test_an_image_beyond_memory_is_a_line(
+    odd: Path, predict: Predict, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Segmenter, "__call__", full)
+    assert predict(odd / "a.png", "--classes", CLASSES) == 1
+    assert "a.png is too large for the memory of cpu. Give --max-side." in capsys.readouterr().err

@@ -1,0 +1,130 @@
+"""Every library loads what is written for it, by the code of the README, and gives what the student gives."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import spar_lightning as spar
+from spar_lightning.backbones import DINOv3Text, Tiny
+from spar_lightning.cli import main
+from spar_lightning.datamodules.scenes import render
+from spar_lightning.errors import UserError
+from spar_lightning.export import LIBRARIES, ExportError, export
+from spar_lightning.export.folder import recipe_of
+from spar_lightning.loading import Student
+
+Make = Callable[[str], Student]
+PAIRS = [
+    *(("open_clip", family) for family in ("SigLIP2", "OpenCLIP")),
+    *(("timm", family) for family in ("SigLIP2", "OpenCLIP", "DINOv3Text", "Tiny")),
+    *(("transformers", family) for family in ("SigLIP2", "OpenCLIP", "DINOv3Text", "NaFlex")),
+]
+
+
+@pytest.mark.parametrize(("library", "family"), PAIRS)
+def test_libraries_give_what_the_student_gives(
+    library: str, family: str, student: Make, in_process: None, tmp_path: Path
+) -> None:
+    found = export(student(family), library, tmp_path / "export")
+    assert len(found) == 10 and {each.output for each in found} == {"tokens", "dense"}
+    assert len({each.size for each in found}) == 5
+    assert max(each.largest for each in found) < 1e-5  # measured: 2e-6; the export allows 1e-4
+    text = (tmp_path / "export" / "README.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    recipe = recipe_of(student(family).module.student, library)
+    assert code == [recipe.load.lstrip("\n"), recipe.any_size.lstrip("\n")]
+
+
+@pytest.mark.parametrize("family", ["SigLIP2", "OpenCLIP", "DINOv3Text", "NaFlex", "Tiny"])
+def test_onnx_at_sizes_that_the_export_never_saw(family: str, student: Make, in_process: None, tmp_path: Path) -> None:
+    made = student(family)
+    if isinstance(made.module.student, DINOv3Text):
+        del made.module.student.trunk.blocks[3:]  # it is the smallest of timm's, and takes half a minute
+    found = export(made, "onnx", tmp_path / "export")
+    assert len(found) == 5 and max(each.largest for each in found) < 5e-5  # measured: 9e-6; the export allows 1e-3
+    assert str(tmp_path).encode() not in (tmp_path / "export" / "student.onnx").read_bytes()
+    assert (tmp_path / "export" / "README.md").read_text().count("| dense") == 5
+
+
+def test_our_own_file_says_what_it_is_of(student: Make, in_process: None, tmp_path: Path) -> None:
+    made = student("Tiny")
+    assert {each.largest for each in export(made, "safetensors", tmp_path / "export")} == {0.0}
+    image = render(seed=3, index=0, height=64, width=88).image
+    with torch.no_grad():
+        pixels = made.module.student.normalize(torch.from_numpy(image).permute(2, 0, 1)[None])
+        expected = made.module.student(pixels)[0]
+    for source in (tmp_path / "export", tmp_path / "export" / "student.safetensors"):
+        assert torch.equal(spar.load(source).features(image), expected)
+
+
+def test_a_process_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "tiny", "--to", "timm", "--out", str(tmp_path / "export")]) == 0
+    out = capsys.readouterr().out
+    assert out.count("| 0.0e+00") == 10 and "README.md, config.json, model.safetensors" in out
+    assert main(["export", "tiny", "--to", "timm", "--out", str(tmp_path / "export")]) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_an_export_that_differs_is_not_handed_over(
+    student: Make, in_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What timm would do by itself: a table of positions resized with antialias."""
+    recipe = LIBRARIES["timm"][Tiny]
+    wrong = replace(recipe, any_size=recipe.any_size.replace("align_corners=False", "antialias=True"))
+    monkeypatch.setattr("spar_lightning.export.folder.recipe_of", lambda *_: wrong)
+    with pytest.raises(ExportError, match=r"(tokens|dense) at \d+ x \d+ differ by .* allowed are 1e-04"):
+        export(student("Tiny"), "timm", tmp_path / "export")
+    assert not list(tmp_path.iterdir())
+
+
+def test_periods_that_are_not_rounded_are_noticed(
+    student: Make, in_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = LIBRARIES["timm"][DINOv3Text]
+    wrong = replace(recipe, load="\n".join(line for line in recipe.load.splitlines() if "periods" not in line))
+    monkeypatch.setattr("spar_lightning.export.folder.recipe_of", lambda *_: wrong)
+    with pytest.raises(ExportError, match="differ by"):
+        export(student("DINOv3Text"), "timm", tmp_path / "export")
+
+
+def test_a_size_that_becomes_a_number_is_refused(
+    student: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = student("Tiny")
+    forward = Tiny.forward
+    monkeypatch.setattr(Tiny, "forward", lambda tiny, images: forward(tiny, images)[:, : int(images.shape[2]) // 8])
+    with pytest.raises(Exception, match=r"cannot become a graph for all sizes|specialized|constraints"):
+        export(made, "onnx", tmp_path / "export")
+
+
+def test_places_that_do_not_exist(student: Make, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no place for Tiny\. Allowed are safetensors, timm, onnx"):
+        export(student("Tiny"), "open_clip", tmp_path / "export")
+
+
+def test_the_card_tells_what_a_run_was_told(student: Make, in_process: None, tmp_path: Path) -> None:
+    made = student("DINOv3Text")
+    config = {
+        "model": {"trainable": ["blocks.-2", "blocks.-1"], "lr": 2e-5},
+        "data": {"init_args": {"shards": "/home/me/sa1b/sa_000000.tar", "max_images": 25000}},
+        "trainer": {"max_epochs": 10, "precision": "16-mixed"},
+    }
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    rows = [{"stage": "after", "miou": {"voc20": 81.234}}]
+    (run / "results.json").write_text(json.dumps(rows))
+    made = replace(made, config=config, weights=run / "checkpoints" / "best.ckpt")
+    made.block["backbone"]["init_args"]["backbone_weights"] = "/home/me/dinov3.pth"
+    assert isinstance(made.module.student, DINOv3Text)
+    made.module.student.backbone_weights = "/home/me/dinov3.pth"
+    export(made, "timm", tmp_path / "export")
+    text = (tmp_path / "export" / "README.md").read_text()
+    for part in ("blocks.-2, blocks.-1", "25000", "16-mixed", "voc20 81.2", "DINOv3 License", "same agreement alone",
+                 "second half belongs to patches", "does not round them through bf16"):  # fmt: skip
+        assert part in text, part
+    assert "/home/me" not in text and "sa_000000.tar" in text
