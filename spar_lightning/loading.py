@@ -155,22 +155,25 @@ def load_student(
     elif path.exists():
         content = _recorded(path)
     else:
-        content = {"model": {"backbone": _class_path(str(source))}}
+        cls = _class(str(source))
+        content = {"model": {"backbone": f"{cls.__module__}.{cls.__qualname__}"}}
     block = {key: value for key, value in content["model"].items() if key in SETTINGS} | dict(settings or {})
     chosen = block["backbone"]
     chosen = {"class_path": chosen} if isinstance(chosen, str) else chosen
     block["backbone"] = {**chosen, "init_args": {**(chosen.get("init_args") or {}), **(backbone or {})}}
     module = _instantiate(block)
     if not path.exists():
+        if not isinstance(module.student, _class(str(source))):
+            raise UserError(f"{source} is another backbone than that of {config}. Leave one of them out.")
         return Student(module, block, content, None)
     return Student(module, block, content, load_weights(module.student, str(path)))
 
 
 def _recorded(path: Path) -> dict[str, Any]:
     """The configuration that lies beside the weights, or its model block in them."""
-    for config in (path / "config.yaml", path.parent.parent / "config.yaml"):
-        if config.is_file():
-            return _configuration(config)
+    run = path.parent.parent if path.parent.name == "checkpoints" else path
+    if (run / "config.yaml").is_file():
+        return _configuration(run / "config.yaml")
     file = path / STUDENT if path.is_dir() else path
     if file.suffix == ".safetensors" and file.is_file():
         with safe_open(file, "pt") as tensors:
@@ -192,15 +195,14 @@ def _configuration(path: Path) -> dict[str, Any]:
     return content
 
 
-def _class_path(name: str) -> str:
-    """Of a backbone that is meant by its name."""
+def _class(name: str) -> type[Backbone]:
+    """The backbone that is meant by its name."""
     try:
-        cls = find_backbone(name)
+        return find_backbone(name)
     except UserError as error:
         raise UserError(
             f"{name} is neither a file nor a folder nor a backbone. {error} A run is a folder such as runs/NAME."
         ) from error
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _instantiate(block: dict[str, Any]) -> Distillation:

@@ -80,6 +80,8 @@ def test_what_does_not_fit_is_a_sentence(run: Path, tmp_path: Path) -> None:
     save_file(Tiny().state_dict(), tmp_path / "plain.safetensors")
     refused(lambda: spar.load(tmp_path / "plain.safetensors"), "does not say which network", "config=..", "--config")
     refused(lambda: spar.load(tmp_path), "does not say which network")
+    refused(lambda: spar.load("runs/mien", config=run / "config.yaml"), "runs/mien is neither a file nor a folder")
+    refused(lambda: spar.load("siglip2", config=run / "config.yaml"), "another backbone than that of")
     refused(lambda: spar.load("tini"), "tini is neither a file nor a folder nor a backbone", "Did you mean Tiny?")
     refused(lambda: spar.load(run, config=tmp_path / "no.yaml"), "There is no configuration")
     refused(lambda: spar.load(run, "disc", stride=100), "stride 100 is larger than the window of 64 pixels")

@@ -12,6 +12,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from lightning.pytorch import Trainer
 
 from spar_lightning.cli.health import Finding, disk, system
@@ -93,6 +94,9 @@ def configuration(args: Sequence[str]) -> list[Finding]:
         try:
             with redirect_stdout(said), redirect_stderr(said):
                 return DoctorCLI(args, Path(folder)).findings
+        except torch.OutOfMemoryError:
+            text = "give data.batch_size 1 or a smaller data.pack_tokens, trainer.precision bf16-mixed, a larger GPU"
+            return [Finding("dry run", "does not fit into the GPU's memory", text)]
         except UserError as error:
             return [Finding("configuration", "cannot be used", str(error))]
         except SystemExit:  # the parser's: it has printed the sentence

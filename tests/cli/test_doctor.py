@@ -82,6 +82,15 @@ def test_a_configuration_with_packs_and_workers(photos: str, tmp_path: Path) -> 
     assert found[1] == Finding("cache", "none: the teacher runs in every step")
 
 
+def test_memory_that_is_too_small(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("spar_lightning.distillation.Distillation.training_step", full)
+    found = doctor.configuration([*small, "--data.root", str(tmp_path / "scenes")])
+    assert found[-1].name == "dry run" and "data.batch_size 1" in str(found[-1].mend)
+
+
 def test_mistakes_of_a_configuration_are_lines(small: list[str], capsys: Capture) -> None:
     for args, sentence in (
         (["--model.stride", "99"], "stride 99 is larger than the window of 64 pixels"),
