@@ -120,8 +120,7 @@ def main() -> None:
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = list(pool.map(lambda seed: measure(seed, args.runs, threads, args.reuse), args.seeds))
     args.out.write_text(page(runs, args.jobs, threads), encoding="utf-8")
-    for name in ("predictions", "curves"):
-        shutil.copy(runs[0]["folder"] / "plots" / f"{name}.png", args.out.with_name(f"quickstart_{name}.png"))
+    shutil.copy(runs[0]["folder"] / "plots" / "curves.png", args.out.with_name("quickstart_curves.png"))
     print(f"wrote {args.out}\n{verdict(runs)}")
 
 

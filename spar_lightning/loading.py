@@ -18,6 +18,7 @@ from safetensors import safe_open
 
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.backbones.plugins import find_backbone, plugins
+from spar_lightning.backbones.weights import SUFFIXES
 from spar_lightning.configs import named
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import UserError, check_at_least, user_error
@@ -69,15 +70,25 @@ def load(
         UserError: Something of that is missing or does not fit.
     """
     given = {"inference": inference, "stride": stride, "templates": templates, "refine": refine, "upsampler": upsampler}
-    wanted = parse_classes(classes)
+    wanted, place = parse_classes(classes), usable_device(device)
     student = load_student(source, config, {k: v for k, v in given.items() if v is not None}, backbone)
-    student.module.to(torch.device(device or best_device())).requires_grad_(False)
+    student.module.to(place).requires_grad_(False)
     return student.segmenter(wanted, max_side)
 
 
-def best_device() -> str:
-    """A GPU if there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def usable_device(given: str | torch.device | None) -> torch.device:
+    """The device that is given, or a GPU if there is one.
+
+    Raises:
+        UserError: There is no such device here.
+    """
+    try:
+        device = torch.device(given or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch's own, of several kinds
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {given} cannot be used: {reason}. Give cpu, cuda, cuda:1 or mps.") from error
+    return device
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,7 @@ class Student:
     """A trained network and where it comes from.
 
     Attributes:
-        module: Its `student` has the trained weights, its teacher is the backbone as configured.
+        module: Its `student` has the trained weights; what trained is not known to it, `base` is the teacher's network.
         block: The settings that made it, as in a YAML file.
         config: All that its run was told, where that is known.
         weights: The file that was read; None for a backbone as it comes.
@@ -95,6 +106,10 @@ class Student:
     block: dict[str, Any]
     config: dict[str, Any]
     weights: Path | None
+
+    def base(self) -> Backbone:
+        """The backbone as configured, before any training, on the module's device: made anew."""
+        return _instantiate(self.block).student.requires_grad_(False).to(self.module.device)
 
     def segmenter(
         self,
@@ -112,6 +127,9 @@ class Student:
             backbone: None takes the trained network.
         """
         module, network = self.module, backbone or self.module.student
+        upsampler = module.build_upsampler()
+        if upsampler is not None:
+            upsampler.to(module.device)
         check_at_least(1, max_side=max_side)
         if classes:
             classifier = text_classifier(network, classes, module.templates)
@@ -127,7 +145,7 @@ class Student:
             geometry=module.geometry,
             max_side=max_side,
             refine=module.refinement(),
-            upsampler=module.build_upsampler(),
+            upsampler=upsampler,
         )
 
 
@@ -171,14 +189,19 @@ def load_student(
 
 def _recorded(path: Path) -> dict[str, Any]:
     """The configuration that lies beside the weights, or its model block in them."""
-    run = path.parent.parent if path.parent.name == "checkpoints" else path
+    folder = path.absolute().parent
+    run = folder.parent if folder.name == "checkpoints" else path
     if (run / "config.yaml").is_file():
         return _configuration(run / "config.yaml")
     file = path / STUDENT if path.is_dir() else path
     if file.suffix == ".safetensors" and file.is_file():
-        with safe_open(file, "pt") as tensors:
-            if recorded := (tensors.metadata() or {}).get(HEADER):
-                return {"model": json.loads(recorded)}
+        try:
+            with safe_open(file, "pt") as tensors:
+                recorded = (tensors.metadata() or {}).get(HEADER)
+        except Exception as error:  # safetensors' own, which derives from nothing more
+            raise UserError(f"{file} cannot be read as safetensors ({error}). Fetch or export it again.") from error
+        if recorded:
+            return {"model": json.loads(recorded)}
     raise UserError(
         f"{path} does not say which network its weights are of. Give a run folder of spar fit, a file of `spar export "
         "--to safetensors`, or the YAML file that it was trained with: config=.. in Python, --config in the shell."
@@ -189,14 +212,20 @@ def _configuration(path: Path) -> dict[str, Any]:
     """A YAML file of fit, with a backbone in it."""
     if not path.is_file():
         raise UserError(f"There is no configuration {path}. Give the YAML file of the run.")
-    content = yaml.safe_load(path.read_text())
-    if not isinstance(content, dict) or "backbone" not in (content.get("model") or {}):
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as YAML ({' '.join(str(error).split())}).") from error
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict) or not model.get("backbone"):
         raise UserError(f"{path} has no model.backbone. Give a configuration of spar fit.")
-    return content
+    return dict(content)
 
 
 def _class(name: str) -> type[Backbone]:
     """The backbone that is meant by its name."""
+    if "/" in name or name.endswith(SUFFIXES):
+        raise UserError(f"There is no file or folder {name}. Give a run folder such as runs/NAME, or a weight file.")
     try:
         return find_backbone(name)
     except UserError as error:

@@ -28,7 +28,7 @@ def as_pixels(image: ImageLike) -> Tensor:
     if isinstance(image, str | Path):
         path = Path(image)
         if not path.is_file():
-            raise UserError(f"There is no image {path}. Give the path of a file, a PIL image, an array or a tensor.")
+            raise ImageError(f"There is no image {path}. Give the path of a file, a PIL image, an array or a tensor.")
         try:
             return decode_image(path.read_bytes(), upright=True)
         except (ImageError, OSError) as error:

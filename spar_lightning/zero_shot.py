@@ -56,8 +56,7 @@ def parse_classes(given: str | Sequence[str] | Mapping[str, Sequence[str]]) -> d
         UserError: A class has no name, or a label or name comes twice.
     """
     if isinstance(given, Mapping):
-        classes = {label: tuple(names) for label, names in given.items()}
-        parts = [(label, classes[label]) for label in classes]
+        parts = [(label, _names(given[label])) for label in given]
     else:
         parts = [_parse_class(text) for text in (given.split(";") if isinstance(given, str) else given)]
     for number, (_, names) in enumerate(parts, start=1):
@@ -73,8 +72,15 @@ def parse_classes(given: str | Sequence[str] | Mapping[str, Sequence[str]]) -> d
 
 def _parse_class(text: str) -> tuple[str, tuple[str, ...]]:
     label, colon, rest = text.partition(":")
-    names = tuple(name.strip() for name in (rest if colon else text).split(","))
+    names = _names(rest if colon else text)
     return (label.strip() if colon else "") or names[0], names
+
+
+def _names(given: str | Sequence[str]) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in (given.split(",") if isinstance(given, str) else given))
+    if joined := next((name for name in names if ";" in name), None):
+        raise UserError(f"classes: {joined!r} holds a ';', which parts classes. Give each class an item of its own.")
+    return names
 
 
 def _refuse_twice(kind: str, words: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ import spar_lightning as spar
 from spar_lightning.backbones import Tiny
 from spar_lightning.datamodules.scenes import render
 from spar_lightning.errors import UserError
+from spar_lightning.loading import load_student
 from spar_lightning.refine import LPOSS
 
 IMAGE = render(seed=3, index=0, height=64, width=88).image
@@ -69,6 +70,14 @@ def test_the_text_tower_goes_when_the_names_are_read(run: Path, monkeypatch: pyt
     assert spar.load(run).features(IMAGE).shape == (8, 11, 128) and len(built) == 1
 
 
+def test_the_base_is_the_backbone_before_training(run: Path) -> None:
+    """Whatever trained: the head did, which `trainable` of the module does not name."""
+    student = load_student(run)
+    base, fresh = student.base().state_dict(), Tiny().state_dict()
+    assert all(torch.equal(base[name], fresh[name]) for name in fresh)
+    assert torch.equal(student.module.student.head.weight, -fresh["head.weight"])  # type: ignore[union-attr, arg-type]
+
+
 def refused(make: Callable[[], object], *parts: str) -> None:
     with pytest.raises(UserError) as error:
         make()
@@ -80,8 +89,15 @@ def test_what_does_not_fit_is_a_sentence(run: Path, tmp_path: Path) -> None:
     save_file(Tiny().state_dict(), tmp_path / "plain.safetensors")
     refused(lambda: spar.load(tmp_path / "plain.safetensors"), "does not say which network", "config=..", "--config")
     refused(lambda: spar.load(tmp_path), "does not say which network")
-    refused(lambda: spar.load("runs/mien", config=run / "config.yaml"), "runs/mien is neither a file nor a folder")
+    refused(lambda: spar.load("runs/mien", config=run / "config.yaml"), "There is no file or folder runs/mien")
     refused(lambda: spar.load("siglip2", config=run / "config.yaml"), "another backbone than that of")
+    refused(lambda: spar.load("./no.safetensors"), "There is no file or folder ./no.safetensors")
+    refused(lambda: spar.load("train.ckpt"), "There is no file or folder train.ckpt")
+    refused(lambda: spar.load(run, device="gpu"), "device gpu cannot be used", "Give cpu, cuda")
+    (tmp_path / "lfs.safetensors").write_text("version https://git-lfs")
+    refused(lambda: spar.load(tmp_path / "lfs.safetensors"), "cannot be read as safetensors")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    refused(lambda: spar.load(run, config=tmp_path / "broken.yaml"), "cannot be read as YAML")
     refused(lambda: spar.load("tini"), "tini is neither a file nor a folder nor a backbone", "Did you mean Tiny?")
     refused(lambda: spar.load(run, config=tmp_path / "no.yaml"), "There is no configuration")
     refused(lambda: spar.load(run, "disc", stride=100), "stride 100 is larger than the window of 64 pixels")

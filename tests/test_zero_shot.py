@@ -52,7 +52,7 @@ def test_no_classes(wrong: list[str]) -> None:
         ("cat; dog;grass, lawn", {"cat": ("cat",), "dog": ("dog",), "grass": ("grass", "lawn")}),
         (["cat", "background: wall, floor"], {"cat": ("cat",), "background": ("wall", "floor")}),
         ("猫; Straße ; été", {"猫": ("猫",), "Straße": ("Straße",), "été": ("été",)}),
-        ({"any": ["a", "b"]}, {"any": ("a", "b")}),
+        ({"any": ["a", "b"], "dog": "dog, puppy"}, {"any": ("a", "b"), "dog": ("dog", "puppy")}),
     ],
 )
 def test_classes_as_people_write_them(given: Any, expected: dict[str, tuple[str, ...]]) -> None:
@@ -66,6 +66,7 @@ def test_classes_as_people_write_them(given: Any, expected: dict[str, tuple[str,
         ("cat;;dog", "number 2 of 3 has an empty name"),
         ("cat; dog, ", "number 2 of 2 has an empty name"),
         ("background:", "number 1 of 1 has an empty name"),
+        (["cat; dog"], "'cat; dog' holds a ';'"),
         ({"cat": []}, "number 1 of 1 has an empty name"),
         ("cat; dog; cat", "the label 'cat' is given twice"),
         ("cat; animal: dog, cat", "the name 'cat' is given twice"),

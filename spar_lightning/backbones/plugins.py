@@ -72,6 +72,8 @@ def find_backbone(name: str) -> type[Backbone]:
             return cls
     module, _, attribute = name.rpartition(".")
     try:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ImportError(f"{name!r} is no path of a class")
         cls = getattr(import_module(module or "spar_lightning.backbones"), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(

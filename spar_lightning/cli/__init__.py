@@ -25,6 +25,12 @@ VERBS = {
     "backbones": "List backbones and plugins, show the parts of one, check that it keeps the contract.",
 }
 
+# Errors of the system that a user mends by another place.
+OF_PLACES = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EEXIST, errno.ENOTDIR),
+)
+
 USAGE = """usage: spar VERB [options]
 
 {version}: vision transformers at any resolution, for open-vocabulary segmentation.
@@ -63,7 +69,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return _fail(f"spar {verb}", sentence)
         raise
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in OF_PLACES:
             raise
         where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         return _fail(

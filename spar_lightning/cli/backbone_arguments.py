@@ -23,5 +23,8 @@ def backbone_arguments(verb: str, rest: Sequence[str]) -> dict[str, Any]:
                 f"spar {verb} does not know {words[i]}. `spar {verb} --help` lists its options; arguments of the "
                 "backbone follow as --model.backbone.NAME VALUE."
             )
-        found[key] = yaml.safe_load(words[i + 1])
+        try:
+            found[key] = yaml.safe_load(words[i + 1])
+        except yaml.YAMLError as error:
+            raise UserError(f"{words[i]}: {words[i + 1]!r} is no value that YAML can read.") from error
     return found

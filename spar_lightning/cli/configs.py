@@ -32,6 +32,8 @@ def run(args: Sequence[str]) -> int:
         return 0
     if given.copy.exists():
         raise UserError(f"--copy {given.copy}: there is such a file already. Give another name.")
+    if not given.copy.absolute().parent.is_dir():
+        raise UserError(f"--copy {given.copy}: there is no such folder. Make it, or give another name.")
     given.copy.write_text(text, encoding="utf-8")
     print(f"{given.copy}: now spar fit --config {given.copy}")
     return 0

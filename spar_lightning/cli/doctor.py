@@ -17,8 +17,6 @@ from lightning.pytorch import Trainer
 
 from spar_lightning.cli.health import Finding, disk, system
 from spar_lightning.cli.lightning_cli import SparCLI
-from spar_lightning.datamodules.cache_index import CacheIndex
-from spar_lightning.datamodules.manifest import read_manifest
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import UserError
@@ -59,10 +57,11 @@ class DoctorCLI(SparCLI):
 
     def doctor(self, model: Distillation, datamodule: SA1B) -> None:
         """Collect the findings."""
-        self.findings += self._folders(datamodule.cache)
+        self.findings += self._folders(model, datamodule)
         self.findings.append(self._steps(model, datamodule))
 
-    def _folders(self, cache: Path | None) -> Iterator[Finding]:
+    def _folders(self, model: Distillation, datamodule: SA1B) -> Iterator[Finding]:
+        cache = datamodule.cache
         yield disk("run_dir", Path(self.config.doctor.run_dir), "give another --run_dir")
         if cache is None:
             yield Finding("cache", "none: the teacher runs in every step")
@@ -71,7 +70,9 @@ class DoctorCLI(SparCLI):
         if not (cache / "manifest.json").exists():
             yield Finding("cache", f"{cache} is empty: spar fit builds it first, spar cache beforehand")
             return
-        index = CacheIndex(cache, read_manifest(cache)["fingerprint"])
+        self.trainer.strategy.connect(model)
+        datamodule.trainer = self.trainer
+        index = datamodule.open_cache().index  # refused where it is another configuration's
         index.refresh()
         yield Finding("cache", f"{cache}: {len(index):,} images with features")
 

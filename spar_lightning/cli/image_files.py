@@ -5,10 +5,13 @@ from collections import Counter
 from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
+from typing import Final
 
 from PIL import Image
 
 from spar_lightning.errors import UserError
+
+STUBS: Final = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # formats whose files Pillow knows, and cannot read
 
 
 def image_files(given: Sequence[str], out: Path) -> tuple[dict[Path, Path], list[Path]]:
@@ -16,7 +19,7 @@ def image_files(given: Sequence[str], out: Path) -> tuple[dict[Path, Path], list
 
     Args:
         given: Files are taken whatever their suffix; folders with all that lies below them.
-        out: Where results go; nothing below it is an image to read.
+        out: Where results go; what folders and patterns have there is passed over.
 
     Returns:
         The name of each file's results, without suffix: its path from where all files have their folders in common,
@@ -26,23 +29,29 @@ def image_files(given: Sequence[str], out: Path) -> tuple[dict[Path, Path], list
         UserError: Something is not there, or holds no image.
     """
     Image.init()  # all formats, for their suffixes
-    suffixes = set(Image.registered_extensions())
-    chosen: dict[Path, None] = {}
-    others: list[Path] = []
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN.keys() - STUBS}
+    whole: dict[Path, Path] = {}  # each file once, whatever the way to it
+    others: dict[Path, None] = {}
     for text in given:
-        found = [Path(text)] if Path(text).exists() else sorted(Path(name) for name in glob(text, recursive=True))
+        path = Path(text)
+        found = [path] if text and path.exists() else [Path(name) for name in sorted(glob(text, recursive=True))]
         if not found:
-            raise UserError(f"There is no file or folder {text}, and as a pattern it fits none.")
-        files = [file for path in found for file in (_below(path) if path.is_dir() else [path])]
-        named = {path for path in found if not path.is_dir()}
+            raise UserError(f"There is no file or folder {text!r}, and as a pattern it fits none.")
+        named = {path: None for path in found if not path.is_dir()}
+        if path in named and out.resolve() in path.resolve().parents:
+            raise UserError(f"{path} lies in --out {out}, where results go. Give another --out, or other images.")
+        below = (file for path in found if path.is_dir() for file in _below(path))
+        files = [file for file in (*named, *below) if out.resolve() not in file.resolve().parents]
         images = [file for file in files if file in named or file.suffix.lower() in suffixes]
-        others += [file for file in files if file not in images]
         if not images:
             raise UserError(f"{text} holds no image: none of its {len(files)} files has a suffix such as .jpg or .png.")
-        chosen |= dict.fromkeys(images)
-    if inside := next((file for file in chosen if out.resolve() in file.resolve().parents), None):
-        raise UserError(f"{inside} lies in --out {out}, where results go. Give another --out, or other images.")
-    return _names(list(chosen)), [file for file in others if file not in chosen]
+        for file in images:
+            whole.setdefault(Path(os.path.abspath(file)), file)
+        others |= dict.fromkeys(file for file in files if file.suffix.lower() not in suffixes)
+    names = _names(list(whole))
+    return {whole[path]: name for path, name in names.items()}, [
+        f for f in others if Path(os.path.abspath(f)) not in whole
+    ]
 
 
 def _below(folder: Path) -> list[Path]:
@@ -52,8 +61,11 @@ def _below(folder: Path) -> list[Path]:
 
 
 def _names(files: Sequence[Path]) -> dict[Path, Path]:
-    whole = {file: Path(os.path.abspath(file)) for file in files}
-    root = Path(os.path.commonpath([path.parent for path in whole.values()]))
-    short = {file: path.relative_to(root).with_suffix("") for file, path in whole.items()}
+    """Names of results of absolute paths, no two of them the same."""
+    root = Path(os.path.commonpath([path.parent for path in files]))
+    short = {path: path.relative_to(root).with_suffix("") for path in files}
     taken = Counter(short.values())
-    return {file: name if taken[name] == 1 else whole[file].relative_to(root) for file, name in short.items()}
+    names = {path: name if taken[name] == 1 else path.relative_to(root) for path, name in short.items()}
+    if len(set(names.values())) < len(names):  # x.jpg, x.png, and a file that is called x.jpg.png
+        names = {path: path.relative_to(root) for path in files}
+    return names

@@ -88,7 +88,7 @@ class SparCLI(LightningCLI):
 
     def settings(self) -> dict[str, Any]:
         """The complete configuration of the verb, as plain YAML types."""
-        dumped = yaml.safe_load(self.parser.dump(self.config, format="yaml"))
+        dumped = yaml.safe_load(self.parser.dump(self.config, format="yaml", skip_none=False))  # null is a setting, too
         settings: dict[str, Any] = dumped[self.subcommand]
         settings.pop("config", None)
         return settings

@@ -16,7 +16,7 @@ from spar_lightning.cli.prediction_folder import PredictionFolder
 from spar_lightning.datamodules.estimate import bytes_text
 from spar_lightning.datamodules.image import ImageError
 from spar_lightning.errors import UserError
-from spar_lightning.loading import Student, best_device, load_student
+from spar_lightning.loading import Student, load_student, usable_device
 from spar_lightning.pictures.pca import Basis, draw_pca
 from spar_lightning.pixels import as_pixels
 from spar_lightning.refine import Refinement
@@ -51,7 +51,11 @@ def parser() -> ArgumentParser:
         allow_abbrev=False,
     )  # fmt: skip
     add = parser.add_argument
-    add("images", nargs="+", help="files, folders with all below them, patterns in quotes")
+    add(
+        "images",
+        nargs="+",
+        help="files, folders with all below them (links to folders are not followed), patterns in quotes",
+    )
     add("--weights", required=True, help="run folder, checkpoint, export, weight file with --config, or a name "
         "such as siglip2")  # fmt: skip
     add("--classes", help="'cat; dog; grass, lawn', or a .txt file with a class in each line")
@@ -79,8 +83,9 @@ def run(args: Sequence[str]) -> int:
     files, others = image_files(given.images, given.out)
     settings = {name: getattr(given, name) for name in ("inference", "stride", "refine", "upsampler")}
     chosen = {name: value for name, value in settings.items() if value is not None}
+    device = usable_device(given.device)
     student = load_student(given.weights, given.config, chosen, backbone_arguments("predict", rest))
-    student.module.to(given.device or best_device())
+    student.module.to(device)
     segmenter = student.segmenter(classes, given.max_side)
     folder = PredictionFolder(given.out, classes)
     panels = _panels(student, given.max_side) if given.pca else {}
@@ -92,7 +97,9 @@ def run(args: Sequence[str]) -> int:
             _predict(file, name, segmenter, folder, panels, given)
         except (ImageError, NoResultError) as error:
             failed[file] = error
-        except (MemoryError, torch.OutOfMemoryError):
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
             failed[file] = NoResultError(f"{file} is too large for the memory of {segmenter.device}. Give --max-side.")
     return _report(len(files) - len(failed), list(failed.values()), others, given.out)
 
@@ -109,11 +116,12 @@ def _predict(
     pixels = as_pixels(file)
     height, width = pixels.shape[-2:]
     if given.scores:
-        size = 4 * len(folder.labels) * height * width
+        size = 4 * (len(folder.labels) + len(segmenter.classifier.owner)) * height * width  # of classes, and of names
         if size > MOST_SCORES:
             raise NoResultError(
                 f"{file} has no results: scores of {len(folder.labels):,} classes on {height} x {width} pixels take "
-                f"{bytes_text(size)}, more than {bytes_text(MOST_SCORES)}. Leave --scores out, or give fewer classes."
+                f"up to {bytes_text(size)}, more than {bytes_text(MOST_SCORES)}. Leave --scores out, or give fewer "
+                "classes."
             )
         labels, scores = segmenter(pixels, scores=True)
         folder.write_labels(name, pixels, labels)
@@ -134,7 +142,7 @@ TEACHER: Final = "teacher"
 
 def _panels(student: Student, max_side: int | None) -> Mapping[str, Callable[[Tensor], Tensor]]:
     """Who gives the features of each panel: the backbone as it was before training, and the student if there is one."""
-    before = student.module.teacher_backbone()
+    before = student.base()
     panels = {
         "single pass": student.segmenter({}, max_side, "single", before).features,
         TEACHER: student.segmenter({}, max_side, "sliding", before).features,
@@ -150,7 +158,17 @@ def _class_text(given: str) -> str | list[str]:
         return given
     if not Path(given).is_file():
         raise UserError(f"There is no file {given}. Give a text file with a class in each line, or the classes.")
-    return [line for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = Path(given).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{given} is no text in UTF-8 ({error}). Save it as such.") from error
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether a device has too little; on a CPU torch says so in a plain RuntimeError."""
+    words = ("can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def _report(done: int, failed: Sequence[Exception], others: Sequence[Path], out: Path) -> int:

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
+from spar_lightning.errors import UserError
 from spar_lightning.pictures.overlay import overlay
 from spar_lightning.pictures.palette import palette
 
@@ -32,6 +33,9 @@ class PredictionFolder:
     Args:
         root: The folder.
         classes: Label to names; a class has the same colour in every picture.
+
+    Raises:
+        UserError: It holds results of other classes.
     """
 
     def __init__(self, root: Path, classes: Mapping[str, Sequence[str]]) -> None:
@@ -44,8 +48,10 @@ class PredictionFolder:
                 {"index": i, "label": label, "names": list(names), "colour": self.colours[i].tolist()}
                 for i, (label, names) in enumerate(classes.items())
             ]
-            text = json.dumps(rows, ensure_ascii=False, indent=1)
-            (root / "classes.json").write_text(text + "\n", encoding="utf-8")
+            text, path = json.dumps(rows, ensure_ascii=False, indent=1) + "\n", root / "classes.json"
+            if path.exists() and path.read_text(encoding="utf-8") != text:
+                raise UserError(f"--out {root} holds results of other classes ({path}). Give another --out.")
+            path.write_text(text, encoding="utf-8")
 
     def path(self, kind: str, name: Path, suffix: str) -> Path:
         """Where a result goes; its folder is made."""

@@ -13,4 +13,4 @@ def shipped() -> dict[str, Path]:
 def named(given: str) -> str:
     """The path of the shipped file, if it is the name of one and no file is called so; otherwise as given."""
     known = shipped()
-    return str(known[given]) if given in known and not Path(given).exists() else given
+    return str(known[given]) if given in known and not Path(given).is_file() else given

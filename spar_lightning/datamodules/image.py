@@ -9,10 +9,12 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from spar_lightning.errors import UserError
+
 LONGEST_WEBP: Final = 16383  # pixels
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """The bytes are no image that can be read whole and shown in RGB."""
 
 

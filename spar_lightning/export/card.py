@@ -100,7 +100,7 @@ def facts(student: Student) -> dict[str, str]:
     backbone, module, run = student.module.student, student.module, student.config
     arguments = student.block["backbone"]["init_args"]
     rows = {
-        "backbone": f"{type(backbone).__name__}({', '.join(f'{k}={_public(v)!r}' for k, v in arguments.items())})",
+        "backbone": f"{type(backbone).__name__}({', '.join(f'{k}={_public(v)}' for k, v in arguments.items())})",
         "patch, native size, channels": f"{backbone.patch_size} px, {backbone.window} px, {backbone.embed_dim}",
         "teacher": f"the same network in windows of {backbone.window} px, stride {module.stride} px",
     }
@@ -122,14 +122,20 @@ def facts(student: Student) -> dict[str, str]:
 
 def _results(student: Student) -> dict[str, str]:
     """Mean IoU of the run, where it measured any."""
-    path = None if student.weights is None else student.weights.parent.parent / "results.json"
-    if path is None or not path.is_file():
+    if student.weights is None or student.weights.absolute().parent.name != "checkpoints":
+        return {}
+    path = student.weights.absolute().parents[1] / "results.json"
+    if not path.is_file():
         return {}
     found = {}
     for row in json.loads(path.read_text()):
         scores = ", ".join(f"{name} {score:.1f}" for name, score in row["miou"].items())
-        found[f"mIoU, {row['stage']}"] = scores
+        found[f"mIoU of the run, {STAGES.get(row['stage'], row['stage'])}"] = scores
     return found
+
+
+# Rows of results.json in words; the last need not be those of the best checkpoint.
+STAGES: Final = {"before": "single pass before training", "teacher": "teacher", "after": "single pass at the end"}
 
 
 def _public(value: Any) -> str:
@@ -138,4 +144,5 @@ def _public(value: Any) -> str:
         return ", ".join(map(_public, value))
     if isinstance(value, dict):
         return ", ".join(f"{key} {_public(part)}" for key, part in value.items())
-    return Path(value).name if isinstance(value, str) and "/" in value else str(value)
+    local = isinstance(value, str) and (value.startswith(("/", "~", ".")) or Path(value).exists())
+    return Path(value).name if local else str(value)

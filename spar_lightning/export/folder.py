@@ -37,8 +37,8 @@ def export(student: Student, library: str, folder: Path) -> list[Difference]:
     """
     backbone = student.module.student.requires_grad_(False)
     recipe = recipe_of(backbone, library)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--out {folder} is not empty. Give a folder that does not exist yet.")
+    if folder.exists():
+        raise UserError(f"--out {folder} is there already. Give a folder that does not exist yet.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.unfinished-", dir=folder.parent))
     try:
@@ -46,7 +46,7 @@ def export(student: Student, library: str, folder: Path) -> list[Difference]:
         found = check(backbone, recipe, unfinished)
         (unfinished / "README.md").write_text(card(student, library, recipe, found, unfinished), encoding="utf-8")
         unfinished.chmod(0o755)
-        unfinished.replace(folder)  # an empty one gives way
+        unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return found

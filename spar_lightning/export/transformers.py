@@ -124,6 +124,7 @@ def write_naflex(student: Student, folder: Path) -> None:
     """Siglip2VisionModel, which the backbone is."""
     backbone = student.module.student
     assert isinstance(backbone, NaFlex)
+    backbone.vision_model.config.name_or_path = ""  # a folder of this machine
     backbone.vision_model.save_pretrained(folder)
 
 

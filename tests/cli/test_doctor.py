@@ -82,6 +82,15 @@ def test_a_configuration_with_packs_and_workers(photos: str, tmp_path: Path) -> 
     assert found[1] == Finding("cache", "none: the teacher runs in every step")
 
 
+def test_a_cache_of_another_configuration(small: list[str], tmp_path: Path, capsys: Capture) -> None:
+    args = [*small, "--data.root", str(tmp_path / "scenes")]
+    assert main(["cache", *args]) == 0
+    assert main(["doctor", *args]) == 0
+    assert "12 images with features" in capsys.readouterr().out
+    assert main(["doctor", *args, "--model.stride", "64"]) == 1
+    assert "were made by another configuration" in capsys.readouterr().out
+
+
 def test_memory_that_is_too_small(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError

@@ -58,6 +58,7 @@ def test_the_checkpoint_is_plain_data(run: Path) -> None:
 def test_the_saved_config_repeats_the_run(run: Path, tmp_path: Path) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["backbone"]["class_path"] == "spar_lightning.backbones.Tiny"
+    assert "lr_schedule" in config["model"]  # null, which another file may not have as its default
     assert "resume" not in config and "overwrite" not in config
     assert main(["fit", "--config", str(run / "config.yaml"), "--run_dir", str(tmp_path / "again")]) == 0
     assert final_weights(tmp_path / "again", run)

@@ -1,6 +1,7 @@
 """`spar predict` gives a result or a sentence for whatever lies in a folder, and never a traceback."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors import safe_open
 
 import spar_lightning as spar
 from spar_lightning.cli import main
+from spar_lightning.cli.image_files import image_files
 from spar_lightning.datamodules.scenes import render
 from spar_lightning.pictures.palette import palette
 from spar_lightning.segmenter import Segmenter
@@ -155,9 +157,45 @@ def test_places_without_images(odd: Path, predict: Predict, tmp_path: Path, caps
         assert predict(place, "--classes", "disc") == 2
         assert sentence in capsys.readouterr().err
     assert predict(odd / "notes.txt", "--classes", "disc") == 1  # named, so it is read
-    assert predict(odd / "a.png", "--classes", "disc") == 0
-    assert predict(tmp_path, "--classes", "disc") == 2
+
+
+def test_results_are_no_images_to_read(odd: Path, predict: Predict, tmp_path: Path, capsys: Capture) -> None:
+    shutil.copy(odd / "a.png", tmp_path / "a.png")
+    for _ in range(2):  # the second time --out, which lies inside, is passed over
+        assert predict(tmp_path, "--classes", "disc") == 0
+        assert "1 image done" in capsys.readouterr().out
+    assert predict(tmp_path / "out" / "labels" / "a.png", "--classes", "disc") == 2
     assert "where results go. Give another --out" in capsys.readouterr().err
+    assert predict(tmp_path / "a.png", "--classes", "ring") == 2
+    assert "holds results of other classes" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "out").write_text("a file")
+    assert predict(tmp_path / "a.png", "--classes", "disc") == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_no_two_images_share_a_result(odd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a.jpg", "a.png", "a.jpg.png", "b.JPG"):
+        shutil.copy(odd / "a.png", folder / name)
+    (folder / "doc.pdf").write_text("")
+    files, others = image_files([str(folder)], tmp_path / "out")
+    assert sorted(map(str, files.values())) == ["a.jpg", "a.jpg.png", "a.png", "b.JPG"]
+    assert [path.name for path in others] == ["doc.pdf"]  # Pillow writes these, and cannot read them
+    monkeypatch.chdir(folder)
+    again, _ = image_files(["b.JPG", str(folder / "b.JPG"), "./b.*"], tmp_path / "out")
+    assert again == {Path("b.JPG"): Path("b")}
+
+
+def test_class_files_of_other_editors(odd: Path, predict: Predict, tmp_path: Path, capsys: Capture) -> None:
+    text = tmp_path / "classes.txt"
+    text.write_bytes(b"\xef\xbb\xbfdisc\r\nring\r\n")
+    assert predict(odd / "a.png", "--classes", text) == 0
+    assert [row["label"] for row in json.loads((tmp_path / "out" / "classes.json").read_text())] == ["disc", "ring"]
+    text.write_bytes("gr\u00fcn".encode("latin-1"))
+    assert predict(odd / "a.png", "--classes", text) == 2
+    assert "is no text in UTF-8" in capsys.readouterr().err
 
 
 def test_scores_beyond_memory_are_a_line(
@@ -165,15 +203,13 @@ def test_scores_beyond_memory_are_a_line(
 ) -> None:
     monkeypatch.setattr("spar_lightning.cli.predict.MOST_SCORES", 10_000)
     assert predict(odd / "a.png", "--classes", CLASSES, "--scores") == 1
-    assert "scores of 3 classes on 48 x 72 pixels take 41.5 kB, more than 10 kB" in capsys.readouterr().err
+    assert "scores of 3 classes on 48 x 72 pixels take up to 96.8 kB, more than 10 kB" in capsys.readouterr().err
 
 
 def test_an_image_beyond_memory_is_a_line(
     odd: Path, predict: Predict, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    def full(*_: object) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(Segmenter, "__call__", full)
-    assert predict(odd / "a.png", "--classes", CLASSES) == 1
-    assert "a.png is too large for the memory of cpu. Give --max-side." in capsys.readouterr().err
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")):
+        monkeypatch.setattr(Segmenter, "__call__", lambda *_, error=error: (_ for _ in ()).throw(error))
+        assert predict(odd / "a.png", "--classes", CLASSES) == 1
+        assert "a.png is too large for the memory of cpu. Give --max-side." in capsys.readouterr().err
