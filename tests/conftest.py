@@ -21,6 +21,14 @@ ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "spar_lightning" / "configs" / "quickstart.yaml"
 
 
+LONG = ("test_nodes.py", "test_processes.py")  # tests with processes of their own
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first: at the end they would leave a core idle."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @dataclass
 class Finished:
     """A `spar` process that has ended."""
