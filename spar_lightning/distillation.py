@@ -159,12 +159,7 @@ class Distillation(LightningModule):
         """A copy of the student's frozen part on a device: tokens (1, prefix+N, D) of pixels (1, 3, H, W) uint8."""
         backbone, blocks = self.teacher_backbone().to(device), self.frozen_blocks
 
-        def tokens(pixels: Tensor) -> Tensor:
-            images = backbone.normalize(pixels)
-            grid = (images.shape[-2] // backbone.patch_size, images.shape[-1] // backbone.patch_size)
-            return backbone.run_blocks(backbone.embed(images), [grid], stop=blocks)
-
-        return tokens
+        return lambda pixels: backbone.trunk_tokens(backbone.normalize(pixels), blocks)
 
     @cached_property
     def frozen_blocks(self) -> int:

@@ -97,6 +97,11 @@ class Backbone(nn.Module, ABC):
         features: Tensor = self.project(tokens, [grid]).unflatten(1, grid)
         return features
 
+    def trunk_tokens(self, images: Tensor, stop: int | None = None) -> Tensor:
+        """Tokens (B, prefix+N, D) of normalised images behind the blocks, or before block `stop`."""
+        grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
+        return self.run_blocks(self.embed(images), [grid], stop=stop)
+
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings (Q, d) of the prompts, not normalised, on the CPU."""

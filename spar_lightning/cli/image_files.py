@@ -30,6 +30,7 @@ def image_files(given: Sequence[str], out: Path) -> tuple[dict[Path, Path], list
     """
     Image.init()  # all formats, for their suffixes
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN.keys() - STUBS}
+    results = out.resolve()
     whole: dict[Path, Path] = {}  # each file once, whatever the way to it
     others: dict[Path, None] = {}
     for text in given:
@@ -38,10 +39,10 @@ def image_files(given: Sequence[str], out: Path) -> tuple[dict[Path, Path], list
         if not found:
             raise UserError(f"There is no file or folder {text!r}, and as a pattern it fits none.")
         named = {path: None for path in found if not path.is_dir()}
-        if path in named and out.resolve() in path.resolve().parents:
+        if path in named and results in path.resolve().parents:
             raise UserError(f"{path} lies in --out {out}, where results go. Give another --out, or other images.")
         below = (file for path in found if path.is_dir() for file in _below(path))
-        files = [file for file in (*named, *below) if out.resolve() not in file.resolve().parents]
+        files = [file for file in (*named, *below) if results not in file.resolve().parents]
         images = [file for file in files if file in named or file.suffix.lower() in suffixes]
         if not images:
             raise UserError(f"{text} holds no image: none of its {len(files)} files has a suffix such as .jpg or .png.")
@@ -49,9 +50,8 @@ def image_files(given: Sequence[str], out: Path) -> tuple[dict[Path, Path], list
             whole.setdefault(Path(os.path.abspath(file)), file)
         others |= dict.fromkeys(file for file in files if file.suffix.lower() not in suffixes)
     names = _names(list(whole))
-    return {whole[path]: name for path, name in names.items()}, [
-        f for f in others if Path(os.path.abspath(f)) not in whole
-    ]
+    rest = [file for file in others if Path(os.path.abspath(file)) not in whole]
+    return {whole[path]: name for path, name in names.items()}, rest
 
 
 def _below(folder: Path) -> list[Path]:

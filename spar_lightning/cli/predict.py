@@ -91,17 +91,17 @@ def run(args: Sequence[str]) -> int:
     panels = _panels(student, given.max_side) if given.pca else {}
     if len(classes) == 1:
         print("There is one class, so every pixel gets it. Give a second, such as 'background'.", file=sys.stderr)
-    failed = {}
+    failed: list[Exception] = []
     for file, name in tqdm(files.items(), "predict", unit="image", disable=None):
         try:
             _predict(file, name, segmenter, folder, panels, given)
         except (ImageError, NoResultError) as error:
-            failed[file] = error
+            failed.append(error)
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
-            failed[file] = NoResultError(f"{file} is too large for the memory of {segmenter.device}. Give --max-side.")
-    return _report(len(files) - len(failed), list(failed.values()), others, given.out)
+            failed.append(NoResultError(f"{file} is too large for the memory of {segmenter.device}. Give --max-side."))
+    return _report(len(files) - len(failed), failed, others, given.out)
 
 
 def _predict(

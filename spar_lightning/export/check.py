@@ -71,10 +71,10 @@ def check(backbone: Backbone, recipe: Recipe, folder: Path) -> list[Difference]:
     """
     images, ours = {}, {}
     for i, (height, width) in enumerate(sizes(backbone)):
-        pixels = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(i))
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (backbone.mean, backbone.std))
-        normalised = (pixels - mean) / std
-        images[str(i)] = pixels if recipe.pixels else normalised
+        shape, generator = (1, 3, height, width), torch.Generator().manual_seed(i)
+        pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        normalised = backbone.normalize(pixels)
+        images[str(i)] = pixels / 255 if recipe.pixels else normalised
         ours[f"dense {i}"] = backbone(normalised)
         if recipe.tokens is not None:
             ours[f"tokens {i}"] = recipe.tokens(backbone, normalised)

@@ -11,8 +11,8 @@ from spar_lightning.backbones import OpenCLIP, SigLIP2
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.backbones.open_clip_models import FILES, OpenClipModel, both_towers, model_config, weights
 from spar_lightning.backbones.weights import check_fit
-from spar_lightning.export.recipe import Recipe, Recipes, normed, trunk_output
-from spar_lightning.export.snippets import TIMM_POOL, TIMM_TOKENS
+from spar_lightning.export.recipe import Recipe, Recipes, normed
+from spar_lightning.export.snippets import ANTIALIASED, TIMM_POOL, TIMM_TOKENS
 from spar_lightning.loading import Student
 
 
@@ -38,7 +38,7 @@ def write(student: Student, folder: Path) -> None:
 
 def before_last_block(backbone: Backbone, images: Tensor) -> Tensor:
     """The tokens that enter the last block, whose attention MaskCLIP replaces."""
-    return trunk_output(backbone, images, backbone.depth - 1)
+    return backbone.trunk_tokens(images, backbone.depth - 1)
 
 
 LOAD: Final = """
@@ -76,10 +76,7 @@ def dense(model, images):
     return (visual.ln_post(x) @ visual.proj).unflatten(1, (h, w))
 '''
 
-SIZES: Final = (
-    "open_clip refuses other sizes than the native, or with `force_image_size` resizes the table of positions with "
-    "antialias, which gives other features. The functions above resize it as the student was trained."
-)
+SIZES: Final = ANTIALIASED.format(library="open_clip", option="`force_image_size`")
 
 RECIPES: Final[Recipes] = {
     SigLIP2: Recipe(

@@ -7,7 +7,7 @@ from typing import Final
 from safetensors.torch import save_file
 
 from spar_lightning.backbones.base import Backbone
-from spar_lightning.export.recipe import Recipe, Recipes, trunk_output
+from spar_lightning.export.recipe import Recipe, Recipes
 from spar_lightning.loading import HEADER, Student
 from spar_lightning.student_weights import STUDENT
 
@@ -26,8 +26,7 @@ model = spar.load(".").backbone  # with classes=["cat", "dog"] a segmenter: labe
 
 ANY_SIZE: Final = """
 def tokens(model, images):
-    grid = (images.shape[2] // model.patch_size, images.shape[3] // model.patch_size)
-    return model.run_blocks(model.embed(images), [grid])
+    return model.trunk_tokens(images)
 
 
 def dense(model, images):
@@ -36,4 +35,4 @@ def dense(model, images):
 
 SIZES: Final = "spar_lightning takes images of any size; the sides of what its networks see are multiples of the patch."
 
-RECIPES: Final[Recipes] = {Backbone: Recipe(write, LOAD, ANY_SIZE, SIZES, trunk_output)}  # type: ignore[type-abstract]
+RECIPES: Final[Recipes] = {Backbone: Recipe(write, LOAD, ANY_SIZE, SIZES, Backbone.trunk_tokens)}  # type: ignore[type-abstract]

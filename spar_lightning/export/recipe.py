@@ -39,15 +39,9 @@ class Recipe:
 Recipes = Mapping[type[Backbone], Recipe]
 
 
-def trunk_output(backbone: Backbone, images: Tensor, stop: int | None = None) -> Tensor:
-    """Tokens behind the blocks, or before block `stop`: (B, prefix+N, D)."""
-    grid = (images.shape[-2] // backbone.patch_size, images.shape[-1] // backbone.patch_size)
-    return backbone.run_blocks(backbone.embed(images), [grid], stop=stop)
-
-
 def normed(norm: str) -> Callable[[Backbone, Tensor], Tensor]:
     """What gives the tokens behind the final norm, a submodule of the backbone by its name."""
-    return lambda backbone, images: backbone.get_submodule(norm)(trunk_output(backbone, images))
+    return lambda backbone, images: backbone.get_submodule(norm)(backbone.trunk_tokens(images))
 
 
 def renamed(name: str, parts: Mapping[str, str]) -> str:

@@ -5,6 +5,11 @@ Positions are resized as the student was trained: bicubic, align_corners False, 
 
 from typing import Final
 
+ANTIALIASED: Final = (
+    "{library} refuses other sizes than the native, or with {option} resizes the table of positions with antialias, "
+    "which gives other features. The functions above resize it as the student was trained."
+)
+
 TIMM_TOKENS: Final = """
 import torch.nn.functional as F
 

@@ -14,7 +14,7 @@ from spar_lightning.backbones.open_clip_models import model_config
 from spar_lightning.errors import UserError
 from spar_lightning.export.open_clip import before_last_block
 from spar_lightning.export.recipe import Recipe, Recipes, normed, renamed
-from spar_lightning.export.snippets import TIMM_POOL, TIMM_TOKENS
+from spar_lightning.export.snippets import ANTIALIASED, TIMM_POOL, TIMM_TOKENS
 from spar_lightning.loading import Student
 
 # Of a vision tower of open_clip, what a plain ViT of other libraries can be told.
@@ -164,10 +164,7 @@ def dense(model, images):
     return model.head(tokens(model, images)).unflatten(1, (h, w))
 """
 
-SIZES: Final = (
-    "timm refuses other sizes than the native, or with `dynamic_img_size` or `img_size` resizes the table of positions "
-    "with antialias, which gives other features. The functions above resize it as the student was trained."
-)
+SIZES: Final = ANTIALIASED.format(library="timm", option="`dynamic_img_size` or `img_size`")
 
 PERIODS: Final = (
     "timm takes any size, but computes RoPE periods anew and does not round them through bf16, as the official "

@@ -110,34 +110,44 @@ def test_cache_fit_and_validate_under_torchrun(small: list[str], tmp_path: Path)
     assert f"{found['after']['miou']['scenes_96']:.1f}" in validated
 
 
-def test_the_slurm_script(small: list[str], scenes: Path, tmp_path: Path) -> None:
-    """examples/slurm/fit.sbatch as it is; what it hands to srun runs as srun's two tasks, with SLURM's variables."""
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    (tools / "srun").write_text(SRUN)
-    (tools / "srun").chmod(stat.S_IRWXU)
-    variables = {
-        "PATH": f"{tools}:{os.environ['PATH']}", "TASK": str(tmp_path / "task"),
-        "SLURM_JOB_ID": str(free_port()), "SLURM_JOB_NAME": "spar-fit",
-        "SLURM_NNODES": "2", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NODELIST": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }  # fmt: skip
-    assert small[0] == "--config"
-    run = tmp_path / "run"
-    more = ["--data.root", str(scenes), "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"]
-    more += ["--mean_iou.before", "false", "--mean_iou.teacher", "false", "--run_dir", str(run)]
+def handed_to_srun(script: str, args: list[str], variables: dict[str, str], folder: Path) -> list[str]:
+    """What a script of examples/slurm, as it is, would have srun start, behind `spar`."""
+    (folder / "srun").write_text(SRUN)
+    (folder / "srun").chmod(stat.S_IRWXU)
+    where = {"PATH": f"{folder}:{os.environ['PATH']}", "TASK": str(folder / "task")}
     done = subprocess.run(
-        ["bash", str(ROOT / "examples" / "slurm" / "fit.sbatch"), *small[1:], *more],
-        capture_output=True, text=True, timeout=300, env={**environment(), **variables},
+        ["bash", str(ROOT / "examples" / "slurm" / script), *args],
+        capture_output=True, text=True, timeout=300, env={**environment(), **variables, **where},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    spar, *args = (tmp_path / "task").read_text().splitlines()
+    spar, *task = (folder / "task").read_text().splitlines()
     assert spar == "spar"
+    return task
+
+
+def test_the_slurm_scripts(small: list[str], tmp_path: Path) -> None:
+    """Features by a job of the array, then srun's two tasks with SLURM's variables."""
+    variables = {
+        "SLURM_JOB_ID": str(free_port()), "SLURM_JOB_NAME": "spar-fit", "SLURM_NNODES": "2", "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "1", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": str(free_port()),
+    }  # fmt: skip
+    assert small[0] == "--config"
+    run, data = tmp_path / "run", ["--data.root", str(tmp_path / "scenes")]
+    more = [*data, "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--run_dir", str(run)]
+    more += ["--mean_iou.before", "false", "--mean_iou.teacher", "false"]
+    scripts = ("cache.sbatch", "fit.sbatch")
+    cache, fit = (handed_to_srun(name, [*small[1:], *more], variables, tmp_path) for name in scripts)
+    assert main(cache) == 0
+    shards = list((tmp_path / "scenes" / "seed-0" / "cache" / "shards").glob("*.h5"))
+    assert len(shards) == 1
+    made = shards[0].stat().st_mtime_ns
+
     outs = [tmp_path / "task-0", tmp_path / "task-1"]
     ranks = [{**variables, "SLURM_PROCID": str(i), "SLURM_NODEID": str(i), "SLURM_LOCALID": "0"} for i in range(2)]
-    tasks = [task(args, rank, out) for rank, out in zip(ranks, outs, strict=True)]
+    tasks = [task(fit, rank, out) for rank, out in zip(ranks, outs, strict=True)]
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in tasks]
     assert codes == [0, 0], [out.read_text() for out in outs]
     shown = outs[0].read_text()
     assert "CPUAccelerator x 2" in shown and shown.count("| single pass, after (SPAR)") == 1
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert shards[0].stat().st_mtime_ns == made  # the features were there

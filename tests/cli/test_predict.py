@@ -98,8 +98,8 @@ def test_scores_features_and_colours(odd: Path, predict: Predict, tmp_path: Path
     out = tmp_path / "out"
     scores = np.load(out / "scores" / "a.npz")
     assert scores["scores"].shape == (3, 48, 72) and scores["labels"].tolist() == ["disc", "ring", "background"]
-    # Half precision makes a few scores equal.
-    assert (scores["scores"].argmax(0) == np.array(Image.open(out / "labels" / "a.png"))).mean() > 0.99
+    # Half precision may make two scores equal.
+    assert (scores["scores"].argmax(0) == np.array(Image.open(out / "labels" / "a.png"))).mean() > 0.999
     with safe_open(out / "features" / "a.safetensors", "np") as file:
         assert file.get_tensor("features").shape == (6, 9, 128)
         assert file.metadata()["height"] == "48" and file.metadata()["weights"] == "tiny"
