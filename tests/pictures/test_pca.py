@@ -21,7 +21,7 @@ def test_the_basis_is_that_of_a_singular_value_decomposition() -> None:
     teacher = features(0)
     basis, rows = Basis.of(teacher), teacher.flatten(0, 1).double()
     v = torch.linalg.svd(rows - rows.mean(0), full_matrices=False).Vh[:3].T
-    assert torch.allclose((v.T @ basis.components).abs(), torch.eye(3, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose((v.T @ basis.components).abs(), torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-12)
     assert all(column[column.abs().argmax()] > 0 for column in basis.components.T)
 
 
@@ -32,7 +32,7 @@ def test_colours_are_of_one_range_and_signs_do_not_turn() -> None:
     assert own.shape == (9, 14, 3) and own.min() == 0 and own.max() == 1
     assert 0.02 < np.mean((own == 0) | (own == 1)) < 0.04  # a share of 1 % at each end
     again = Basis.of(teacher.flip(0)).colours(teacher)  # the same features in another order
-    assert np.allclose(own, again, atol=1e-12)
+    assert np.allclose(own, again, rtol=0, atol=1e-12)
     assert not np.allclose(own, other, atol=0.1)
     assert np.allclose(basis.colours(teacher + 0), own)
 
