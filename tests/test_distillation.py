@@ -17,6 +17,7 @@ from spar_lightning.distillation import CosineDecay, Distillation, ResumeError
 from spar_lightning.errors import UserError
 from spar_lightning.sliding_window import SlidingWindow
 from spar_lightning.trainable import SelectorError
+from tests.rounding import assert_rounded
 
 
 def sample(height: int = 96, width: int = 80, features: torch.Tensor | None = None) -> Sample:
@@ -207,7 +208,7 @@ def test_processes_with_packs_of_different_length_give_the_gradient_of_all_image
         return [p.grad for p in distillation.student.parameters() if p.grad is not None]
 
     for one, two in zip(gradients([samples]), gradients([samples[:3], samples[3:]]), strict=True):
-        torch.testing.assert_close(two, one, rtol=0, atol=3e-6 * float(one.abs().max()))
+        assert_rounded(two, one, 12, 128 * 4 * 120)  # 6 blocks and back; sums over the tokens of 4 images
 
 
 def test_a_compiled_network_takes_any_size_without_compiling_again() -> None:
@@ -217,7 +218,7 @@ def test_a_compiled_network_takes_any_size_without_compiling_again() -> None:
     with torch.no_grad():
         for height, width in ((64, 64), (72, 96), (128, 80), (40, 200), (104, 104), (80, 336)):
             images = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(height))
-            torch.testing.assert_close(tiny(images), plain(images), rtol=1e-4, atol=1e-5)
+            assert_rounded(tiny(images), plain(images), tiny.depth, tiny.embed_dim)
     assert counter.frame_count <= 2  # a square, and all other sizes
 
 

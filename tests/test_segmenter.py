@@ -101,7 +101,7 @@ def test_scores_are_those_that_decide(inference: Inference) -> None:
     assert torch.equal(labels, segmenter(image)) and torch.equal(labels, scores.argmax(0))
     single = Segmenter(Tiny(), ["disc", "ring", "plain", "waves"], inference, stride=32, templates=["{}"])
     of_names = single(image, scores=True)[1]
-    torch.testing.assert_close(scores[0], of_names[:2].amax(0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(scores[0], of_names[:2].amax(0), rtol=0, atol=1e-5)  # cosines of 128 channels
 
 
 def test_features_are_the_networks() -> None:
