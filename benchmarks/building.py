@@ -19,33 +19,25 @@ import torch
 
 from spar_lightning.backbones import Tiny
 from spar_lightning.datamodules import RenderedScenes
-from spar_lightning.datamodules.augmentation import Augmentation
-from spar_lightning.datamodules.feature_cache import FeatureCache
-from spar_lightning.datamodules.feature_shard import Entry, Rejected
-from spar_lightning.datamodules.images import Images
-from spar_lightning.datamodules.scan import scan_all
-from spar_lightning.datamodules.source import Source
-from spar_lightning.datamodules.teacher_features import TeacherFeatures
-from spar_lightning.sliding_window import SlidingWindow
+from spar_lightning.datasets.augmentation import Augmentation
+from spar_lightning.datasets.image_source import Source
+from spar_lightning.datasets.image_table import Images
+from spar_lightning.datasets.shard_index import scan_all
+from spar_lightning.distillation import Distillation
+from spar_lightning.feature_cache.cache import FeatureCache
+from spar_lightning.feature_cache.extract import TeacherFeatures
+from spar_lightning.feature_cache.shard import Entry, Rejected
 
 IDENTITY = {"teacher": "Tiny"}
-AUGMENTATION = Augmentation((160, 128), (0.7, 1.0), min_side=64, multiple=8)
+AUGMENTATION = Augmentation("released", (160, 128), (0.7, 1.0), min_side=64, multiple=8)
 
 
 def build(root: Path, images: Images, processes: int) -> float:
     """Seconds until `processes` processes, forked now, have built a cache together."""
 
     def work() -> None:
-        tiny = Tiny()
-        make = TeacherFeatures(
-            lambda: SlidingWindow(tiny, 16),
-            tiny.normalize,
-            AUGMENTATION,
-            0,
-            "float16",
-            torch.device("cpu"),
-            torch.no_grad,
-        )
+        teacher = Distillation(Tiny(), stride=16)
+        make = TeacherFeatures(teacher, AUGMENTATION, 0, "float16", torch.device("cpu"), torch.no_grad)
 
         def count(sources: Iterable[Source]) -> Iterator[Entry | Rejected]:
             for sample in make(sources):

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from spar_lightning.backbones import Backbone, SigLIP2
 from spar_lightning.evaluation.timing import now
-from spar_lightning.label_map import StoredMaps, Thresholds, label_map
-from spar_lightning.markdown import markdown
+from spar_lightning.formatting import markdown
+from spar_lightning.segmentation.label_map import StoredMaps, Thresholds, label_map
 from spar_lightning.sliding_window import SlidingWindow
 
 SIDES = (256, 384, 512, 768, 1024)  # pixels of square images

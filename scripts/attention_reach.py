@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spar_lightning.backbones.tiny import Attention, Block, Tiny
-from spar_lightning.datamodules.rendered import VALIDATION
-from spar_lightning.datamodules.scenes import CLASSES, TEXTURES, render
-from spar_lightning.evaluation.score import Score
-from spar_lightning.segmenter import Segmenter
+from spar_lightning.datamodules.rendered_scenes import VALIDATION
+from spar_lightning.datasets.scene_renderer import CLASSES, TEXTURES, render
+from spar_lightning.evaluation.confusion import ConfusionMatrix
+from spar_lightning.segmentation.config import InferenceConfig
+from spar_lightning.segmentation.segmenter import Segmenter
 
 ROOT = Path(__file__).parents[1]
 PAGE = """# What the single pass lacks
@@ -93,14 +94,15 @@ def main() -> None:
         "attention at most 4 patches away, blocks 0 to 2": Segmenter(changed(grid, all_blocks[:3], 4), CLASSES),
         "attention at most 4 patches away, blocks 3 to 5": Segmenter(changed(grid, all_blocks[3:], 4), CLASSES),
         "attention at most 4 patches away, all blocks": Segmenter(changed(grid, all_blocks, 4), CLASSES),
-        "(sliding window, stride 16)": Segmenter(Tiny(), CLASSES, "sliding", stride=16),
+        "(sliding window, stride 16)": Segmenter(Tiny(), CLASSES, InferenceConfig("sliding", stride=16)),
     }
     rows = []
     for name, segment in cases.items():
-        score = Score(len(CLASSES), torch.device("cpu"))
-        for scene in scenes:
-            score.update(segment(torch.from_numpy(scene.image).permute(2, 0, 1)), torch.from_numpy(scene.labels))
-        result = score.compute()
+        counts = ConfusionMatrix(len(CLASSES))
+        for i, scene in enumerate(scenes):
+            predicted = segment(torch.from_numpy(scene.image).permute(2, 0, 1))
+            counts.update(predicted, torch.from_numpy(scene.labels), i)
+        result = counts.results()
         textures, shapes = result.per_class[: len(TEXTURES)], result.per_class[len(TEXTURES) :]
         means = [result.miou, sum(textures) / len(textures), sum(shapes) / len(shapes)]
         rows.append(f"| {name} | " + " | ".join(f"{mean:.1f}" for mean in means) + " |")

@@ -23,30 +23,22 @@ import torch
 
 from spar_lightning.backbones import Tiny
 from spar_lightning.datamodules import RenderedScenes
-from spar_lightning.datamodules.augmentation import Augmentation
-from spar_lightning.datamodules.feature_cache import FeatureCache
-from spar_lightning.datamodules.feature_shard import CacheError, FeatureShard
-from spar_lightning.datamodules.scan import scan_all
-from spar_lightning.datamodules.teacher_features import TeacherFeatures
-from spar_lightning.sliding_window import SlidingWindow
+from spar_lightning.datasets.augmentation import Augmentation
+from spar_lightning.datasets.shard_index import scan_all
+from spar_lightning.distillation import Distillation
+from spar_lightning.feature_cache.cache import FeatureCache
+from spar_lightning.feature_cache.extract import TeacherFeatures
+from spar_lightning.feature_cache.shard import CacheError, FeatureShard
 
 IDENTITY = {"teacher": "Tiny at stride 32", "augmentation": "small"}
 PROCESSES = 2
-SMALL = Augmentation((96, 64), (0.7, 1.0), min_side=64, multiple=8, crop_probability=0.25)
+SMALL = Augmentation("small", (96, 64))
 
 
 def build(root: Path, tars: list[str]) -> FeatureCache:
     """What a process of `spar cache` does: scan, then build."""
-    tiny = Tiny()
-    make = TeacherFeatures(
-        lambda: SlidingWindow(tiny, 32),
-        tiny.normalize,
-        SMALL,
-        0,
-        "float16",
-        torch.device("cpu"),
-        torch.no_grad,
-    )
+    teacher = Distillation(Tiny(), stride=32)
+    make = TeacherFeatures(teacher, SMALL, 0, "float16", torch.device("cpu"), torch.no_grad)
     images = scan_all(tars, root, show=False)
     cache = FeatureCache(root, IDENTITY)
     cache.build(images, make, show=False)

@@ -17,12 +17,12 @@ from typing import Final
 from PIL import Image
 
 from spar_lightning.cli import main as spar
-from spar_lightning.datamodules.scenes import render
+from spar_lightning.datasets.scene_renderer import render
 from spar_lightning.errors import UserError
 from spar_lightning.export import LIBRARIES, export
-from spar_lightning.export.folder import recipe_of
-from spar_lightning.loading import load_student
-from spar_lightning.markdown import markdown
+from spar_lightning.export.exporter import recipe_of
+from spar_lightning.formatting import markdown
+from spar_lightning.student import load_student
 
 ROOT: Final = Path(__file__).parents[1]
 FAMILIES: Final = {
@@ -81,7 +81,7 @@ def main() -> int:
             for library in LIBRARIES:
                 student = load_student(run)
                 try:
-                    recipe_of(student.module.student, library)
+                    recipe_of(student.backbone, library)
                 except UserError:  # the library has no place for this family
                     continue
                 found = export(student, library, Path(place) / f"{family}-{library}")

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from spar_lightning.backbones import Tiny
-from spar_lightning.markdown import markdown
-from spar_lightning.segmenter import Inference, Segmenter
+from spar_lightning.formatting import markdown
+from spar_lightning.segmentation.config import Inference, InferenceConfig
+from spar_lightning.segmentation.prompts import TextClassifier
+from spar_lightning.segmentation.segmenter import Segmenter
 from spar_lightning.sliding_window import SlidingWindow
-from spar_lightning.zero_shot import TextClassifier
 
 
 class Convolution(Tiny):
@@ -46,7 +47,7 @@ def work(what: str, inference: Inference, classes: int, side: int, stride: int) 
     image = torch.randint(256, (3, side, side), dtype=torch.uint8)
     text = nn.functional.normalize(torch.randn(classes, 768), dim=-1)
     classifier = TextClassifier(tuple(map(str, range(classes))), text, torch.arange(classes))
-    segmenter = Segmenter(network, classifier, inference, stride)
+    segmenter = Segmenter(network, classifier, InferenceConfig(inference, stride))
     start = time.perf_counter()
     if what == "segment":
         segmenter(image)

@@ -22,24 +22,35 @@ import webdataset as wds
 from PIL import Image
 from torch import Tensor, nn
 
-from spar_lightning.datamodules.augmentation import Augmentation
-from spar_lightning.datamodules.feature_cache import FeatureCache
-from spar_lightning.datamodules.loader import EpochOrder, ResumableLoader
-from spar_lightning.datamodules.scan import scan_all
-from spar_lightning.datamodules.teacher_features import TeacherFeatures
-from spar_lightning.markdown import markdown
+from spar_lightning.backbones import Tiny
+from spar_lightning.datamodules.dataloader import EpochOrder, ResumableLoader
+from spar_lightning.datasets.augmentation import Augmentation
+from spar_lightning.datasets.shard_index import scan_all
+from spar_lightning.distillation import Distillation
+from spar_lightning.feature_cache.cache import FeatureCache
+from spar_lightning.feature_cache.extract import TeacherFeatures
+from spar_lightning.formatting import markdown
 
 PER_TAR = 2000
 SIZE, PATCH, CHANNELS = 64, 8, 32
 ALLOWED = 1.1
 
 
-class Stub(nn.Module):
+class Patches(nn.Module):
     """Features that cost nothing: the patches themselves, cut to `CHANNELS`."""
 
     def forward(self, images: Tensor) -> Tensor:
         patches = nn.functional.pixel_unshuffle(images, PATCH)[:, :CHANNELS]
         return patches.permute(0, 2, 3, 1)
+
+
+class Stub(TeacherFeatures):
+    """Makes samples with such features."""
+
+    @torch.no_grad()
+    def features(self, image: Tensor) -> Tensor:
+        features: Tensor = Patches()(image[None].float())[0]
+        return features
 
 
 def write_tars(folder: Path, count: int) -> list[str]:
@@ -65,8 +76,9 @@ def plan(tars: list[str], root: Path) -> None:
 
 def cache(tars: list[str], root: Path) -> None:
     """Build the cache."""
-    augmentation = Augmentation((SIZE, SIZE), (1.0, 1.0), SIZE, PATCH)
-    make = TeacherFeatures(Stub, lambda x: x.float(), augmentation, 0, "float16", torch.device("cpu"), torch.no_grad)
+    augmentation = Augmentation("released", (SIZE, SIZE), (1.0, 1.0), SIZE, PATCH)
+    teacher = Distillation(Tiny(None))
+    make = Stub(teacher, augmentation, 0, "float16", torch.device("cpu"), torch.no_grad)
     FeatureCache(root, {"teacher": "stub"}).build(scan_all(tars, root, show=False), make, show=False)
 
 

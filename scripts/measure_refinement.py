@@ -23,10 +23,10 @@ import torch
 
 from spar_lightning.cli import main as spar
 from spar_lightning.evaluation.report import read
-from spar_lightning.label_map import Thresholds, label_map
-from spar_lightning.markdown import markdown
-from spar_lightning.refine import LPOSS, AnyUp
-from spar_lightning.refine.guided_maps import GuidedMaps
+from spar_lightning.formatting import markdown
+from spar_lightning.refinement import LPOSS, AnyUp
+from spar_lightning.segmentation.label_map import Thresholds, label_map
+from spar_lightning.segmentation.similarity import GuidedMaps
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "spar_lightning" / "configs" / "quickstart.yaml"
@@ -39,9 +39,9 @@ WAYS = {
 REFINEMENTS = {
     "none": "none",
     "none, on the patch grid": "{alpha: 0}",  # what LPOSS starts from: a share of 0 comes from the neighbours
-    "LPOSS, gamma 1": "lposs",
+    "LPOSS, gamma 1": ["LPOSS"],
     "LPOSS, gamma 3": "{gamma: 3}",
-    "LPOSS, gamma 10": "lposs_spar",
+    "LPOSS, gamma 10": ["LPOSS", "--refine.preset", "spar"],
 }
 STRIDES, AREAS = "64,48,32,24,16,12,8", "64,96,128,160,192,256"
 SIZES = ((672, 896), (1024, 2048))  # Pascal VOC and Cityscapes by the paper's protocol, patches of 16
@@ -65,7 +65,7 @@ def scores(run: Path, scenes: Path, results: Path) -> str:
                 continue  # a single pass is on the patch grid anyway
             given = [*options, str(run)] if options == ["--weights"] else options
             out = results / f"{way} {title}".replace(", ", "-").replace(" ", "_")
-            evaluate(run, scenes, out, *given, "--refine", refine)
+            evaluate(run, scenes, out, *given, "--refine", *refine)
             found = read(out)["benchmarks"]
             miou = [f"{found[name]['mIoU']:.1f}" for name in (SMALL, LARGE)]
             lines.append([way, title, *miou, f"{found[LARGE]['ms_per_image']:.1f}"])

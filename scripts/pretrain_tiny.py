@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from spar_lightning.backbones.tiny import Tiny, WordEncoder
-from spar_lightning.datamodules.scenes import CLASSES, render
+from spar_lightning.datasets.scene_renderer import CLASSES, render
 
 PACKAGE = Path(__file__).parents[1] / "spar_lightning" / "backbones"
 SEED = 20260  # of the scenes seen in pretraining; no other part of the project uses it

@@ -7,14 +7,14 @@ for: the package itself imports nothing heavy.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spar_lightning.loading import load as load
+    from spar_lightning.student import load as load
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        from spar_lightning.loading import load
+        from spar_lightning.student import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spar_lightning.errors import UserError
+from spar_lightning.image.resize import check_sides
 
 ALGORITHM = 1  # raised by hand when the same backbone, window and stride give other features
 # Patches of one forward pass: on a CPU longer ones leave its caches, a GPU wants matrices of this many rows.
@@ -33,16 +34,6 @@ class DenseEncoder(Protocol):
     window: int
 
     def __call__(self, images: Tensor, /) -> Tensor: ...
-
-
-def check_sides(images: Tensor, patch_size: int) -> None:
-    """Raise UserError unless both sides of (B, 3, H, W) are positive multiples of the patch."""
-    height, width = images.shape[-2:]
-    if not height or not width or height % patch_size or width % patch_size:
-        raise UserError(
-            f"Images must have sides that are multiples of the patch size {patch_size}, but got "
-            f"{height} x {width}. Resize the image first; Segmenter does it for you."
-        )
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from spar_lightning.backbones.base import Backbone
-from spar_lightning.packing import dense_features
-from spar_lightning.trainable import set_trainable
+from spar_lightning.backbones.packing import dense_features
+from spar_lightning.backbones.parameter_groups import set_trainable
 
 Factory = Callable[[], Backbone]
 TOLERANCE = 2e-4  # of features with a standard deviation of about one, fp32

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import savemat
 
-from spar_lightning.datamodules.pascal_context import IDS
+from spar_lightning.evaluation.pascal_context import IDS
 
 Labels = NDArray[np.integer]
 

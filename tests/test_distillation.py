@@ -11,12 +11,13 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from spar_lightning.backbones import Tiny
+from spar_lightning.backbones.parameter_groups import SelectorError
 from spar_lightning.backbones.weights import WeightsError
-from spar_lightning.datamodules.sample import Sample
-from spar_lightning.distillation import CosineDecay, Distillation, ResumeError
+from spar_lightning.datamodules.dataloader import ResumeError
+from spar_lightning.datasets.samples import Sample
+from spar_lightning.distillation import CosineDecay, Distillation
 from spar_lightning.errors import UserError
 from spar_lightning.sliding_window import SlidingWindow
-from spar_lightning.trainable import SelectorError
 from tests.rounding import assert_rounded
 
 
@@ -43,7 +44,7 @@ def test_defaults_are_the_papers() -> None:
     distillation = Distillation(Tiny(pretrained=None))
     optimizer = distillation.configure_optimizers()
     assert isinstance(optimizer, torch.optim.AdamW) and isinstance(distillation.loss, nn.MSELoss)
-    assert distillation.stride == 24
+    assert distillation.config.stride == 24
     assert optimizer.defaults["lr"] == 2e-5 and optimizer.defaults["weight_decay"] == 1e-4
     trained = {name.split(".")[2] for name, p in distillation.named_parameters() if p.requires_grad}
     assert trained == {"4", "5"}
@@ -137,9 +138,11 @@ def test_a_checkpoint_of_another_selection_is_refused() -> None:
         module().on_load_checkpoint(saved)
 
 
-def test_an_unknown_refinement() -> None:
-    with pytest.raises(UserError, match=r"refine: there is no 'lpos'. Did you mean lposs"):
-        module(refine="lpos")
+def test_an_unknown_setting_of_inference() -> None:
+    with pytest.raises(UserError, match="refine .* 'lposs'"):
+        module(refine="lposs")
+    with pytest.raises(TypeError, match="strid"):
+        module(strid=3)
 
 
 def test_the_upsampler_is_read_before_the_features_are_made(tmp_path: Path) -> None:

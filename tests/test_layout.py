@@ -1,6 +1,7 @@
-"""The plan of the house: links at the top, imports downward, no reach into Lightning's private parts."""
+"""The code layout: imports run downward, no cycles, no way around them, no private parts of libraries."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,58 +10,122 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "spar_lightning"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# Lowest first; a module imports from its own row and from those above it in this list.
-LAYERS = [
-    ["errors", "markdown", "pyplot", "configs"],
-    ["sliding_window", "trainable", "packing", "zero_shot", "geometry", "processes", "label_map"],
-    ["backbones", "datamodules", "pictures"],
-    ["pixels", "student_weights", "refine"],
-    ["cosine_maps", "text_embeddings"],
-    ["segmenter"],
-    ["evaluation"],
-    ["distillation"],
-    ["loading"],
-    ["export", "callbacks", "testing", "speed"],
-    ["cli"],
-    ["__main__"],
-]
+# Lowest first, as in docs/code_layout.md: a module imports from its own folder and from names before it.
+ORDER = """errors formatting distributed configs files image backbones sliding_window testing refinement segmentation
+    datasets feature_cache visualization evaluation datamodules distillation student callbacks export speed cli
+    __main__""".split()
 
 
-def room(module: str) -> str:
-    return module.removeprefix("spar_lightning").removeprefix(".").split(".")[0]
+def name(path: Path) -> str:
+    """Return a module's dotted name; of a package its own."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported(path: Path) -> list[str]:
-    tree = ast.parse(path.read_text())
-    froms = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    return froms + [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+NAMES = {name(path): path for path in MODULES}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_run_downward(path: Path) -> None:
-    here = room(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    allowed = {"", here}
-    for layer in LAYERS:
-        if here in layer:
-            break
-        allowed.update(layer)
-    for module in imported(path):
+def imported(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield module and name of every import, wherever it is in the file; the name is empty for `import x`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield from ((node.module or "", alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+
+
+def own_imports(path: Path) -> set[str]:
+    """Return the modules of the package that a file imports."""
+    found = set()
+    for module, attribute in imported(path):
         if module.split(".")[0] == "spar_lightning":
-            assert room(module) in allowed, f"{path.name} imports {module}"
+            found.add(f"{module}.{attribute}" if f"{module}.{attribute}" in NAMES else module)
+    return found - {name(path)}
 
 
-@pytest.mark.parametrize("name", ["backbones", "callbacks", "configs", "datamodules"])
-def test_links_at_the_top(name: str) -> None:
-    assert (ROOT / name).is_symlink() and (ROOT / name).resolve() == PACKAGE / name
+def test_imports_run_downward() -> None:
+    offenders = []
+    for path in MODULES:
+        here = [*name(path).split("."), ""][1]
+        if not here:  # the package itself: its one import is lazy
+            continue
+        for module in own_imports(path):
+            there = [*module.split("."), ""][1]
+            if there and there != here and ORDER.index(there) > ORDER.index(here):
+                offenders.append(f"{name(path)} -> {module}")
+    assert not offenders
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_private_parts_of_libraries(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    for module in imported(path):
-        assert not any(part.startswith("_") for part in module.split(".")), module
-    attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    # Lightning: reading it breaks the resume of a loader in the middle of an epoch, without a word.
-    assert "estimated_stepping_batches" not in attributes
-    # Lightning: its hyperparameters come back over the user's command line on resume.
-    assert "save_hyperparameters" not in attributes
+def test_the_order_is_that_of_the_page() -> None:
+    page = (ROOT / "docs" / "code_layout.md").read_text()
+    places = [page.index(f"\n  {part}") for part in ORDER[:-1]]
+    assert places == sorted(places)
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders <= set(ORDER)
+
+
+def test_no_cycles() -> None:
+    graph = {module: own_imports(path) for module, path in NAMES.items()}
+    graph = {
+        m: {n for n in targets if n not in m.split(".") and not m.startswith(f"{n}.")} for m, targets in graph.items()
+    }
+    done: set[str] = set()
+    while free := [module for module in graph if module not in done and graph[module] <= done | {"spar_lightning"}]:
+        done.update(free)
+    assert sorted(set(graph) - done) == []
+
+
+def test_no_way_around_the_order() -> None:
+    """What belongs to a higher layer is not passed to a lower one as Any: `trainer.datamodule`, the module, a model."""
+    offenders = []
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            arguments = [*node.args.args, *node.args.kwonlyargs]
+            for argument in arguments:
+                if argument.arg in ("module", "model", "datamodule", "teacher", "backbone", "student", "trainer"):
+                    if isinstance(argument.annotation, ast.Name) and argument.annotation.id == "Any":
+                        offenders.append(f"{name(path)}.{node.name}({argument.arg}: Any)")
+            reads = {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
+            checked = {n.func.id for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+            if reads & {"datamodule", "lightning_module"} and "isinstance" not in checked and "cli" not in path.parts:
+                offenders.append(f"{name(path)}.{node.name} reads the other without isinstance")
+    assert not offenders
+
+
+@pytest.mark.parametrize("link", ["backbones", "callbacks", "configs", "datamodules"])
+def test_links_at_the_top(link: str) -> None:
+    assert (ROOT / link).is_symlink() and (ROOT / link).resolve() == PACKAGE / link
+
+
+PRIVATE_ALLOWED = {("open_clip.model", "_build_vision_tower")}  # open_clip has no public way to a single tower
+FORBIDDEN = {
+    "estimated_stepping_batches": "reading it breaks the resume of a loader in the middle of an epoch, without a word",
+    "save_hyperparameters": "LightningCLI would read them back over the user's command line on resume",
+}
+
+
+def private_parts(path: Path) -> list[str]:
+    """Return what a file uses of other packages' private parts, and the forbidden parts of Lightning."""
+    found = [
+        f"{module} {attribute}"
+        for module, attribute in imported(path)
+        if any(part.startswith("_") and not part.startswith("__") for part in [*module.split("."), attribute])
+        and (module, attribute) not in PRIVATE_ALLOWED
+    ]
+    attributes = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    return [*found, *sorted(attributes & FORBIDDEN.keys())]
+
+
+def test_no_private_parts_of_libraries() -> None:
+    assert {name(path): found for path in MODULES if (found := private_parts(path))} == {}
+
+
+def test_a_private_name_of_a_public_module_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "x.py").write_text("from timm.layers import _hidden\nfrom __future__ import annotations\n")
+    assert private_parts(tmp_path / "x.py") == ["timm.layers _hidden"]
+
+
+def test_files_have_a_size_that_one_reads() -> None:
+    assert [path.name for path in MODULES if len(path.read_text().splitlines()) > 400] == []

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from spar_lightning.backbones import Backbone, DINOv3Text, NaFlex, OpenCLIP, SigLIP2, Tiny
-from spar_lightning.packing import Grid
+from spar_lightning.backbones.base import Grid
+from spar_lightning.backbones.parameter_groups import SelectorError, select
 from spar_lightning.testing import Check, backbone_checks
-from spar_lightning.trainable import SelectorError, select
 
 FAMILIES: dict[str, Callable[[str], Backbone]] = {
     "Tiny": lambda folder: Tiny(),

@@ -1,9 +1,9 @@
 """Plain ViTs of timm as a backbone of spar-lightning: patch tokens after the final norm."""
 
-from spar_lightning.backbones.timm_trunk import TimmTrunk
+from spar_lightning.backbones.packing import patch_tokens
+from spar_lightning.backbones.timm_vit import TimmTrunk
 from spar_lightning.backbones.weights import check_fit
 from spar_lightning.errors import UserError
-from spar_lightning.packing import patch_tokens
 
 
 class TimmViT(TimmTrunk):

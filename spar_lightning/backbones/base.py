@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spar_lightning.backbones.weights import tensors_digest
-from spar_lightning.geometry import Rule, aligned
-from spar_lightning.packing import Grid
+from spar_lightning.files.hashing import hash_tensors
+from spar_lightning.image.resize import Rule, aligned
 
+Grid = tuple[int, int]  # patches of an image (h, w)
 TextTower = Callable[[Sequence[str]], Tensor]
 
 
@@ -29,21 +29,24 @@ class Backbone(nn.Module, ABC):
     make the student differ from its teacher.
 
     Attributes:
+        family: Name that identifies the class in caches and results. It defaults to the class's name and never
+            contains the module path: a renamed file must not orphan a cache.
         patch_size: Side P of a patch in pixels.
         window: Native side K of the image in pixels, a multiple of P.
         embed_dim: Width d of the output.
         mean: Per-channel mean of the input, for pixels in [0, 1].
         std: Per-channel standard deviation of the input.
-        paper_geometry: What the published code does with sides that the patch does not divide.
+        paper_patch_fit: What the published code does with sides that the patch does not divide.
         packs: Whether `run_blocks` takes several images of different sizes in one sequence.
     """
 
+    family: str
     patch_size: int
     window: int
     embed_dim: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    paper_geometry: Rule = staticmethod(aligned)
+    paper_patch_fit: Rule = staticmethod(aligned)
     packs: bool = True
 
     def __init__(self) -> None:
@@ -51,6 +54,11 @@ class Backbone(nn.Module, ABC):
         self.training = False
         # A list, so that the tower is no submodule: not in the state dict, not moved by Lightning.
         self._text_tower: list[TextTower] = []
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "family" not in cls.__dict__:
+            cls.family = cls.__name__
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
@@ -136,12 +144,12 @@ class Backbone(nn.Module, ABC):
 
     def weights_digest(self) -> str:
         """sha256 over names, types, shapes and bytes of the vision weights."""
-        return tensors_digest(self.vision_state_dict())
+        return hash_tensors(self.vision_state_dict())
 
     def identity(self) -> dict[str, Any]:
         """What dense features depend on; a family adds what its weights do not show."""
         return {
-            "backbone": f"{type(self).__module__}.{type(self).__qualname__}",
+            "family": self.family,
             "weights": self.weights_digest(),
             "mean": list(self.mean),
             "std": list(self.std),

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spar_lightning.backbones.base import Backbone, TextTower
-from spar_lightning.backbones.weights import WeightsError, check_fit, file_digest, find, read
+from spar_lightning.backbones.base import Backbone, Grid, TextTower
+from spar_lightning.backbones.packing import patch_tokens, per_image
+from spar_lightning.backbones.weights import WeightsError, check_fit, find, read, skipped
 from spar_lightning.errors import UserError
-from spar_lightning.geometry import stretch
-from spar_lightning.packing import Grid, patch_tokens, per_image
-from spar_lightning.sliding_window import check_sides
+from spar_lightning.files.hashing import hash_file
+from spar_lightning.image.resize import check_sides, stretch
 
 FORM = "https://ai.meta.com/resources/models-and-libraries/dinov3-downloads/"
 VISION_FILE = "dinov3_vitl16_pretrain_lvd1689m-8aa4cbdd.pth"
@@ -34,7 +34,7 @@ class DINOv3Text(Backbone):
         window: Side of the teacher's windows in pixels; the paper takes 384.
     """
 
-    paper_geometry = staticmethod(stretch)
+    paper_patch_fit = staticmethod(stretch)
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
 
@@ -56,7 +56,7 @@ class DINOv3Text(Backbone):
             text_weights,
             window,
         )
-        trunk = _trunk(model, backbone_weights)
+        trunk = _trunk(model, None if skipped() else backbone_weights)
         self.trunk = trunk
         self.patch_size = trunk.patch_embed.patch_size[0]
         self.embed_dim = trunk.num_features
@@ -130,7 +130,7 @@ class DINOv3Text(Backbone):
     def text_identity(self) -> dict[str, Any] | None:
         if self.text_weights is None:
             return None
-        return {"family": "DINOv3.txt", "weights": file_digest(find(self.text_weights, (TEXT_FILE,)))}
+        return {"family": "DINOv3.txt", "weights": hash_file(find(self.text_weights, (TEXT_FILE,)))}
 
     def build_text_tower(self) -> TextTower:
         if self.text_weights is None:

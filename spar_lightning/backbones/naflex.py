@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spar_lightning.backbones.base import Backbone, TextTower
-from spar_lightning.backbones.weights import WeightsError, check_fit, read
-from spar_lightning.packing import Grid, per_image
-from spar_lightning.sliding_window import check_sides
+from spar_lightning.backbones.base import Backbone, Grid, TextTower
+from spar_lightning.backbones.packing import per_image
+from spar_lightning.backbones.weights import WeightsError, check_fit, read, skipped
+from spar_lightning.image.resize import check_sides
 
 HUB = "google/siglip2-base-patch16-naflex"
 
@@ -39,8 +39,10 @@ class NaFlex(Backbone):
         super().__init__()
         self.pretrained, self.tokenizer = pretrained, tokenizer
         self._file = pretrained is not None and Path(pretrained).is_file()  # weights alone, without a config
-        if pretrained is None or self._file:
+        if pretrained is None or self._file or (skipped() and pretrained == HUB):  # the sizes of HUB are the defaults
             self.vision_model: Any = Siglip2VisionModel(Siglip2VisionConfig())
+        elif skipped():
+            self.vision_model = Siglip2VisionModel(_from_pretrained(Siglip2VisionConfig, pretrained))
         else:
             self.vision_model = _model(Siglip2VisionModel, pretrained)
         config = self.vision_model.config
@@ -49,7 +51,7 @@ class NaFlex(Backbone):
         self.grid: Grid = (side, side)
         self.window = side * self.patch_size
         self.embed_dim = config.hidden_size
-        if pretrained is not None and self._file:
+        if pretrained is not None and self._file and not skipped():
             self._load(read(pretrained), pretrained)
         self.eval()
 

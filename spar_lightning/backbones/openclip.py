@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spar_lightning.backbones.open_clip_models import OpenClipModel, model_config
-from spar_lightning.backbones.position_table import resized
+from spar_lightning.backbones.base import Grid
+from spar_lightning.backbones.open_clip_base import OpenClipModel, model_config
+from spar_lightning.backbones.packing import patch_tokens, per_image
+from spar_lightning.backbones.pos_embed import resized
 from spar_lightning.errors import UserError
-from spar_lightning.geometry import drop
-from spar_lightning.packing import Grid, patch_tokens, per_image
-from spar_lightning.sliding_window import check_sides
+from spar_lightning.image.resize import check_sides, drop
 
 
 class OpenCLIP(OpenClipModel):
@@ -30,7 +30,7 @@ class OpenCLIP(OpenClipModel):
         text_pretrained: Tag or path of the text tower where `pretrained` is a student without one.
     """
 
-    paper_geometry = staticmethod(drop)
+    paper_patch_fit = staticmethod(drop)
     prefix = 1  # the class token
 
     def __init__(

@@ -10,11 +10,11 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spar_lightning.backbones.open_clip_models import OpenClipModel, model_config
-from spar_lightning.backbones.timm_trunk import TimmTrunk
+from spar_lightning.backbones.base import Grid
+from spar_lightning.backbones.open_clip_base import OpenClipModel, model_config
+from spar_lightning.backbones.timm_vit import TimmTrunk
 from spar_lightning.errors import UserError
-from spar_lightning.geometry import pad
-from spar_lightning.packing import Grid
+from spar_lightning.image.resize import pad
 
 
 class SigLIP2(OpenClipModel, TimmTrunk):
@@ -28,7 +28,7 @@ class SigLIP2(OpenClipModel, TimmTrunk):
         text_pretrained: Tag or path of the text tower where `pretrained` is a student without one.
     """
 
-    paper_geometry = staticmethod(pad)
+    paper_patch_fit = staticmethod(pad)
 
     def __init__(
         self,

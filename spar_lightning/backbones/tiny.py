@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from spar_lightning.backbones.base import Backbone, TextTower
-from spar_lightning.backbones.position_table import resized
-from spar_lightning.backbones.weights import check_fit
+from spar_lightning.backbones.base import Backbone, Grid, TextTower
+from spar_lightning.backbones.pos_embed import resized
+from spar_lightning.backbones.weights import check_fit, skipped
 from spar_lightning.errors import UserError, nearest
-from spar_lightning.packing import Grid
-from spar_lightning.sliding_window import check_sides
+from spar_lightning.image.resize import check_sides
 
 
 class UnknownWordError(UserError):
@@ -153,7 +152,7 @@ class Tiny(Backbone):
         self.blocks = nn.ModuleList(Block(dim, self.heads) for _ in range(6))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = nn.Linear(dim, dim)
-        if pretrained is not None:
+        if pretrained is not None and not skipped():
             self.load_vision_state_dict(_weights(pretrained, "vision."))
         self.eval()
 

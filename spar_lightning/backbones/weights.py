@@ -5,10 +5,10 @@ off: `state_dict` around the tensors, `segmentor.net.model.` and `model.` in the
 students, `student.` in our own checkpoints, `module.` of DataParallel.
 """
 
-import hashlib
 import zipfile
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -23,6 +23,27 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 class WeightsError(UserError):
     """A weight file cannot be read, or does not fit the model."""
+
+
+_skipped: ContextVar[bool] = ContextVar("without_weights", default=False)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Build backbones without their pretrained vision weights: others are loaded next.
+
+    A family asks `skipped` before it reads or downloads a file; one that does not loads its weights in vain.
+    """
+    token = _skipped.set(True)
+    try:
+        yield
+    finally:
+        _skipped.reset(token)
+
+
+def skipped() -> bool:
+    """Return whether a backbone that is built now can leave out its vision weights."""
+    return _skipped.get()
 
 
 def read(source: str, names: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -71,32 +92,11 @@ def find(source: str, names: Sequence[str] = ()) -> Path:
     return path
 
 
-def file_digest(path: Path) -> str:
-    """sha256 of a file; read once as long as its size and time stay."""
-    facts = path.stat()
-    return _digest(path, facts.st_size, facts.st_mtime_ns)
-
-
-@cache
-def _digest(path: Path, size: int, time: int) -> str:
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
 def _is_torchscript(path: Path) -> bool:
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def unwrap(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

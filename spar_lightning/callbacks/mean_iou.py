@@ -1,10 +1,12 @@
 """MeanIoU: exact mIoU of every validation set, before, during and after training.
 
-The student's own validations are the Trainer's; its schedule decides when. Before the first step
-this callback also measures the single pass and the teacher as they start, so that a run ends with
-the comparison that the method is about. What was measured travels in the checkpoint.
+The student's validations are the Trainer's; its schedule decides when. Before the first step this callback also
+measures the single pass and the teacher, so that a run ends with the comparison that the method is about. The times of
+all rows are measured at the end, in alternation on the same images: the load of the machine then affects all alike.
+The measured rows are part of the checkpoint.
 """
 
+import itertools
 import json
 import logging
 import statistics
@@ -12,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Final, Literal, TypedDict
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
@@ -21,11 +24,14 @@ from tqdm import tqdm
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import UserError, check_at_least, nearest
-from spar_lightning.evaluation.loop import count
-from spar_lightning.evaluation.protocol import differences
-from spar_lightning.evaluation.score import Result, Score
-from spar_lightning.markdown import markdown
-from spar_lightning.segmenter import Inference
+from spar_lightning.evaluation.benchmark import Benchmark
+from spar_lightning.evaluation.confusion import ConfusionMatrix, Result
+from spar_lightning.evaluation.evaluator import count
+from spar_lightning.evaluation.protocol import differences, upgraded
+from spar_lightning.evaluation.timing import now
+from spar_lightning.formatting import markdown
+from spar_lightning.segmentation.config import Inference
+from spar_lightning.segmentation.segmenter import Segmenter
 
 log = logging.getLogger("spar_lightning")
 
@@ -38,13 +44,19 @@ TITLES: dict[Stage, str] = {
 }
 
 
+TIMED_IMAGES: Final = 10  # of the last benchmark, for the milliseconds per image
+
+
 class Row(TypedDict):
-    """One way of inference: mIoU in percent and images counted by benchmark, and ms per image of the last one."""
+    """One kind of inference: mIoU in percent and images counted by benchmark, and ms per image of the last one.
+
+    `ms` is null until the end of training.
+    """
 
     stage: Stage
     miou: dict[str, float]
     images: dict[str, int]
-    ms: float
+    ms: float | None
 
 
 class MeanIoU(Callback):
@@ -78,7 +90,8 @@ class MeanIoU(Callback):
         self.max_images = max_images
         self.rows: list[Row] = []
         self.results: dict[str, Result] = {}
-        self._scores: list[Score] = []
+        self._counts: list[ConfusionMatrix] = []
+        self._validated = -1  # global step of the last validation
         self._protocol: dict[str, Any] = {}
         self._fitting = False
 
@@ -96,8 +109,8 @@ class MeanIoU(Callback):
         data = _data(trainer)
         assert isinstance(pl_module, Distillation)
         # Its rows are single passes and sliding windows, whatever validation is; the stride belongs to them.
-        protocol = replace(pl_module.protocol(str(trainer.precision)), inference="sliding")
-        self._protocol = protocol.content()
+        config = replace(pl_module.config, inference="sliding")
+        self._protocol = replace(pl_module.protocol(str(trainer.precision)), config=config).content()
         self._fitting = stage == "fit"
         if self.benchmarks is not None:
             data.benchmarks = [benchmark for benchmark in data.benchmarks if benchmark.name in self.benchmarks]
@@ -113,69 +126,94 @@ class MeanIoU(Callback):
             self._measure(trainer, "teacher")
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._scores = [Score(len(benchmark.classes), pl_module.device) for benchmark in _data(trainer).benchmarks]
+        benchmarks = _data(trainer).benchmarks
+        self._counts = [ConfusionMatrix(len(benchmark.classes), pl_module.device) for benchmark in benchmarks]
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
+        counts = self._counts[dataloader_idx]
         for predicted, image in zip(outputs["labels"], batch, strict=True):
-            self._scores[dataloader_idx].update(predicted, image.labels)
+            counts.update(predicted, image.labels, len(counts.images))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        scores = zip(_data(trainer).benchmarks, self._scores, strict=True)
-        self.results = {benchmark.name: score.compute() for benchmark, score in scores}
+        counts = zip(_data(trainer).benchmarks, self._counts, strict=True)
+        self.results = {benchmark.name: mine.all_ranks().results() for benchmark, mine in counts}
+        self._validated = trainer.global_step
         pl_module.log_dict(named(self.results))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU by now
         if self.at_end:
-            pl_module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU by now
-            self._measure(trainer, "after")
+            assert isinstance(pl_module, Distillation)
+            if self._validated == trainer.global_step and pl_module.config.inference == "single":
+                self._add("after", self.results)  # the Trainer's last validation
+            else:
+                self._measure(trainer, "after")
+        self._time(trainer)
         self._write(trainer)
 
     def _measure(self, trainer: Trainer, stage: Stage) -> None:
-        """Run a segmenter over all benchmarks, outside the Trainer's loop, and keep the row."""
-        data, module = _data(trainer), trainer.lightning_module
-        assert isinstance(module, Distillation)
-        way: Inference = "sliding" if stage == "teacher" else "single"
-        backbone = module.teacher_backbone() if stage == "teacher" else None
-        results, ms = {}, 0.0
+        """Measure all benchmarks outside the Trainer's loop and add the row."""
+        data = _data(trainer)
+        device, precision = trainer.strategy.root_device, trainer.precision_plugin.forward_context
+        results = {}
         for benchmark, loader in zip(data.benchmarks, data.val_dataloader(), strict=True):
             limit = _limit(trainer.limit_val_batches, len(loader))
             if not limit:
                 continue
-            device, precision = trainer.strategy.root_device, trainer.precision_plugin.forward_context
-            score = Score(len(benchmark.classes), device)
-            shown = (image for batch in islice(loader, limit) for image in batch)
-            times = tqdm(
-                count(module.segmenter(benchmark.description, way, backbone), shown, score, device, precision),
-                f"{TITLES[stage]}: {benchmark.name}", limit, leave=False, unit="image",
-                disable=not trainer.is_global_zero,
-            )  # fmt: skip
-            ms = statistics.median(times)
-            results[benchmark.name] = score.compute()
-        if not results:
-            return
-        miou, images = {k: r.miou for k, r in results.items()}, {k: r.images for k, r in results.items()}
-        self.rows.append({"stage": stage, "miou": miou, "images": images, "ms": ms})
+            counts = ConfusionMatrix(len(benchmark.classes), device)
+            images = (image for batch in islice(loader, limit) for image in batch)
+            steps = count(_segmenter(trainer, stage, benchmark), images, itertools.count(), counts, device, precision)
+            title = f"{TITLES[stage]}: {benchmark.name}"
+            for _ in tqdm(steps, title, limit, leave=False, unit="image", disable=not trainer.is_global_zero):
+                pass
+            results[benchmark.name] = counts.all_ranks().results()
+        self._add(stage, results)
         if stage != "after":  # the student's own curve comes from validation
-            for logger in trainer.loggers:
+            for logger in trainer.loggers if results else ():
                 logger.log_metrics({f"{stage}/{k}": v for k, v in named(results).items()}, trainer.global_step)
+
+    def _add(self, stage: Stage, results: Mapping[str, Result]) -> None:
+        if results:
+            miou, images = {k: r.miou for k, r in results.items()}, {k: r.images for k, r in results.items()}
+            self.rows.append({"stage": stage, "miou": miou, "images": images, "ms": None})
+
+    @rank_zero_only
+    @torch.no_grad()
+    def _time(self, trainer: Trainer) -> None:
+        """Measure milliseconds per image of all rows, in alternation on the first images of the last benchmark."""
+        if not self.rows:
+            return
+        benchmark, device = _data(trainer).benchmarks[-1], trainer.strategy.root_device
+        segmenters = [_segmenter(trainer, row["stage"], benchmark) for row in self.rows]
+        times: list[list[float]] = [[] for _ in self.rows]
+        for i in range(min(TIMED_IMAGES, len(benchmark))):
+            pixels = benchmark[i].image.to(device)
+            for segmenter, milliseconds in zip(segmenters, times, strict=True):
+                start = now(device)
+                with trainer.precision_plugin.forward_context():
+                    segmenter(pixels)
+                milliseconds.append(1000 * (now(device) - start))
+        for row, milliseconds in zip(self.rows, times, strict=True):
+            row["ms"] = statistics.median(milliseconds)
 
     @rank_zero_only
     def _write(self, trainer: Trainer) -> None:
-        """Print the table and leave its numbers in the run folder."""
+        """Print and log the table, and write its numbers to the run folder."""
         if self.rows:
             path = Path(trainer.default_root_dir) / "results.json"
             path.write_text(json.dumps(self.rows, indent=2) + "\n")
             print(f"\n{table(self.rows)}\n")
+            log.info("results\n%s", table(self.rows))
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "protocol": self._protocol}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = [row for row in state_dict["rows"] if row["stage"] != "after"]
-        other = differences(state_dict.get("protocol", self._protocol), self._protocol)
+        other = differences(upgraded(state_dict.get("protocol", self._protocol)), self._protocol)
         if self._fitting and other:
             log.warning(
                 "The mIoU before training is left out of the table: it was measured otherwise (%s). Measure it by "
@@ -193,12 +231,12 @@ def table(rows: Sequence[Row]) -> str:
         [
             TITLES[row["stage"]],
             *(f"{row['miou'][n]:.1f}" if n in row["miou"] else "-" for n in names),
-            f"{row['ms']:.1f}",
+            "-" if row["ms"] is None else f"{row['ms']:.1f}",
         ]
         for row in rows
     ]
     counted = ", ".join(f"{count} images of {name}" for name, count in rows[-1]["images"].items())
-    note = f"mIoU in percent over {counted}; ms: median, segmentation alone, one image at a time"
+    note = f"mIoU in percent over {counted}; ms: median of up to {TIMED_IMAGES} images, all rows in alternation"
     return f"{markdown([head, *body])}\n\n{note}"
 
 
@@ -206,6 +244,17 @@ def named(results: Mapping[str, Result]) -> dict[str, float]:
     """Metric names and values: each benchmark, and the plain mean of all."""
     values = {f"mIoU/{name}": result.miou for name, result in results.items()}
     return {**values, "mIoU/mean": statistics.fmean(values.values())} if values else {}
+
+
+def _segmenter(trainer: Trainer, stage: Stage, benchmark: Benchmark) -> Segmenter:
+    """Return the segmenter of a row: the student, or the network as it was before training."""
+    module = trainer.lightning_module
+    assert isinstance(module, Distillation)
+    inference: Inference = "sliding" if stage == "teacher" else "single"
+    # At the start the student is that network already; a copy of the teacher costs its memory.
+    start = stage == "teacher" or trainer.global_step > 0
+    backbone = module.teacher_backbone() if stage != "after" and start else None
+    return module.segmenter(benchmark.description, inference, backbone)
 
 
 def _data(trainer: Trainer) -> SA1B:

@@ -1,7 +1,7 @@
-"""The `spar` command: a table of verbs; a verb's module is imported after the choice.
+"""The `spar` command: a table of commands; a command's module is imported after the choice.
 
-`spar --help` therefore costs an empty Python start. Errors that a user can mend are printed as a
-sentence and exit with 2; everything else keeps its traceback, because it is ours.
+`spar --help` therefore costs an empty Python start. Errors that a user can fix are printed as a sentence and exit with
+2; everything else keeps its traceback, because it is ours.
 """
 
 import errno
@@ -10,70 +10,76 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from spar_lightning import __version__
+from spar_lightning.configs.renamed import COMMANDS as RENAMED
+from spar_lightning.configs.renamed import check_options
 from spar_lightning.errors import UserError, nearest, user_error
 
-VERBS = {
-    "fit": "Distil a student: teacher features first, then training and validation.",
-    "cache": "Compute the teacher's features, on any number of processes; look at a cache, verify it.",
-    "validate": "Measure the mIoU of a backbone or a trained student.",
+COMMANDS = {
+    "fit": "Distill a student: teacher features first, then training and validation.",
+    "cache": "Compute the teacher's features, on any number of processes; inspect and verify a cache.",
+    "validate": "Measure the mIoU of a backbone or a trained student on the configuration's validation sets.",
     "evaluate": "Measure mIoU by the paper's protocol, also over strides and sizes; check benchmarks, compare results.",
-    "predict": "Segment images: label maps, overlays, scores, features, PCA pictures.",
+    "predict": "Segment images: segmentation maps, overlays, scores, features, PCA pictures.",
     "export": "Write a student for open_clip, timm, transformers or ONNX, checked by that library.",
-    "benchmark": "Measure this machine: the teacher, training, segmentation, reading, against the published way.",
-    "doctor": "Look at packages, devices, plugins, disk; take two steps of a configuration.",
-    "configs": "List the configurations that ship, show one, copy it.",
-    "backbones": "List backbones and plugins, show the parts of one, check that it keeps the contract.",
+    "speed": "Measure the speed of teacher, training, segmentation and reading against the published procedure.",
+    "doctor": "Check packages, devices, plugins, disk; take two steps of a configuration.",
+    "configs": "List the shipped configurations, show one, copy it.",
+    "backbones": "List backbones and plugins, show the parts of one, run the interface checks.",
 }
 
-# Errors of the system that a user mends by another place.
+# Errors of the system that a user fixes by another place.
 OF_PLACES = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.EEXIST, errno.ENOTDIR),
 )
 
-USAGE = """usage: spar VERB [options]
+USAGE = """usage: spar COMMAND [options]
 
 {version}: vision transformers at any resolution, for open-vocabulary segmentation.
 
-verbs:
-{verbs}
+commands:
+{commands}
 
 options:
-  -h, --help     show this, or behind a verb the options of that verb
+  -h, --help     show this, or after a command its options
   --version      show the version
 
 example:
-  spar fit --config configs/quickstart.yaml
+  spar fit --config quickstart
 """
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a verb and return the exit code: 0 done, 2 a mistake in what was given, 130 stopped by Ctrl-C."""
+    """Run a command and return the exit code: 0 done, 2 a mistake in what was given, 130 stopped by Ctrl-C."""
     given = list(sys.argv[1:] if args is None else args)
     if not given or given[0] in ("-h", "--help"):
-        rows = "\n".join(f"  {verb:<14} {text}" for verb, text in VERBS.items())
-        print(USAGE.format(version=f"spar_lightning {__version__}", verbs=rows), end="")
+        rows = "\n".join(f"  {command:<14} {text}" for command, text in COMMANDS.items())
+        print(USAGE.format(version=f"spar_lightning {__version__}", commands=rows), end="")
         return 0
     if given[0] == "--version":
         print(__version__)
         return 0
-    verb = given[0]
-    if verb not in VERBS:
-        return _fail("spar", f"There is no verb {verb!r}. {nearest(verb, VERBS)}Allowed are {', '.join(VERBS)}.")
+    command = given[0]
+    if command in RENAMED:
+        return _fail("spar", f"spar {command} is now spar {RENAMED[command]}.")
+    if command not in COMMANDS:
+        hint = nearest(command, COMMANDS)
+        return _fail("spar", f"There is no command {command!r}. {hint}Allowed are {', '.join(COMMANDS)}.")
     try:
-        code: int = import_module(f"spar_lightning.cli.{verb}").run(given[1:])
+        check_options(given[1:])
+        code: int = import_module(f"spar_lightning.cli.{command}").run(given[1:])
     except ValueError as error:
         if cause := user_error(error):
-            return _fail(f"spar {verb}", _sentence(cause))
+            return _fail(f"spar {command}", _sentence(cause))
         if sentence := _of_union(error):
-            return _fail(f"spar {verb}", sentence)
+            return _fail(f"spar {command}", sentence)
         raise
     except OSError as error:
         if error.errno not in OF_PLACES:
             raise
         where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         return _fail(
-            f"spar {verb}",
+            f"spar {command}",
             f"cannot write {where}. Make room there, or give run_dir, data.root, data.cache or --out elsewhere.",
         )
     except KeyboardInterrupt:

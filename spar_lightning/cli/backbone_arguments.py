@@ -1,4 +1,4 @@
-"""Arguments of the backbone that follow a verb as --model.backbone.NAME VALUE, as they do behind `spar fit`."""
+"""Arguments of the backbone that follow a command as --model.backbone.NAME VALUE, as they do for `spar fit`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,24 +7,28 @@ import yaml
 
 from spar_lightning.errors import UserError
 
+PREFIX = "--model.backbone."
 
-def backbone_arguments(verb: str, rest: Sequence[str]) -> dict[str, Any]:
-    """What a verb's own parser has left, by name of the backbone's argument.
+
+def split_backbone_arguments(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return the other arguments, and the backbone's by name.
 
     Raises:
-        UserError: Something else is left.
+        UserError: An argument of the backbone has no value, or one that is not YAML.
     """
-    words = [word for arg in rest for word in (arg.split("=", 1) if arg.startswith("--") else [arg])]
-    found = {}
-    for i in range(0, len(words), 2):
-        key = words[i].removeprefix("--model.backbone.").removeprefix("init_args.")
-        if key == words[i] or i + 1 == len(words):
-            raise UserError(
-                f"spar {verb} does not know {words[i]}. `spar {verb} --help` lists its options; arguments of the "
-                "backbone follow as --model.backbone.NAME VALUE."
-            )
+    others: list[str] = []
+    found: dict[str, Any] = {}
+    rest = iter(args)
+    for arg in rest:
+        if not arg.startswith(PREFIX):
+            others.append(arg)
+            continue
+        name, equals, value = arg.removeprefix(PREFIX).partition("=")
+        text = value if equals else next(rest, None)
+        if text is None:
+            raise UserError(f"{arg} needs a value: {arg} VALUE.")
         try:
-            found[key] = yaml.safe_load(words[i + 1])
+            found[name.removeprefix("init_args.")] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise UserError(f"{words[i]}: {words[i + 1]!r} is no value that YAML can read.") from error
-    return found
+            raise UserError(f"{PREFIX}{name}: {text!r} cannot be read as a YAML value.") from error
+    return others, found

@@ -15,7 +15,7 @@ import torch
 from jsonargparse import ArgumentParser as ConfigParser
 
 from spar_lightning.backbones.base import Backbone
-from spar_lightning.backbones.plugins import find_backbone, plugins, subclasses
+from spar_lightning.backbones.registry import find_backbone, plugins, subclasses
 from spar_lightning.errors import UserError
 from spar_lightning.testing import backbone_checks
 

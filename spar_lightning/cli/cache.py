@@ -17,33 +17,15 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from spar_lightning.cli.cache_checks import recompute, show, verify
 from spar_lightning.cli.cache_report import CachePlan, summary
+from spar_lightning.cli.cache_verify import recompute, show, verify
 from spar_lightning.cli.lightning_cli import SparCLI
-from spar_lightning.datamodules.estimate import bytes_text
-from spar_lightning.datamodules.feature_shard import CacheError
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
+from spar_lightning.distributed import is_first_process, local_rank, world_size
 from spar_lightning.errors import UserError
-from spar_lightning.processes import is_first_process, local_rank, world_size
-
-
-class CacheTrainer(Trainer):
-    """A Trainer of one device whose work is to make features."""
-
-    def connect(self, model: Distillation, datamodule: SA1B) -> None:
-        """Let module, datamodule and device know each other, as at the start of fit."""
-        self.strategy.connect(model)
-        self.strategy.setup_environment()
-        datamodule.trainer = self
-        datamodule.prepare_data()
-
-    def cache(self, model: Distillation, datamodule: SA1B) -> None:
-        """Compute the teacher's features of the training images, and with data.prefix the tokens of the frozen blocks.
-
-        `spar cache info DIR` shows what a cache holds, `spar cache verify DIR` reads all of it.
-        """
-        datamodule.build_cache()
+from spar_lightning.feature_cache.shard import CacheError
+from spar_lightning.formatting import bytes_text
 
 
 class CacheCLI(SparCLI):
@@ -51,7 +33,7 @@ class CacheCLI(SparCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         self.given = list(args)
-        super().__init__(args, trainer_class=CacheTrainer)
+        super().__init__(args)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -59,9 +41,9 @@ class CacheCLI(SparCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--plan-only", action="store_true", help="Say what would be done and what it costs.")
+        parser.add_argument("--plan_only", action="store_true", help="Say what would be done and what it costs.")
         parser.add_argument(
-            "--windows-per-second",
+            "--windows_per_second",
             type=float | None,
             default=None,
             help="Rate of one process, measured elsewhere; null measures it here.",
@@ -79,9 +61,14 @@ class CacheCLI(SparCLI):
         return super().instantiate_trainer(**{**alone, "devices": mine, "num_nodes": 1, "strategy": "auto"})
 
     def cache(self, model: Distillation, datamodule: SA1B) -> None:
-        """Say what will be done, then do it."""
-        assert isinstance(self.trainer, CacheTrainer)
-        self.trainer.connect(model, datamodule)
+        """Compute the teacher's features of the training images, and with data.cache_activations those tokens.
+
+        `spar cache info DIR` shows what a cache contains, `spar cache verify DIR` reads all of it.
+        """
+        self.trainer.strategy.connect(model)
+        self.trainer.strategy.setup_environment()
+        datamodule.trainer = self.trainer
+        datamodule.prepare_data()
         config = self.config.cache
         if config.recompute:
             recompute(datamodule, config.recompute)
@@ -93,9 +80,10 @@ class CacheCLI(SparCLI):
         if is_first_process():
             processes = self.devices if local_rank() is None else world_size()
             print(plan.text(cache.root, len(images) - len(todo), free, processes), flush=True)
-            if datamodule.prefix:
-                prefix = datamodule.open_prefix()
-                text = prefix.text(prefix.tokens.missing(images), datamodule.augmentation, datamodule.seed)
+            if datamodule.cache_activations:
+                activations = datamodule.open_activations()
+                todo_there = activations.tokens.missing(images)
+                text = activations.text(todo_there, datamodule.augmentation, datamodule.seed)
                 print(text, flush=True)
         if plan.cost.bytes > free:
             raise CacheError(
@@ -108,7 +96,7 @@ class CacheCLI(SparCLI):
             return
         workers = self._start_workers() if len(todo) else []
         try:
-            self.trainer.cache(model, datamodule)
+            datamodule.build_cache()
         except BaseException:
             for worker in workers:
                 worker.terminate()

@@ -1,18 +1,17 @@
 """What `spar cache` says before and after its work: images, windows, disk, hours."""
 
-import math
 from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 import torch
 
-from spar_lightning.datamodules.cache_index import CacheIndex
-from spar_lightning.datamodules.estimate import bytes_text, cost, windows_per_second
-from spar_lightning.datamodules.images import Images, find
 from spar_lightning.datamodules.sa1b import SA1B
+from spar_lightning.datasets.image_table import Images, find
 from spar_lightning.distillation import Distillation
-from spar_lightning.markdown import markdown
+from spar_lightning.feature_cache.cost import cost, windows_per_second
+from spar_lightning.feature_cache.index import CacheIndex
+from spar_lightning.formatting import bytes_text, hours_text, markdown
 from spar_lightning.sliding_window import SlidingWindow
 
 IMAGES: Final = (1_000, 25_000, 11_000_000)  # rows of the table
@@ -32,7 +31,7 @@ class CachePlan:
     def __init__(self, model: Distillation, datamodule: SA1B, images: Images, rate: float | None = None) -> None:
         self.model, self.datamodule = model, datamodule
         self.given = rate
-        windows = SlidingWindow(model.student, model.stride, batch_size=model.window_batch)
+        windows = SlidingWindow(model.student, model.config.stride)
         itemsize = torch.tensor([], dtype=getattr(torch, datamodule.cache_dtype)).element_size()
         augmentation, channels = datamodule.augmentation, model.student.embed_dim
         self.cost = cost(images, augmentation, datamodule.seed, windows, channels, itemsize)
@@ -52,7 +51,7 @@ class CachePlan:
         if price.images:
             hours = price.windows / self.rate / 3600 / processes
             lines += [
-                f"  windows  {price.windows:,.0f} of {module.student.window} px with stride {module.stride}, "
+                f"  windows  {price.windows:,.0f} of {module.student.window} px with stride {module.config.stride}, "
                 f"{price.windows / price.images:,.0f} per image",
                 f"  disk     {bytes_text(price.bytes)}: features {bytes_text(price.feature_bytes)} "
                 f"({self.datamodule.cache_dtype}), images about {bytes_text(price.image_bytes)}; "
@@ -88,12 +87,3 @@ def summary(index: CacheIndex, images: Images) -> str:
     rejected = {key: item for key, (item, _) in index.rejected().items() if key.encode() in wanted}
     lines = [f"{there:,} of {len(images):,} images have features, {len(rejected):,} cannot be used"]
     return "\n".join(lines + [f"  {key}: {item.reason}" for key, item in rejected.items()])
-
-
-def hours_text(hours: float) -> str:
-    """A duration in a unit that suits it."""
-    seconds = 3600 * hours
-    units = ((60, 1, "s"), (3600, 60, "min"), (48 * 3600, 3600, "h"), (math.inf, 86400, "days"))
-    size, unit = next((size, unit) for below, size, unit in units if seconds < below)
-    count = seconds / size
-    return f"{count:,.0f} {unit}" if count >= 100 else f"{count:.3g} {unit}"

@@ -7,7 +7,7 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from lightning.pytorch import Trainer
 
-from spar_lightning.cli.health import Finding, disk, system
+from spar_lightning.cli.doctor_checks import Finding, disk, system
 from spar_lightning.cli.lightning_cli import SparCLI
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
@@ -23,13 +23,6 @@ from spar_lightning.errors import UserError
 from spar_lightning.evaluation.timing import Peak
 
 STEPS: Final = 2
-
-
-class DoctorTrainer(Trainer):
-    """Gives the verb its place in the parser."""
-
-    def doctor(self, model: Distillation, datamodule: SA1B) -> None:
-        """Look at the configuration and take two steps."""
 
 
 class DoctorCLI(SparCLI):
@@ -43,7 +36,7 @@ class DoctorCLI(SparCLI):
     def __init__(self, args: Sequence[str], folder: Path) -> None:
         self.folder = folder
         self.findings: list[Finding] = []
-        super().__init__(args, trainer_class=DoctorTrainer)
+        super().__init__(args)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -51,12 +44,12 @@ class DoctorCLI(SparCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         return super().instantiate_trainer(
-            logger=False, enable_checkpointing=False, enable_progress_bar=False, devices=1, num_nodes=1,
-            strategy="auto", max_steps=STEPS, limit_val_batches=0, default_root_dir=str(self.folder), **kwargs,
+            fast_dev_run=STEPS, enable_progress_bar=False, devices=1, num_nodes=1, strategy="auto",
+            default_root_dir=str(self.folder), **kwargs,
         )  # fmt: skip
 
     def doctor(self, model: Distillation, datamodule: SA1B) -> None:
-        """Collect the findings."""
+        """Check the configuration and take two steps of it."""
         self.findings += self._folders(model, datamodule)
         self.findings.append(self._steps(model, datamodule))
 
@@ -77,7 +70,8 @@ class DoctorCLI(SparCLI):
         yield Finding("cache", f"{cache}: {len(index):,} images with features")
 
     def _steps(self, model: Distillation, datamodule: SA1B) -> Finding:
-        model.stride = model.student.window  # few windows: the student's steps are what has to fit
+        # Few windows: the student's steps are what has to fit.
+        model.config = replace(model.config, stride=model.student.window)
         datamodule.shorten(STEPS, self.folder)
         start, peak = time.monotonic(), Peak(self.trainer.strategy.root_device)
         self.trainer.fit(model, datamodule=datamodule)

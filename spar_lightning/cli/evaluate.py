@@ -9,6 +9,7 @@ import subprocess
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,42 +20,33 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from spar_lightning.cli.benchmark_folders import check, prepare
+from spar_lightning.backbones.base import Backbone
+from spar_lightning.backbones.checkpoints import load_weights
+from spar_lightning.backbones.weights import without_weights
+from spar_lightning.cli.evaluate_benchmarks import check, prepare
 from spar_lightning.cli.evaluate_options import OPTIONS, OUT
-from spar_lightning.cli.lightning_cli import SparCLI
-from spar_lightning.cli.measurement import Measurement
-from spar_lightning.cli.sweep import Sweep, check_folder, figures, numbers
-from spar_lightning.datamodules.benchmark import Benchmark, opened_later
-from spar_lightning.datamodules.benchmark_description import SHIPPED, BenchmarkError
+from spar_lightning.cli.evaluate_sweep import Sweep, check_folder, figures, numbers
+from spar_lightning.cli.lightning_cli import SparCLI, with_run_config
+from spar_lightning.cli.validate import weights_options
+from spar_lightning.configs.renamed import check_options
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
+from spar_lightning.distributed import is_first_process, world_size
 from spar_lightning.errors import UserError, check_at_least
+from spar_lightning.evaluation.benchmark import Benchmark, opened_later
+from spar_lightning.evaluation.benchmark_config import SHIPPED, BenchmarkError
+from spar_lightning.evaluation.evaluator import Evaluator
 from spar_lightning.evaluation.report import comparison, table
-from spar_lightning.processes import is_first_process, world_size
-from spar_lightning.student_weights import load
+from spar_lightning.segmentation.config import InferenceConfig
+from spar_lightning.segmentation.text_embeddings import TextClassifiers
 
 log = logging.getLogger("spar_lightning")
 
 NOTE = "mIoU and pixel accuracy in percent over all images; ms: median, segmentation alone, one image at a time."
 
 
-class EvaluateTrainer(Trainer):
-    """Gives the verb its place in the parser; the loop is the Evaluator's."""
-
-    def evaluate(self, model: Distillation, datamodule: SA1B) -> None:
-        """Measure mIoU on benchmarks.
-
-        `spar evaluate --check ROOT` says which benchmarks are found below a folder and where the others should lie,
-        `spar evaluate --prepare context --root ROOT` makes the labels of PASCAL Context, `spar evaluate --compare A B`
-        compares two results, `spar evaluate --figures A B --out DIR` draws several sweeps in one figure.
-        """
-
-
 class EvaluateCLI(SparCLI):
     """The model of a configuration, on benchmarks."""
-
-    def __init__(self, args: Sequence[str]) -> None:
-        super().__init__(args, trainer_class=EvaluateTrainer)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -70,7 +62,7 @@ class EvaluateCLI(SparCLI):
         data = config.data.init_args
         named = [name.strip() for name in (config.benchmarks or "").split(",") if name.strip()]
         sources = SHIPPED if named == ["all"] else named
-        check_at_least(1, **{"--max_images": config.max_images, "--stride": config.stride, "--repeats": config.repeats})
+        check_at_least(1, **{"--max_images": config.max_images, "--repeats": config.repeats})
         check_at_least(0, **{"--warm_ups": config.warm_ups})
         self.strides, self.areas = numbers("--strides", config.strides), numbers("--sweep", config.sweep)
         given = [source.strip() for source in (config.weights or "").split(",") if source.strip()]
@@ -82,8 +74,6 @@ class EvaluateCLI(SparCLI):
             )
         if config.out is not None:
             check_folder(Path(config.out))
-        if self.strides and config.stride:
-            raise UserError("--stride and --strides exclude each other. Give one of them.")
         # Before the weights are loaded: a folder that is not there should cost no minutes.
         listed = opened_later(sources or data.get("benchmarks") or (), config.root or data.get("benchmark_root"))
         self.benchmarks = opened(listed, config.max_images)
@@ -97,8 +87,19 @@ class EvaluateCLI(SparCLI):
             )
         return trainer
 
+    def instantiate_classes(self) -> None:
+        # A sweep also measures the backbone as configured.
+        with without_weights() if self.weights and not (self.strides or self.areas) else nullcontext():
+            super().instantiate_classes()
+
     def evaluate(self, model: Distillation, datamodule: SA1B) -> None:
-        """Measure what is not measured yet, and write the report."""
+        """Measure mIoU on benchmarks.
+
+        `spar evaluate --check ROOT` lists the benchmarks found in a folder and where the others should be,
+        `spar evaluate --prepare context --root ROOT` makes the labels of PASCAL Context, `spar evaluate --compare A B`
+        compares two results, `spar evaluate --figures A B --out DIR` draws several sweeps in one figure. Settings of
+        `--model` may be given without it: --inference sliding, --refine LPOSS --refine.preset spar.
+        """
         config = self.config.evaluate
         fabric = self._fabric()
         fabric.launch()
@@ -109,13 +110,8 @@ class EvaluateCLI(SparCLI):
             if not self.benchmarks:
                 raise UserError("There is nothing to evaluate on: give --benchmarks all, or names, files and folders.")
             model.to(fabric.device)
-            model.stride, model.inference = config.stride or model.stride, config.inference or model.inference
-            model.refine, model.upsampler = (
-                self.config_init.evaluate.refine or model.refine,
-                config.upsampler or model.upsampler,
-            )
-            measurement = Measurement(fabric, self.benchmarks, datamodule.num_workers, config.max_images)
-            self._measure(model, measurement)
+            evaluator = Evaluator(fabric, self.benchmarks, datamodule.num_workers, config.max_images)
+            self._measure(model.student.requires_grad_(False), model.config, evaluator)
         except (UserError, RuntimeError) as error:
             others = getattr(fabric.strategy.launcher, "procs", [])  # those that this process started
             if isinstance(error, RuntimeError) and any(ended(process) == 2 for process in others):
@@ -141,19 +137,20 @@ class EvaluateCLI(SparCLI):
             plugins=[plugin for plugin in plugins if isinstance(plugin, ClusterEnvironment)],
         )
 
-    def _measure(self, model: Distillation, measurement: Measurement) -> None:
-        """One result, or a sweep."""
+    def _measure(self, backbone: Backbone, settings: InferenceConfig, evaluator: Evaluator) -> None:
+        """Measure one result, or a sweep."""
         config = self.config.evaluate
         out = None if config.out is None else Path(config.out)
         if self.strides or self.areas:
-            sweep = Sweep(measurement, self.strides, self.areas, config.warm_ups, config.repeats)
-            sweep.run(model, self.weights, OUT, out)
+            sweep = Sweep(evaluator, self.strides, self.areas, config.warm_ups, config.repeats)
+            sweep.run(backbone, settings, self.weights, OUT, out)
             return
         for source in self.weights:
-            load(model.student, source)
-        report = measurement.run(model, OUT, out)
+            load_weights(backbone, source)
+        classifiers = TextClassifiers(backbone, settings.templates)
+        report = evaluator.run(backbone, settings, classifiers, OUT, out)
         files = "results.json, table.md, per_class/, counts/"
-        measurement.say(f"\n{table(report.content)}\n\n{NOTE}\n{report.folder}: {files}")
+        evaluator.say(f"\n{table(report.content)}\n\n{NOTE}\n{report.folder}: {files}")
 
 
 def opened(benchmarks: list[Benchmark], max_images: int | None) -> list[Benchmark]:
@@ -179,16 +176,14 @@ def ended(process: "subprocess.Popen[bytes]") -> int | None:
 
 
 def run(args: Sequence[str]) -> int:
-    """Evaluate, or with --check, --prepare and --compare look at data and results."""
-    given = list(args)
-    others = ArgumentParser("spar evaluate", add_help=False, allow_abbrev=False)
+    """Evaluate, or with --check, --prepare, --compare and --figures look at data and results."""
+    check_options(args)
+    others = ArgumentParser("spar evaluate", add_help=False, allow_abbrev=False, parents=[weights_options()])
     others.add_argument("--check", type=Path)
     others.add_argument("--prepare")
     others.add_argument("--compare", type=Path, nargs=2)
     others.add_argument("--figures", type=Path, nargs="+")
-    for name in ("--weights", "--config"):
-        others.add_argument(name)
-    chosen, rest = others.parse_known_args(given)
+    chosen, rest = others.parse_known_args(args)
     looks = chosen.check or chosen.prepare or chosen.compare or chosen.figures
     if looks and (unused := [f"--{name}" for name in ("weights", "config") if getattr(chosen, name)]):
         raise UserError(f"--check, --prepare, --compare and --figures take no {' and '.join(unused)}: leave it out.")
@@ -204,15 +199,15 @@ def run(args: Sequence[str]) -> int:
     if chosen.figures:
         return figures(chosen.figures, rest)
     try:
-        EvaluateCLI(_with_config(given, chosen.weights, chosen.config))
+        EvaluateCLI(with_run_config([_of_model(arg) for arg in args], chosen.weights, chosen.config))
     except KeyboardInterrupt:
         if is_first_process():
-            print("Stopped. The same command goes on where it was.")
+            print("Stopped. The same command continues where it was.")
         raise
     return 0
 
 
-def _with_config(args: list[str], weights: str | None, config: str | None) -> list[str]:
-    """The configuration of the run whose weights are given, unless one is named."""
-    path = Path((weights or "").split(",")[0]) / "config.yaml"
-    return ["--config", str(path), *args] if config is None and weights and path.is_file() else args
+def _of_model(arg: str) -> str:
+    """Return an option such as --stride or --refine.k as the key of the model block that it sets."""
+    name = arg.removeprefix("--").partition("=")[0].partition(".")[0]
+    return f"--model.{arg[2:]}" if arg.startswith("--") and name in InferenceConfig.__dataclass_fields__ else arg

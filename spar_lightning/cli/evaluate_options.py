@@ -1,11 +1,9 @@
-"""Options of `spar evaluate` beside those of a configuration file: type, default and help."""
+"""Options of `spar evaluate` in addition to those of a configuration: type, default and help."""
 
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from spar_lightning.datamodules.benchmark_description import SHIPPED
-from spar_lightning.refine import LPOSS, Refinement
-from spar_lightning.segmenter import Inference
+from spar_lightning.evaluation.benchmark_config import SHIPPED
 
 OUT: Final = Path("runs") / "evaluate"
 
@@ -15,12 +13,8 @@ OPTIONS: Final[dict[str, tuple[Any, Any, str]]] = {
     "benchmarks": (str | None, None, f"all, or names, YAML files and folders with commas between; all are "
                    f"{', '.join(SHIPPED)}; null: data.benchmarks."),
     "root": (str | None, None, "Folder in which the benchmarks lie; null: data.benchmark_root."),
-    "inference": (Inference | None, None, "single pass or sliding window; null: model.inference."),
-    "stride": (int | None, None, "Step between windows in pixels; null: model.stride."),
     "precision": (Literal["32-true", "16-mixed", "bf16-mixed"], "32-true",
                   "Of the network's arithmetic; trainer.precision is that of training."),
-    "refine": (Refinement | LPOSS | None, None, "As model.refine, which null takes."),
-    "upsampler": (str | None, None, "As model.upsampler, which null takes."),
     "strides": (str | None, None, "Sweep, Figure 1 of the paper: the network as configured, in a single pass "
                 "and in sliding windows at these strides, with commas between; those of --weights in a single "
                 "pass."),

@@ -4,6 +4,7 @@ import logging
 import shlex
 import signal
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from spar_lightning import __version__
-from spar_lightning.callbacks.interrupt import SaveOnInterrupt
-from spar_lightning.callbacks.jsonl import JSONLLogger
-from spar_lightning.callbacks.last_checkpoint import DurableCheckpointIO, LastCheckpoint
+from spar_lightning.callbacks.checkpoint import DurableCheckpointIO, LastCheckpoint
+from spar_lightning.callbacks.graceful_stop import SaveOnInterrupt
+from spar_lightning.callbacks.jsonl_logger import JSONLLogger
+from spar_lightning.cli.fit_run_folder import RunFolder
 from spar_lightning.cli.lightning_cli import SparCLI, check_checkpoint, progress
-from spar_lightning.cli.run_folder import RunFolder
+from spar_lightning.distributed import is_first_process
 from spar_lightning.errors import UserError
-from spar_lightning.processes import is_first_process
 
 log = logging.getLogger("spar_lightning")
 
@@ -33,7 +34,7 @@ class Events(TensorBoardLogger):
 
 
 class FitCLI(SparCLI):
-    """Distil a student."""
+    """Distill a student."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -65,8 +66,6 @@ class FitCLI(SparCLI):
         for name in ("resume", "overwrite"):  # they belong to one start, not to the run
             settings.pop(name)
         self.folder.save_config(settings)
-        self.folder.open_log()
-        print(self._facts())
 
     def _facts(self) -> str:
         """What was decided, in two lines."""
@@ -75,7 +74,7 @@ class FitCLI(SparCLI):
         trained = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
         return (
             f"spar_lightning {__version__}: {type(backbone).__name__}, {trained:,} of {total:,} parameters train "
-            f"({', '.join(module.trainable)}); teacher: windows of {backbone.window} px, stride {module.stride} px\n"
+            f"({', '.join(module.trainable)}); teacher: windows of {backbone.window} px, stride {module.config.stride} px\n"
             f"run folder {self.folder.root}, {type(self.trainer.accelerator).__name__} x {self.trainer.world_size}, "
             f"precision {self.trainer.precision}" + (f", resumed from {self.resumed}" if self.resumed else "")
         )
@@ -106,6 +105,13 @@ class FitCLI(SparCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Train, from the checkpoint that --resume chose."""
+        with self.folder.log() if self.trainer.is_global_zero else nullcontext():
+            if self.trainer.is_global_zero:
+                print(self._facts())
+                log.info(self._facts())
+            self._fit(**kwargs)
+
+    def _fit(self, **kwargs: Any) -> None:
         try:
             self.trainer.fit(**kwargs, ckpt_path=self.resumed)
         except UserError:

@@ -1,7 +1,7 @@
-"""SparCLI: what `spar fit` and `spar validate` share of LightningCLI.
+"""SparCLI: the commands that read a configuration (fit, cache, validate, evaluate, speed, doctor), by LightningCLI.
 
-Each verb builds the parser of its own subcommand only. Optimizer and schedule are the model's
-arguments, so LightningCLI adds none of its own.
+Each command builds the parser of its own subcommand only. Optimizer and schedule are the model's arguments, so
+LightningCLI adds none of its own.
 """
 
 import logging
@@ -9,6 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,12 +18,14 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from spar_lightning.backbones.plugins import plugins
+from spar_lightning.backbones.registry import plugins
 from spar_lightning.callbacks.mean_iou import MeanIoU
-from spar_lightning.callbacks.pictures import Pictures
-from spar_lightning.callbacks.progress import FitProgress
+from spar_lightning.callbacks.progress_bar import FitProgress
+from spar_lightning.callbacks.run_plots import RunPlots
+from spar_lightning.cli.fit_run_folder import RunFolder
 from spar_lightning.cli.parser import Parser
-from spar_lightning.configs import named
+from spar_lightning.configs import find
+from spar_lightning.configs.renamed import check_options, check_renamed, upgraded
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import UserError
@@ -39,38 +42,45 @@ TRAINER = {
 
 
 class SparCLI(LightningCLI):
-    """One verb of the Trainer, with `Distillation` and an `SA1B` datamodule."""
+    """One command, with `Distillation` and an `SA1B` datamodule.
 
-    def __init__(self, args: Sequence[str], **kwargs: Any) -> None:
+    A command that is not a method of the Trainer is a method of the subclass: `subcommands` names it, and its docstring
+    is the text of `--help`.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
         _silence()
-        args = with_shipped(args)
-        check_presets(args)
-        plugins()  # imported, their classes have short names
-        verb = next(iter(self.subcommands()))
-        # LightningCLI warns about arguments given beside those of the process, even where they are the same.
-        given = None if list(args) == sys.argv[2:] and sys.argv[1:2] == [verb] else [verb, *args]
+        command = next(iter(self.subcommands()))
+        prepared = prepare(args)
+        plugins()  # once imported, their classes have short names
+        # LightningCLI warns about arguments passed in addition to those of the process, even if they are the same.
+        given = None if prepared == sys.argv[2:] and sys.argv[1:2] == [command] else [command, *prepared]
+        own = {} if hasattr(Trainer, command) else {command: getattr(type(self), command)}
         super().__init__(
             Distillation,
             SA1B,
             subclass_mode_data=True,
             save_config_callback=None,  # Lightning's own refuses to resume into the same folder
             seed_everything_default=0,
+            trainer_class=type("Trainer", (Trainer,), own) if own else Trainer,
             trainer_defaults=dict(TRAINER),
             parser_class=Parser,
             parser_kwargs={"prog": "spar"},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=given,
-            **kwargs,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what a configuration file holds beside model, data and trainer, the same for every verb."""
+        """Add the keys of a configuration next to model, data and trainer; they are the same for every command."""
         parser.add_lightning_class_args(MeanIoU, "mean_iou")
-        parser.add_lightning_class_args(Pictures, "pictures")
-        parser.add_argument("--run_dir", type=str, default="runs/run", help="Folder for everything that fit makes.")
+        parser.add_lightning_class_args(RunPlots, "pictures")
+        parser.add_argument("--run_dir", type=str, default="runs/run", help="Folder for everything that fit writes.")
         parser.add_argument(
-            "--checkpoint_every_n_steps", type=int, default=500, help="Of fit: steps between two savings of last.ckpt."
+            "--checkpoint_every_n_steps",
+            type=int,
+            default=500,
+            help="Save last.ckpt every N optimizer steps (fit only).",
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -87,36 +97,56 @@ class SparCLI(LightningCLI):
                 callback.check(self.datamodule)
 
     def settings(self) -> dict[str, Any]:
-        """The complete configuration of the verb, as plain YAML types."""
+        """Return the complete configuration of the command, as plain YAML types."""
         dumped = yaml.safe_load(self.parser.dump(self.config, format="yaml", skip_none=False))  # null is a setting, too
         settings: dict[str, Any] = dumped[self.subcommand]
         settings.pop("config", None)
         return settings
 
 
-def with_shipped(args: Sequence[str]) -> list[str]:
-    """Arguments in which the name of a shipped configuration is the path of its file."""
-    found: list[str] = []
-    for arg in args:
+def prepare(args: Sequence[str]) -> list[str]:
+    """Return the arguments of a command as LightningCLI takes them.
+
+    Configurations come first, so that an option changes them wherever it is placed, and are paths instead of names. A
+    config.yaml that an older version wrote into a run folder is replaced by its content in today's keys.
+
+    Raises:
+        UserError: An option or a key is an old one.
+    """
+    check_options(args)
+    configs: list[str] = []
+    others: list[str] = []
+    rest = iter(args)
+    for arg in rest:
         flag, equals, value = arg.partition("=")
-        if found and found[-1] in ("--config", "-c"):
-            found.append(named(arg))
-        elif equals and flag == "--config":
-            found.append(f"{flag}={named(value)}")
+        if flag in ("--config", "-c"):
+            given = value if equals else next(rest, None)
+            configs += [flag] if given is None else ["--config", _configuration(given)]
         else:
-            found.append(arg)
-    return found
+            others.append(arg)
+    return [*configs, *others]
 
 
-def check_presets(args: Sequence[str]) -> None:
-    """Raise UserError if a preset and single settings are given side by side: jsonargparse would drop the preset."""
-    names = {arg.split("=")[0] for arg in args}
-    for key in ("--refine", "--model.refine", "--data.augmentation"):
-        if key in names and (single := sorted(name for name in names if name.startswith(f"{key}."))):
-            raise UserError(
-                f"{key} and {single[0]} exclude each other. Give a preset alone, or all settings that differ from the "
-                f"defaults, such as {single[0]}."
-            )
+def _configuration(given: str) -> str:
+    """Return the path of a configuration, or the content of a run's own where an older version wrote it."""
+    path = Path(find(given))
+    if not path.is_file():
+        return str(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return str(path)  # the parser says where
+    if RunFolder.wrote(path):
+        newer = upgraded(content)
+        return str(path) if newer == content else yaml.safe_dump(newer, sort_keys=False)
+    check_renamed(content, str(path))
+    return str(path)
+
+
+def with_run_config(args: Sequence[str], weights: str | None, config: str | None) -> list[str]:
+    """Return the arguments with the configuration of the run whose weights are given, unless one is named."""
+    path = Path((weights or "").split(",")[0]) / "config.yaml"
+    return ["--config", str(path), *args] if config is None and weights and path.is_file() else list(args)
 
 
 def check_checkpoint(path: str) -> None:
@@ -124,7 +154,7 @@ def check_checkpoint(path: str) -> None:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a zip of something else, a pickle, a text: each fails in its own way
-        raise UserError(f"{path} is no checkpoint that can be read ({type(error).__name__}). {_GIVE}") from error
+        raise UserError(f"{path} cannot be read as a checkpoint ({type(error).__name__}). {_GIVE}") from error
     if not isinstance(checkpoint, dict) or "spar" not in checkpoint:
         raise UserError(f"{path} was not written by spar fit: it lacks the entry 'spar'. {_GIVE}")
 
@@ -132,10 +162,10 @@ def check_checkpoint(path: str) -> None:
 _GIVE = "Give a .ckpt file such as runs/NAME/checkpoints/best.ckpt."
 
 
-def progress(trainer: Any) -> list[Callback]:
-    """Our progress bars, unless the Trainer's configuration has others or none."""
-    others = any(isinstance(callback, ProgressBar) for callback in trainer.callbacks or [])
-    return [] if others or trainer.enable_progress_bar is False else [FitProgress()]
+def progress(config: Any) -> list[Callback]:
+    """Return our progress bars, unless the Trainer's configuration has others or none."""
+    others = any(isinstance(callback, ProgressBar) for callback in config.callbacks or [])
+    return [] if others or config.enable_progress_bar is False else [FitProgress()]
 
 
 def _worth_reading(record: logging.LogRecord) -> bool:

@@ -1,27 +1,27 @@
 """`spar predict`: label maps, overlays, scores, features and PCA pictures of images, with any weights."""
 
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, get_args
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from spar_lightning.cli.backbone_arguments import backbone_arguments
-from spar_lightning.cli.image_files import image_files
-from spar_lightning.cli.prediction_folder import PredictionFolder
-from spar_lightning.datamodules.estimate import bytes_text
-from spar_lightning.datamodules.image import ImageError
+from spar_lightning.cli.backbone_arguments import split_backbone_arguments
+from spar_lightning.cli.parser import Formatter, Parser
+from spar_lightning.cli.predict_inputs import image_files
+from spar_lightning.cli.predict_outputs import PredictionFolder
 from spar_lightning.errors import UserError
-from spar_lightning.loading import Student, load_student, usable_device
-from spar_lightning.pictures.pca import Basis, draw_pca
-from spar_lightning.pixels import as_pixels
-from spar_lightning.refine import Refinement
-from spar_lightning.segmenter import Inference, Segmenter
-from spar_lightning.zero_shot import parse_classes
+from spar_lightning.formatting import bytes_text
+from spar_lightning.image.codec import ImageError
+from spar_lightning.image.inputs import as_pixels
+from spar_lightning.segmentation.config import InferenceConfig
+from spar_lightning.segmentation.prompts import parse_classes
+from spar_lightning.segmentation.segmenter import Segmenter
+from spar_lightning.student import Student, load_student, usable_device
+from spar_lightning.visualization.pca import Basis, draw_pca
 
 MOST_SCORES: Final = 4 * 2**30  # bytes of one image's scores in memory
 
@@ -36,56 +36,53 @@ EPILOG = """examples:
   spar predict "photos/**/*.jpg" --weights student.safetensors --classes classes.txt --inference sliding
   spar predict photo.jpg --weights runs/siglip2_vitb16 --pca --features
 
-`label: name, name` gives a class a label and several names. Arguments of the backbone that differ from those of
-the run follow as --model.backbone.NAME VALUE, such as --model.backbone.text_weights FILE."""
+`label: name, name` gives a class a label and several names. Settings of inference default to those of the run.
+Arguments of the backbone that differ from those of the run are passed as --model.backbone.NAME VALUE, such as
+--model.backbone.text_weights FILE."""
 
 
 class NoResultError(Exception):
-    """One image has no result; the others go on."""
+    """One image has no result; the others continue."""
 
 
-def parser() -> ArgumentParser:
-    """The options."""
-    parser = ArgumentParser(
-        "spar predict", description=DESCRIPTION, epilog=EPILOG, formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
-    add = parser.add_argument
-    add(
-        "images",
-        nargs="+",
-        help="files, folders with all below them (links to folders are not followed), patterns in quotes",
+def parser() -> Parser:
+    """Return the parser; its settings of inference are the fields of `InferenceConfig`."""
+    parser = Parser(
+        "spar predict", description=DESCRIPTION, epilog=EPILOG, formatter_class=Formatter, default_env=False
     )
-    add("--weights", required=True, help="run folder, checkpoint, export, weight file with --config, or a name "
-        "such as siglip2")  # fmt: skip
-    add("--classes", help="'cat; dog; grass, lawn', or a .txt file with a class in each line")
-    add("--out", type=Path, default=Path("runs/predict"), help="folder of the results (runs/predict)")
-    add("--config", help="YAML file of the run, where the weights do not say what they are of")
-    add("--inference", choices=get_args(Inference), help="single pass or sliding window; as the run otherwise")
-    add("--stride", type=int, help="step between windows in pixels; as the run otherwise")
-    add("--refine", choices=get_args(Refinement), help="LPOSS; as the run otherwise")
-    add("--upsampler", help="bilinear, anyup, anyup_multi_backbone or a weight file; as the run otherwise")
-    add("--max-side", type=int, help="most pixels of the long side that the network sees; labels keep the image's size")
-    add("--device", help="cpu, cuda, cuda:1 ..; a GPU otherwise if there is one")
+    add = parser.add_argument
+    add("images", nargs="+", type=str, help="files, folders with all below them (links to folders are not followed), "
+        "patterns in quotes")  # fmt: skip
+    add("--weights", required=True, type=str, help="run folder, checkpoint, export, weight file with --config, or a "
+        "name such as siglip2")  # fmt: skip
+    add("--classes", type=str | None, help="'cat; dog; grass, lawn', or a .txt file with a class in each line")
+    add("--out", type=Path, default=Path("runs/predict"), help="folder of the results")
+    add("--config", type=str | None, help="YAML file of the run, if the weights do not name their network")
+    add("--max_side", type=int | None, help="most pixels of the long side that the network sees; labels keep the "
+        "image's size")  # fmt: skip
+    add("--device", type=str | None, help="cpu, cuda, cuda:1 ..; by default a GPU if there is one")
     add("--scores", action="store_true", help="write the classes' scores of each pixel (npz)")
     add("--features", action="store_true", help="write dense features (safetensors)")
-    add("--pca", action="store_true", help="draw features of single pass, teacher and student as colours, on the "
+    add("--pca", action="store_true", help="draw features of single pass, teacher and student as colors, on the "
         "teacher's basis")  # fmt: skip
+    parser.add_class_arguments(InferenceConfig)
     return parser
 
 
 def run(args: Sequence[str]) -> int:
-    """Run the verb; 1 where some images could not be read."""
-    given, rest = parser().parse_known_args(args)
+    """Run the command; 1 if some images could not be read."""
+    own, arguments = split_backbone_arguments(args)
+    options = parser()
+    given = options.instantiate(options.parse_args(own))
+    changed = options.parse_args(own, defaults=False)
+    settings = {name: given[name] for name in InferenceConfig.__dataclass_fields__ if name in changed}
     classes = parse_classes(_class_text(given.classes)) if given.classes is not None else {}
     if not classes and (given.scores or not (given.features or given.pca)):
         raise UserError("--classes is missing: what is to be found, such as --classes 'cat; dog; grass, lawn'.")
     files, others = image_files(given.images, given.out)
-    settings = {name: getattr(given, name) for name in ("inference", "stride", "refine", "upsampler")}
-    chosen = {name: value for name, value in settings.items() if value is not None}
     device = usable_device(given.device)
-    student = load_student(given.weights, given.config, chosen, backbone_arguments("predict", rest))
-    student.module.to(device)
+    student = load_student(given.weights, given.config, settings, arguments)
+    student.backbone.to(device)
     segmenter = student.segmenter(classes, given.max_side)
     folder = PredictionFolder(given.out, classes)
     panels = _panels(student, given.max_side) if given.pca else {}
@@ -100,7 +97,7 @@ def run(args: Sequence[str]) -> int:
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
-            failed.append(NoResultError(f"{file} is too large for the memory of {segmenter.device}. Give --max-side."))
+            failed.append(NoResultError(f"{file} is too large for the memory of {segmenter.device}. Give --max_side."))
     return _report(len(files) - len(failed), failed, others, given.out)
 
 
@@ -110,7 +107,7 @@ def _predict(
     segmenter: Segmenter,
     folder: PredictionFolder,
     panels: Mapping[str, Callable[[Tensor], Tensor]],
-    given: Namespace,
+    given: Any,
 ) -> None:
     """Everything that was asked for of one image."""
     pixels = as_pixels(file)

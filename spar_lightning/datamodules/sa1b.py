@@ -5,7 +5,6 @@ and every epoch reads them; with `cache: null` the images are augmented in the l
 runs in the training step. Either way an image is augmented once, the same in every epoch.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,23 +16,24 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from spar_lightning.datamodules.augmentation import PRESETS, Augmentation, Preset
-from spar_lightning.datamodules.benchmark import opened_later
-from spar_lightning.datamodules.cached_features import CachedFeatures
-from spar_lightning.datamodules.estimate import augmented_sizes
-from spar_lightning.datamodules.feature_cache import FeatureCache
-from spar_lightning.datamodules.frozen_prefix import PrefixCache, PrefixedFeatures
-from spar_lightning.datamodules.images import Images, find
-from spar_lightning.datamodules.loader import EpochOrder, RankSlice, ResumableLoader, StreamOrder
-from spar_lightning.datamodules.packs import PackOrder
-from spar_lightning.datamodules.sample import LabelledImage
-from spar_lightning.datamodules.scan import expand, scan_all
-from spar_lightning.datamodules.selection import select
-from spar_lightning.datamodules.source import is_streamed
-from spar_lightning.datamodules.source_images import SourceImages
-from spar_lightning.datamodules.teacher_features import Dtype, TeacherFeatures
+from spar_lightning.datamodules.dataloader import EpochOrder, RankSlice, ResumableLoader, StreamOrder
+from spar_lightning.datamodules.packed_sampler import PackOrder
+from spar_lightning.datasets.augmentation import Augmentation
+from spar_lightning.datasets.image_source import is_streamed
+from spar_lightning.datasets.image_table import Images, find
+from spar_lightning.datasets.samples import LabelledImage
+from spar_lightning.datasets.shard_index import expand, scan_all
+from spar_lightning.datasets.streaming import SourceImages
+from spar_lightning.datasets.subset import select
+from spar_lightning.distributed import is_first_process
 from spar_lightning.errors import UserError, check_at_least
-from spar_lightning.processes import is_first_process
+from spar_lightning.evaluation.benchmark import opened_later
+from spar_lightning.feature_cache.activations import ActivationCache, CachedActivations
+from spar_lightning.feature_cache.cache import FeatureCache
+from spar_lightning.feature_cache.cost import augmented_sizes
+from spar_lightning.feature_cache.dataset import CachedFeatures
+from spar_lightning.feature_cache.extract import Dtype, Teacher, TeacherFeatures
+from spar_lightning.files.hashing import sha256
 
 SHORT_PACK = 16  # images for each step of a dry run where packs are filled by patches
 
@@ -45,9 +45,7 @@ class SA1B(LightningDataModule):
         shards: Images in SA-1B's layout: tar files (plain or gzipped), URLs of such, `pipe:` commands that print
             one, or folders of images; one brace pattern or a list.
         cache: Folder of the teacher's features, built where they are missing; null runs the teacher in each step.
-        augmentation: Size, crop and flip, drawn once per image: `released` as the published configuration, `text` as
-            the paper's text, `extended` as its extended variant, `none`, `small` for images of a few hundred pixels, or
-            the settings of an Augmentation.
+        augmentation: Size, crop and flip, drawn once per image: a preset, and settings that differ from it.
         benchmarks: Validation sets: names of those that ship (voc21, voc20, cityscapes, ade20k, context60, context59),
             paths of YAML files, or folders with benchmark.yaml, images/ and labels/.
         benchmark_root: Folder in which the data of the benchmarks that ship lie.
@@ -59,8 +57,8 @@ class SA1B(LightningDataModule):
             teacher.
         seed: Of the augmentation and of the order of training.
         cache_dtype: Precision in which features are stored.
-        prefix: Keep the tokens that enter the first trainable block, too, in a folder of the cache: a step then runs
-            the trainable blocks alone and reads no image.
+        cache_activations: Also cache the tokens that enter the first trainable block, in a folder of the cache: a step
+            then runs the trainable blocks only and reads no image.
         pack_tokens: Patches of a pack, such as 16384: a step takes as many images as fill it, in one sequence, instead
             of batch_size; null takes batch_size.
     """
@@ -69,7 +67,7 @@ class SA1B(LightningDataModule):
         self,
         shards: str | list[str],
         cache: str | None = None,
-        augmentation: Preset | Augmentation = "released",
+        augmentation: Augmentation = Augmentation(),
         benchmarks: Sequence[str] = (),
         benchmark_root: str | None = None,
         max_images: int | None = None,
@@ -79,7 +77,7 @@ class SA1B(LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         cache_dtype: Dtype = "float16",
-        prefix: bool = False,
+        cache_activations: bool = False,
         pack_tokens: int | None = None,
     ) -> None:
         super().__init__()
@@ -87,8 +85,10 @@ class SA1B(LightningDataModule):
         check_at_least(0, num_workers=num_workers, seed=seed)
         if fraction is not None and not 0 < fraction <= 1:
             raise UserError(f"data.fraction must be above 0 and at most 1, but got {fraction}.")
-        if prefix and cache is None:
-            raise UserError("data.prefix is made from the cached images, but data.cache is null. Give a folder there.")
+        if cache_activations and cache is None:
+            raise UserError(
+                "data.cache_activations needs the cached images, but data.cache is null. Give a folder there."
+            )
         if pack_tokens is not None and batch_size != 1:
             raise UserError(
                 f"data.pack_tokens {pack_tokens} and data.batch_size {batch_size} exclude each other: a pack holds as "
@@ -96,18 +96,18 @@ class SA1B(LightningDataModule):
             )
         self.shards = shards
         self.cache = None if cache is None else Path(cache)
-        self.augmentation = augmentation if isinstance(augmentation, Augmentation) else PRESETS[augmentation]
+        self.augmentation = augmentation
         self.benchmarks = opened_later(benchmarks, benchmark_root)
         self.max_images, self.fraction, self.chosen = max_images, fraction, keys
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
         self.cache_dtype: Dtype = cache_dtype
-        self.prefix, self.pack_tokens = prefix, pack_tokens
+        self.cache_activations, self.pack_tokens = cache_activations, pack_tokens
         self._images: Images | None = None
         self._cache: FeatureCache | None = None  # kept: its identity costs a copy of the teacher and a hash of it
         self._tokens: NDArray[np.int64] | None = None
-        self._train: SourceImages | CachedFeatures | PrefixedFeatures | None = None
+        self._train: SourceImages | CachedFeatures | CachedActivations | None = None
 
     def setup(self, stage: str) -> None:
         """Open what this process reads; in fit, take part in making the features that are missing."""
@@ -156,7 +156,7 @@ class SA1B(LightningDataModule):
             steps: Of one process.
             folder: For what would be written elsewhere.
         """
-        self.cache, self.prefix, self.benchmarks = None, False, []
+        self.cache, self.cache_activations, self.benchmarks = None, False, []
         most = SHORT_PACK if self.pack_tokens is not None else self.batch_size
         self.max_images = steps * most
 
@@ -173,7 +173,7 @@ class SA1B(LightningDataModule):
             raise UserError("data.cache is null: there is no cache to build. Give a folder for the features.")
         self._check_patch()
         identity = {
-            "teacher": self._module.teacher_identity(),
+            "teacher": self._teacher.teacher_identity(),
             "augmentation": self.augmentation.identity(),
             "seed": self.seed,
             "dtype": self.cache_dtype,
@@ -181,36 +181,36 @@ class SA1B(LightningDataModule):
         }
         device = self._device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        made = {"torch": torch.__version__, "device": name, "compiled": self._module.compiled}
+        made = {"torch": torch.__version__, "device": name, "compiled": self._teacher.compiled}
         self._cache = FeatureCache(self.cache, identity, made)
         return self._cache
 
-    def build_cache(self) -> CachedFeatures | PrefixedFeatures:
+    def build_cache(self) -> CachedFeatures | CachedActivations:
         """The cached training images, once all of them are there: made by all processes that call this."""
         cache, images = self.open_cache(), self.images()
-        prefix = self.open_prefix() if self.prefix else None  # refused now, not after hours of the teacher
+        # Rejected now, not after hours of the teacher.
+        tokens = self.open_activations() if self.cache_activations else None
         cache.build(images, self.teacher_features(), show=is_first_process())
         features = cache.dataset(images.keys)
-        if prefix is None:
+        if tokens is None:
             return features
         usable = images.take(find(np.sort(features.keys), images.keys) >= 0)
-        todo = prefix.tokens.missing(usable)
+        todo = tokens.tokens.missing(usable)
         if len(todo):
-            text = prefix.text(todo, self.augmentation, self.seed)
+            text = tokens.text(todo, self.augmentation, self.seed)
             if is_first_process():
                 print(text, flush=True)
-        prefix.build(usable, features, is_first_process())
-        return prefix.dataset(features)
+        tokens.build(usable, features, is_first_process())
+        return tokens.dataset(features)
 
-    def open_prefix(self) -> PrefixCache:
+    def open_activations(self) -> ActivationCache:
         """The tokens that the frozen blocks give, beside the cache."""
-        return PrefixCache(self.open_cache(), self._module, self.cache_dtype, self._device, self._precision)
+        return ActivationCache(self.open_cache(), self._teacher, self.cache_dtype, self._device, self._precision)
 
     def teacher_features(self) -> TeacherFeatures:
         """What makes a sample of the cache out of an image, on this process's device."""
         return TeacherFeatures(
-            lambda: self._module.build_teacher().to(self._device),
-            self._module.student.normalize,
+            self._teacher,
             self.augmentation,
             self.seed,
             self.cache_dtype,
@@ -234,7 +234,7 @@ class SA1B(LightningDataModule):
             order = StreamOrder(location, self.batch_size, rank, world_size, self.seed, self.num_workers)
         else:
             order = EpochOrder(len(self._train), self.batch_size, rank, world_size, self.seed)
-        order.content = hashlib.sha256(images.keys.tobytes()).hexdigest()[:16]
+        order.content = sha256(images.keys.tobytes(), 16)
         pinned = self._device.type == "cuda"
         return ResumableLoader(self._train, order, self.num_workers, pinned)
 
@@ -245,7 +245,7 @@ class SA1B(LightningDataModule):
                 "data.pack_tokens chooses images from the whole of an epoch, but gzipped and remote shards are read "
                 "from the front. Set data.cache, or download them."
             )
-        sides = augmented_sizes(images, self.augmentation, self.seed) // self._module.student.patch_size
+        sides = augmented_sizes(images, self.augmentation, self.seed) // self._teacher.student.patch_size
         tokens: NDArray[np.int64] = sides.prod(axis=1)
         if not isinstance(self._train, SourceImages):  # a cache leaves out images that cannot be used
             assert self._train is not None
@@ -285,14 +285,16 @@ class SA1B(LightningDataModule):
         return precision
 
     @property
-    def _module(self) -> Any:
+    def _teacher(self) -> Teacher:
         assert self.trainer is not None
-        return self.trainer.lightning_module
+        module = self.trainer.lightning_module
+        assert isinstance(module, Teacher)
+        return module
 
     def _check_patch(self) -> None:
-        patch = self._module.student.patch_size
-        if self.augmentation.multiple % patch:
+        patch, multiple = self._teacher.student.patch_size, self.augmentation.settings.multiple
+        if multiple % patch:
             raise UserError(
-                f"data.augmentation.multiple is {self.augmentation.multiple}, but the backbone's patches of {patch} "
+                f"data.augmentation.multiple is {multiple}, but the backbone's patches of {patch} "
                 f"pixels ask for a multiple of {patch}."
             )

@@ -1,91 +1,154 @@
-"""Evaluator: benchmarks over any number of processes, resumable, with the same counts as one process.
+"""Evaluator: one network by one protocol on some benchmarks, on any number of ranks, resumable.
 
-Every process takes a share of the images that nobody has counted yet. Its counts go to disk every
-half minute, so that an evaluation that ends in between loses no more than that.
+Every rank takes a share of the images that are not counted yet and writes its counts to disk every half minute. The
+sum is that of one process, whatever the number of ranks and restarts.
 """
 
 import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
-import torch.distributed
 from lightning.fabric import Fabric
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from spar_lightning.datamodules.benchmark import Benchmark
-from spar_lightning.evaluation.counts import Counts, CountsFolder
-from spar_lightning.evaluation.loop import count
-from spar_lightning.evaluation.score import Score
-from spar_lightning.segmenter import Segmenter
+from spar_lightning.backbones.base import Backbone
+from spar_lightning.datasets.samples import LabelledImage
+from spar_lightning.evaluation.benchmark import Benchmark
+from spar_lightning.evaluation.confusion import ConfusionMatrix
+from spar_lightning.evaluation.environment import environment
+from spar_lightning.evaluation.partial_counts import PartialCounts
+from spar_lightning.evaluation.protocol import Protocol
+from spar_lightning.evaluation.report import Report
+from spar_lightning.evaluation.timing import now
+from spar_lightning.files.hashing import hash_json
+from spar_lightning.segmentation.config import InferenceConfig
+from spar_lightning.segmentation.segmenter import Segmenter
+from spar_lightning.segmentation.text_embeddings import TextClassifiers
 
 SAVE_EVERY: Final = 30.0  # seconds
 
 
-class Evaluator:
-    """The loop over benchmarks on this process's device.
+def count(
+    segmenter: Segmenter,
+    images: Iterable[LabelledImage],
+    indices: Iterable[int],
+    counts: ConfusionMatrix,
+    device: torch.device,
+    precision: Callable[[], AbstractContextManager[Any]],
+) -> Iterator[None]:
+    """Segment images and add each to the counts, one per step of the iterator.
 
     Args:
-        fabric: Launched: device, precision, and the other processes.
+        segmenter: Its backbone is on the device.
+        images: Of a benchmark.
+        indices: Index of each.
+        counts: Where they are added.
+        device: Where the network runs.
+        precision: Context of the network, such as autocast.
+    """
+    for image, index in zip(images, indices, strict=False):
+        pixels = image.image.to(device)
+        start = now(device)
+        with precision():
+            predicted = segmenter(pixels)
+        counts.update(predicted, image.labels.to(device), index, 1000 * (now(device) - start))
+        yield
+
+
+class Evaluator:
+    """Measures networks on benchmarks; every rank calls the same.
+
+    Args:
+        fabric: Launched: device, precision, and the other ranks.
+        benchmarks: Opened.
         num_workers: Loader processes.
+        max_images: Number of images that the benchmarks were cut to; part of a result's name.
     """
 
-    def __init__(self, fabric: Fabric, num_workers: int) -> None:
-        self.fabric = fabric
+    def __init__(self, fabric: Fabric, benchmarks: list[Benchmark], num_workers: int, max_images: int | None) -> None:
+        self.fabric, self.benchmarks = fabric, benchmarks
         self.num_workers = num_workers
+        self._max_images = max_images
 
-    def evaluate(self, segmenter: Segmenter, benchmark: Benchmark, folder: CountsFolder) -> Counts:
-        """The counts of all images of a benchmark, on every process. Collective."""
-        # What the first process finds: the others may see another disk, or this one late.
-        found = folder.gather() if self.fabric.global_rank == 0 else Counts.none(folder.classes)
-        before: Counts = self.fabric.broadcast(found)
-        left = np.setdiff1d(np.arange(len(benchmark)), before.images)
-        mine = left[self.fabric.global_rank :: self.fabric.world_size]
-        title = benchmark.name + (f" ({len(before.images)} counted before)" if len(before.images) else "")
-        share = _Share(Score(len(benchmark.classes), self.fabric.device))
-        images = (image for batch in self._loader(benchmark, mine.tolist()) for image in batch)
-        times = count(segmenter, images, share.score, self.fabric.device, self.fabric.autocast)
-        bar = tqdm(times, title, len(mine), unit="image", disable=self.fabric.global_rank != 0)
+    def run(
+        self,
+        backbone: Backbone,
+        config: InferenceConfig,
+        classifiers: TextClassifiers,
+        parent: Path,
+        folder: Path | None = None,
+        area: int | None = None,
+    ) -> Report:
+        """Measure what is not measured yet, benchmark after benchmark, and return the report.
+
+        Args:
+            backbone: The network, on the device.
+            config: How it segments.
+            classifiers: Text embeddings of its classes.
+            parent: Folder in which the result's folder, named after network and protocol, is created.
+            folder: Another folder for the result.
+            area: Side of a square whose area all images get, in pixels; None leaves it to the benchmarks.
+        """
+        fabric, protocol = self.fabric, self.protocol(backbone, config)
+        network, content = protocol.model(), protocol.content()
+        settings = [network, content, self._max_images, *([area] if area else [])]
+        name = f"{type(backbone).__name__}-{config.inference}-{hash_json(settings, 12)}"
+        report = Report(folder or parent / name, network, content, environment(fabric))
+        self.say("\n".join(f"{key}: {value}" for key, value in {**network, **content}.items()))
+        for whole in self.benchmarks:
+            benchmark = whole if area is None else whole.resized(area)
+            # One rank reads the label files for their hash.
+            own = fabric.broadcast(protocol.of(benchmark) if fabric.is_global_zero else {})
+            own["hash"] = hash_json([content, own], 12)
+            self.say(f"\n{benchmark.name}: {', '.join(f'{k} {value}' for k, value in own.items() if k != 'labels')}")
+            segmenter = benchmark.description.segmenter(backbone, config, classifiers)
+            # A text encoder without an identity is represented by the embeddings themselves.
+            text = None if network["text"] else segmenter.classifier.embeddings.cpu().numpy().tobytes().hex()
+            key = fabric.broadcast(f"{benchmark.name}-{hash_json([network, own['hash'], text], 12)}")
+            stored = PartialCounts(report.folder, key, len(benchmark.classes))
+            counts = self.evaluate(segmenter, benchmark, stored)
+            if fabric.is_global_zero:
+                report.add(benchmark, own, counts)
+        return report
+
+    def evaluate(self, segmenter: Segmenter, benchmark: Benchmark, stored: PartialCounts) -> ConfusionMatrix:
+        """Return the counts of all images of a benchmark, on every rank. Collective."""
+        rank, device = self.fabric.global_rank, self.fabric.device
+        # Only the first rank reads: the others may see another disk, or the shared one late.
+        before: ConfusionMatrix = self.fabric.broadcast(
+            stored.gather() if rank == 0 else ConfusionMatrix(stored.classes)
+        )
+        done = set(before.images)
+        mine = [i for i in range(len(benchmark)) if i not in done][rank :: self.fabric.world_size]
+        title = benchmark.name + (f" ({len(done)} counted before)" if done else "")
+        share = ConfusionMatrix(stored.classes, device)
+        loader = DataLoader(Subset(benchmark, mine), collate_fn=list, num_workers=self.num_workers)
+        images = (image for batch in loader for image in batch)
+        steps = count(segmenter, images, mine, share, device, self.fabric.autocast)
         saved = time.monotonic()
-        for i, ms in zip(mine, bar, strict=True):
-            share.add(int(i), ms)
-            # Here alone, between two images: what ends the loop may find the score and the list at odds.
+        for _ in tqdm(steps, title, len(mine), unit="image", disable=rank != 0):
+            # Only here, between two images: what interrupts the loop elsewhere may find half an update.
             if time.monotonic() - saved > SAVE_EVERY or len(share.images) == len(mine):
-                folder.write(share.counts(), self.fabric.global_rank)
+                stored.write(share, rank)
                 saved = time.monotonic()
-        total = sum(self._all(share.counts()), start=before)
-        assert len(np.unique(total.images)) == len(total.images) == len(benchmark)
-        if self.fabric.global_rank == 0:
-            folder.write(total)
-            folder.drop_parts()
-        self.fabric.barrier()  # nobody begins with the next before this one is on disk
+        total = before.merge(share.all_ranks())
+        assert len(set(total.images)) == len(total.images) == len(benchmark)
+        if rank == 0:
+            stored.write(total)
+            stored.drop_parts()
+        self.fabric.barrier()  # no rank begins with the next benchmark before this one is on disk
         return total
 
-    def _loader(self, benchmark: Benchmark, indices: list[int]) -> DataLoader[Any]:
-        return DataLoader(Subset(benchmark, indices), collate_fn=list, num_workers=self.num_workers)
+    def protocol(self, backbone: Backbone, config: InferenceConfig) -> Protocol:
+        """Return how the network would be measured now."""
+        # The precision that was asked for may not exist here.
+        return Protocol(backbone, config, str(self.fabric.strategy.precision.precision))
 
-    def _all(self, counts: Counts) -> list[Counts]:
-        """Those of all processes."""
-        if self.fabric.world_size == 1:
-            return [counts]
-        gathered: list[Any] = [None] * self.fabric.world_size
-        torch.distributed.all_gather_object(gathered, counts)
-        return gathered
-
-
-class _Share:
-    """What one process has counted since it started."""
-
-    def __init__(self, score: Score) -> None:
-        self.score = score
-        self.images: list[int] = []
-        self._ms: list[float] = []
-
-    def add(self, image: int, ms: float) -> None:
-        """Note an image that the score holds."""
-        self.images.append(image)
-        self._ms.append(ms)
-
-    def counts(self) -> Counts:
-        return Counts(self.score.matrix.cpu().numpy(), np.array(self.images, np.int64), np.array(self._ms))
+    def say(self, text: str) -> None:
+        """Print, on the first rank."""
+        if self.fabric.is_global_zero:
+            print(text)

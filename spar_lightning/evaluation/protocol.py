@@ -5,82 +5,74 @@ The network and the protocol are told apart: two networks are comparable if thei
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 from spar_lightning.backbones.base import Backbone
-from spar_lightning.datamodules.benchmark import Benchmark
-from spar_lightning.datamodules.manifest import fingerprint
-from spar_lightning.geometry import Geometry
-from spar_lightning.refine import LPOSS, AnyUp
-from spar_lightning.segmenter import Inference
-from spar_lightning.zero_shot import Templates, prompt_templates
+from spar_lightning.evaluation.benchmark import Benchmark
+from spar_lightning.files.hashing import hash_json
+from spar_lightning.segmentation.config import InferenceConfig
+from spar_lightning.segmentation.prompts import prompt_templates
 
 ALGORITHM: Final = 1  # raised by hand when the same network, images and settings give other label maps or counts
 
 
-def digest(content: Any) -> str:
-    """Twelve hexadecimal digits that stand for plain data."""
-    return fingerprint(content)[:12]
-
-
 @dataclass(frozen=True)
 class Protocol:
-    """How images become label maps, the same for all benchmarks.
+    """How images become segmentation maps, the same for all benchmarks.
 
-    Attributes:
+    Args:
         backbone: The network that is measured.
-        inference: single or sliding.
-        stride: Step between windows in pixels; of sliding.
-        geometry: What becomes of sides that the patch does not divide.
-        templates: Prompts of class names.
-        precision: Of the network's arithmetic, in Lightning's terms.
-        refine: What follows the cosines; null: nothing.
-        upsampler: From the patch grid to pixels; null: bilinear.
+        config: How it segments.
+        precision: Precision of the network, in Lightning's terms.
     """
 
     backbone: Backbone
-    inference: Inference
-    stride: int
-    geometry: Geometry
-    templates: Templates
+    config: InferenceConfig
     precision: str
-    refine: LPOSS | None = None
-    upsampler: AnyUp | None = None
 
     def model(self) -> dict[str, Any]:
-        """The network as plain data; weights by their digest."""
+        """Return the network as plain data; weights by their hash."""
         return {**self.backbone.identity(), "window": self.backbone.window, "text": self.backbone.text_identity()}
 
     def content(self) -> dict[str, Any]:
-        """The protocol as plain data."""
-        templates = prompt_templates(self.templates)
+        """Return the protocol as plain data."""
+        config, templates = self.config, prompt_templates(self.config.templates)
         content: dict[str, Any] = {
             "algorithm": ALGORITHM,
-            "inference": self.inference,
-            "geometry": self.geometry,
+            "inference": config.inference,
+            "patch_fit": config.patch_fit,
             "precision": self.precision,
             "templates": len(templates),
-            "templates_sha256": digest(templates),
+            "templates_sha256": hash_json(templates, 12),
         }
-        if self.inference == "sliding":
-            content["stride"] = self.stride
-        if self.refine is not None:
-            content["refine"] = {"name": "LPOSS", **asdict(self.refine)}
-        if self.upsampler is not None:
-            content["upsampler"] = self.upsampler.identity()
+        if config.inference == "sliding":
+            content["stride"] = config.stride
+        if config.refine is not None:
+            content["refine"] = config.refine.identity()
+        if (upsampler := config.build_upsampler()) is not None:
+            content["upsampler"] = upsampler.identity()
         return content
 
     def of(self, benchmark: Benchmark) -> dict[str, Any]:
-        """What one benchmark adds: its images, classes, sizes and thresholds."""
+        """Return what one benchmark adds: its images, classes, sizes and thresholds."""
         own = benchmark.description.protocol(type(self.backbone))
-        if self.refine is not None:
+        if self.config.refine is not None:
             own["thresholds"] = None  # they are those of cosines
         return {
             **own,
             "images": len(benchmark),
             "images_sha256": benchmark.digest(),
         }
+
+
+def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a network's or protocol's plain data in today's keys; versions up to 0.1 wrote others."""
+    renamed = {"geometry": "patch_fit", "backbone": "family"}
+    content = {renamed.get(key, key): value for key, value in content.items()}
+    if "family" in content:  # once the class path
+        content["family"] = str(content["family"]).rpartition(".")[2]
+    return content
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -7,14 +7,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from spar_lightning.datamodules.benchmark import Benchmark
-from spar_lightning.datamodules.benchmark_description import SHIPPED
-from spar_lightning.datamodules.durable import replace
 from spar_lightning.errors import UserError
-from spar_lightning.evaluation.counts import Counts
-from spar_lightning.evaluation.protocol import differences
-from spar_lightning.evaluation.score import Result
-from spar_lightning.markdown import markdown
+from spar_lightning.evaluation.benchmark import Benchmark
+from spar_lightning.evaluation.benchmark_config import SHIPPED
+from spar_lightning.evaluation.confusion import ConfusionMatrix, Result
+from spar_lightning.evaluation.protocol import differences, upgraded
+from spar_lightning.files.atomic import replace
+from spar_lightning.formatting import markdown
 
 
 class Report:
@@ -57,16 +56,17 @@ class Report:
         """results.json."""
         return self.folder / "results.json"
 
-    def add(self, benchmark: Benchmark, protocol: dict[str, Any], counts: Counts, result: Result) -> None:
+    def add(self, benchmark: Benchmark, protocol: dict[str, Any], counts: ConfusionMatrix) -> None:
         """Write the results of a benchmark, in place of earlier ones of it; others may have been added meanwhile."""
         self.content["benchmarks"] |= self._earlier()
+        result = counts.results()
         per_class = [None if math.isnan(iou) else iou for iou in result.per_class]
         self.content["benchmarks"][benchmark.name] = {
             "shipped": benchmark.source in SHIPPED,
             "mIoU": result.miou,
             "pixel_accuracy": result.accuracy,
             "images": result.images,
-            "ms_per_image": statistics.median(counts.milliseconds.tolist()),
+            "ms_per_image": statistics.median(counts.milliseconds),
             "IoU": dict(zip(benchmark.classes, per_class, strict=True)),
             "protocol": protocol,
         }
@@ -76,12 +76,16 @@ class Report:
         replace(self.path, f"{json.dumps(self.content, indent=2)}\n".encode(), unfinished)
         replace(self.folder / "table.md", f"{table(self.content)}\n".encode(), unfinished)
 
-    def _write_classes(self, benchmark: Benchmark, counts: Counts, result: Result) -> None:
+    def _write_classes(self, benchmark: Benchmark, counts: ConfusionMatrix, result: Result) -> None:
         """per_class/NAME.csv: a line for each class."""
         path = self.folder / "per_class" / f"{benchmark.name}.csv"
         path.parent.mkdir(exist_ok=True)
         columns = zip(
-            benchmark.classes.items(), result.per_class, counts.matrix.sum(1), counts.matrix.sum(0), strict=True
+            benchmark.classes.items(),
+            result.per_class,
+            counts.matrix.sum(1).tolist(),
+            counts.matrix.sum(0).tolist(),
+            strict=True,
         )
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
@@ -120,7 +124,7 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read as results ({error}). Give a results.json of spar evaluate.") from error
     if not isinstance(content, dict) or not {"model", "protocol", "benchmarks"} <= content.keys():
         raise UserError(f"{path} was not written by spar evaluate. Give a results.json of spar evaluate.")
-    return content
+    return {**content, "model": upgraded(content["model"]), "protocol": upgraded(content["protocol"])}
 
 
 def comparison(one: Path, other: Path) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from spar_lightning.datamodules.durable import replace
 from spar_lightning.errors import UserError
-from spar_lightning.evaluation.figures import draw_areas, draw_strides
-from spar_lightning.evaluation.protocol import differences
-from spar_lightning.markdown import markdown
+from spar_lightning.evaluation.protocol import differences, upgraded
+from spar_lightning.files.atomic import replace
+from spar_lightning.formatting import markdown
+from spar_lightning.visualization.sweep_figures import draw_areas, draw_strides
 
 Figure = Literal["strides", "areas"]
 
@@ -78,7 +78,7 @@ def read(folder: Path) -> dict[str, Any]:
     keys = {"network", "protocol", "benchmarks", "environment", "points"}
     if not isinstance(content, dict) or not keys <= content.keys():
         raise UserError(f"{path} was not written by a sweep. {advice}")
-    return content
+    return {**content, "network": upgraded(content["network"]), "protocol": upgraded(content["protocol"])}
 
 
 def draw(folders: Sequence[Path], out: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spar_lightning.segmenter import Segmenter
+from spar_lightning.segmentation.segmenter import Segmenter
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,6 @@ A recipe belongs to one library and one family of backbones. Its Python code sta
 and is what the check runs, in a process that never imports this package: what a reader copies is what was tested.
 """
 
-from spar_lightning.export.check import ExportError as ExportError
-from spar_lightning.export.folder import LIBRARIES as LIBRARIES
-from spar_lightning.export.folder import export as export
+from spar_lightning.export.exporter import LIBRARIES as LIBRARIES
+from spar_lightning.export.exporter import export as export
+from spar_lightning.export.parity import ExportError as ExportError

@@ -14,7 +14,7 @@ from torch.export import Dim
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.errors import UserError
 from spar_lightning.export.recipe import Recipe, Recipes
-from spar_lightning.loading import Student
+from spar_lightning.student import Student
 
 FILE: Final = "student.onnx"
 
@@ -48,7 +48,7 @@ def write(student: Student, folder: Path) -> None:
         raise UserError(
             f"--to onnx needs a package that is not installed ({error}): pip install 'spar-lightning[onnx]'."
         ) from error
-    backbone = student.module.student
+    backbone = student.backbone
     patch, side = backbone.patch_size, backbone.window // backbone.patch_size
     free = {0: Dim("batch", min=1, max=4096)}
     free |= {axis: patch * Dim(name, min=side + 1, max=4096) for axis, name in ((2, "h"), (3, "w"))}

@@ -9,16 +9,16 @@ from torch import Tensor
 
 from spar_lightning.backbones import OpenCLIP, SigLIP2
 from spar_lightning.backbones.base import Backbone
-from spar_lightning.backbones.open_clip_models import FILES, OpenClipModel, both_towers, model_config, weights
+from spar_lightning.backbones.open_clip_base import FILES, OpenClipModel, both_towers, model_config, weights
 from spar_lightning.backbones.weights import check_fit
 from spar_lightning.export.recipe import Recipe, Recipes, normed
 from spar_lightning.export.snippets import ANTIALIASED, TIMM_POOL, TIMM_TOKENS
-from spar_lightning.loading import Student
+from spar_lightning.student import Student
 
 
 def write(student: Student, folder: Path) -> None:
     """The student's vision tower, and the text tower of its base."""
-    backbone = student.module.student
+    backbone = student.backbone
     assert isinstance(backbone, OpenClipModel)
     config = {**model_config(backbone.model), "quick_gelu": backbone.quick_gelu}  # a tag may ask for it
     preprocess = {"mean": backbone.mean, "std": backbone.std, "interpolation": "bicubic", "resize_mode": "squash"}

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from spar_lightning.backbones.base import Backbone
-from spar_lightning.loading import Student
+from spar_lightning.student import Student
 
 TOLERANCE = 1e-4  # largest difference of the check, fp32
 

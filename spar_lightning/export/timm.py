@@ -10,12 +10,12 @@ from torch import Tensor
 
 from spar_lightning.backbones import DINOv3Text, OpenCLIP, SigLIP2, Tiny
 from spar_lightning.backbones.base import Backbone
-from spar_lightning.backbones.open_clip_models import model_config
+from spar_lightning.backbones.open_clip_base import model_config
 from spar_lightning.errors import UserError
 from spar_lightning.export.open_clip import before_last_block
 from spar_lightning.export.recipe import Recipe, Recipes, normed, renamed
 from spar_lightning.export.snippets import ANTIALIASED, TIMM_POOL, TIMM_TOKENS
-from spar_lightning.loading import Student
+from spar_lightning.student import Student
 
 # Of a vision tower of open_clip, what a plain ViT of other libraries can be told.
 PLAIN: Final = {"image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size", "output_tokens"}
@@ -67,7 +67,7 @@ def plain_vision(backbone: OpenCLIP, library: str) -> dict[str, Any]:
 
 def write_siglip2(student: Student, folder: Path) -> None:
     """The trunk, which is timm's already."""
-    backbone = student.module.student
+    backbone = student.backbone
     assert isinstance(backbone, SigLIP2)
     architecture = model_config(backbone.model)["vision_cfg"]["timm_model_name"]
     tensors = {name.removeprefix("visual.trunk."): t for name, t in backbone.vision_state_dict().items()}
@@ -77,7 +77,7 @@ def write_siglip2(student: Student, folder: Path) -> None:
 
 def write_openclip(student: Student, folder: Path) -> None:
     """The vision tower; its projection is timm's head."""
-    backbone = student.module.student
+    backbone = student.backbone
     assert isinstance(backbone, OpenCLIP)
     vision, visual = plain_vision(backbone, "timm"), backbone.visual
     tensors = {renamed(n.removeprefix("visual."), NAMES): t for n, t in backbone.vision_state_dict().items()}
@@ -96,14 +96,14 @@ def write_openclip(student: Student, folder: Path) -> None:
 
 def write_dinov3(student: Student, folder: Path) -> None:
     """The trunk, which is timm's already."""
-    backbone = student.module.student
+    backbone = student.backbone
     assert isinstance(backbone, DINOv3Text)
     save(folder, backbone, backbone.vision_state_dict(), backbone.model, 0)
 
 
 def write_tiny(student: Student, folder: Path) -> None:
     """A plain ViT with a head."""
-    backbone = student.module.student
+    backbone = student.backbone
     assert isinstance(backbone, Tiny)
     save(
         folder, backbone, backbone.vision_state_dict(), "vit_small_patch16_224", backbone.embed_dim,

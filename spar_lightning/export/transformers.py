@@ -12,7 +12,7 @@ from spar_lightning.export.open_clip import before_last_block
 from spar_lightning.export.recipe import Recipe, Recipes, normed, renamed
 from spar_lightning.export.snippets import TRANSFORMERS_POOL
 from spar_lightning.export.timm import plain_vision
-from spar_lightning.loading import Student
+from spar_lightning.student import Student
 
 SIGLIP: Final = {
     "patch_embed.proj.": "embeddings.patch_embedding.", "blocks.": "encoder.layers.", ".norm1.": ".layer_norm1.",
@@ -48,17 +48,17 @@ def split_qkv(tensors: Mapping[str, Tensor], joined: str, apart: str) -> dict[st
     return found
 
 
-def save(model: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Load strictly and write config.json and model.safetensors."""
-    model.load_state_dict(tensors)
-    model.save_pretrained(folder)
+def save(theirs: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Load tensors strictly into a model of transformers and write config.json and model.safetensors."""
+    theirs.load_state_dict(tensors)
+    theirs.save_pretrained(folder)
 
 
 def write_siglip2(student: Student, folder: Path) -> None:
     """SiglipVisionModel."""
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
-    backbone = student.module.student
+    backbone = student.backbone
     assert isinstance(backbone, SigLIP2)
     trunk, block = backbone.trunk, backbone.trunk.blocks[0]
     config = SiglipVisionConfig(
@@ -83,7 +83,7 @@ def write_openclip(student: Student, folder: Path) -> None:
     """CLIPVisionModelWithProjection."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    backbone = student.module.student
+    backbone = student.backbone
     assert isinstance(backbone, OpenCLIP)
     plain_vision(backbone, "transformers")
     visual, block = backbone.visual, backbone.visual.transformer.resblocks[0]
@@ -104,7 +104,7 @@ def write_dinov3(student: Student, folder: Path) -> None:
     """DINOv3ViTModel."""
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
-    backbone = student.module.student
+    backbone = student.backbone
     assert isinstance(backbone, DINOv3Text)
     trunk, block = backbone.trunk, backbone.trunk.blocks[0]
     gated = hasattr(block.mlp, "fc1_g")
@@ -122,7 +122,7 @@ def write_dinov3(student: Student, folder: Path) -> None:
 
 def write_naflex(student: Student, folder: Path) -> None:
     """Siglip2VisionModel, which the backbone is."""
-    backbone = student.module.student
+    backbone = student.backbone
     assert isinstance(backbone, NaFlex)
     backbone.vision_model.config.name_or_path = ""  # a folder of this machine
     backbone.vision_model.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""What all measurements of `spar benchmark` share: the network, the device, the precision, the number of rounds."""
+"""What all measurements of `spar speed` share: the network, the device, the precision, the number of repeats."""
 
 import copy
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from spar_lightning.backbones.base import Backbone
-from spar_lightning.datamodules.augmentation import Augmentation
+from spar_lightning.datasets.augmentation import Augmentation
 from spar_lightning.distillation import Distillation
 from spar_lightning.speed.comparison import Comparison, Way
 from spar_lightning.speed.peak import native_bf16, peak_rate
@@ -27,7 +27,7 @@ class Bench:
     Args:
         module: The `Distillation`; its student is moved to the device.
         device: Where the networks run.
-        rounds: Timed runs of each way.
+        repeats: Timed runs of each implementation.
         augmentation: Decides the sizes of training images.
         size: Height and width of the image that is segmented.
         precision: Of our networks; None takes bf16 where the device multiplies it in hardware. What was published
@@ -38,13 +38,13 @@ class Bench:
         self,
         module: Distillation,
         device: torch.device,
-        rounds: int,
+        repeats: int,
         augmentation: Augmentation,
         size: tuple[int, int] = (1024, 2048),
         precision: Precision | None = None,
     ) -> None:
         self.module = module.to(device)
-        self.device, self.rounds = device, rounds
+        self.device, self.repeats = device, repeats
         self.augmentation, self.size = augmentation, size
         self.native_bf16 = native_bf16(device)
         self.precision: Precision = precision or ("bf16-mixed" if self.native_bf16 else "32-true")
@@ -84,7 +84,7 @@ class Bench:
         self, title: str, unit: str, count: float, ways: dict[str, Way], overhead: tuple[str, str] | None = None
     ) -> Comparison:
         """Measure."""
-        return Comparison(title, unit, count, ways, overhead).measure(self.rounds, self.device)
+        return Comparison(title, unit, count, ways, overhead).measure(self.repeats, self.device)
 
     def noise(self, height: int, width: int) -> Tensor:
         """An image (3, H, W) uint8 on the device: no speed depends on what it shows."""

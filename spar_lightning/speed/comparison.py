@@ -1,4 +1,4 @@
-"""Ways to do one thing, timed by turns: machines have moods, and turns let them fall on all ways alike."""
+"""Time several implementations in alternation, so that machine noise affects all of them equally."""
 
 import statistics
 import time
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from spar_lightning.evaluation.timing import Peak, now
-from spar_lightning.markdown import markdown
+from spar_lightning.formatting import markdown
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Way:
 
 @dataclass
 class Times:
-    """Seconds of each round, in order, and the peak memory of all."""
+    """Seconds of each repeat, in order, and the peak memory of all."""
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
@@ -61,11 +61,11 @@ class Comparison:
         self.overhead = overhead
         self.times: dict[str, Times] = {}
 
-    def measure(self, rounds: int, device: torch.device) -> "Comparison":
-        """Run every way once to warm up, then each once in every round, from a later one on in each."""
+    def measure(self, repeats: int, device: torch.device) -> "Comparison":
+        """Run every implementation once to warm up, then each once per repeat, in rotating order."""
         names = list(self.ways)
         self.times = {name: Times() for name in names}
-        for turn in range(rounds + 1):
+        for turn in range(repeats + 1):
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 self._run(name, device, counts=turn > 0)
         return self
@@ -82,7 +82,7 @@ class Comparison:
             times.memory = max(times.memory or 0.0, memory) if memory is not None else None
 
     def ratios(self, name: str, to: str | None = None) -> tuple[float, float, float]:
-        """How many times as fast as another way, the first unless it is named: median, least and greatest of rounds."""
+        """How many times as fast as another way, the first unless it is named: median, least and greatest of the repeats."""
         base = self.times[to or next(iter(self.ways))].wall
         each = [a / b for a, b in zip(base, self.times[name].wall, strict=True)]
         return statistics.median(each), min(each), max(each)
@@ -107,11 +107,11 @@ class Comparison:
             "times_as_fast": list(self.ratios(name)),
             "overhead": self._overhead() if self.overhead and name == self.overhead[0] else None,
             "peak_memory_mib": times.memory,
-            "rounds": len(times.wall),
+            "repeats": len(times.wall),
         }
 
     def _overhead(self) -> list[float]:
-        """Share of time above the bare work: median, least and greatest of rounds."""
+        """Share of time above the bare work: median, least and greatest of the repeats."""
         assert self.overhead is not None
         median, least, greatest = (1 / ratio - 1 for ratio in self.ratios(*self.overhead))
         return [median, greatest, least]

@@ -1,4 +1,4 @@
-"""The published procedure, plainly: what the ratios of `spar benchmark` compare with.
+"""The published procedure, plainly: what the ratios of `spar speed` compare with.
 
 Written from the paper (section 3 and supplement) and from what is known of its released code. All windows are
 cut at once, the network sees ten at a time in fp32, every window's features are upsampled r times and

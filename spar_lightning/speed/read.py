@@ -1,4 +1,4 @@
-"""`spar benchmark read`: samples of a cache through the loader, against raw reads of the same bytes.
+"""`spar speed read`: samples of a cache through the loader, against raw reads of the same bytes.
 
 Samples have the size of the released configuration with a ViT-B/16: 1152 x 768 pixels and 3456 x 768 numbers in
 float16. All of it lies in the page cache, so not the disk is measured but what lies above it: HDF5, checksums,
@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from spar_lightning.datamodules.augmentation import Record
-from spar_lightning.datamodules.feature_cache import FeatureCache
-from spar_lightning.datamodules.feature_shard import Entry
-from spar_lightning.datamodules.frozen_prefix import PrefixedFeatures
-from spar_lightning.datamodules.image import decode_image, encode_image
-from spar_lightning.datamodules.images import Images
-from spar_lightning.datamodules.loader import EpochOrder, ResumableLoader
-from spar_lightning.datamodules.source import Source
+from spar_lightning.datamodules.dataloader import EpochOrder, ResumableLoader
+from spar_lightning.datasets.augmentation import Record
+from spar_lightning.datasets.image_source import Source
+from spar_lightning.datasets.image_table import Images
+from spar_lightning.feature_cache.activations import CachedActivations
+from spar_lightning.feature_cache.cache import FeatureCache
+from spar_lightning.feature_cache.shard import Entry
+from spar_lightning.image.codec import decode_image, encode_image
 from spar_lightning.speed.bench import Bench
 from spar_lightning.speed.comparison import Comparison, Way
 
@@ -31,7 +31,7 @@ KEYS = np.array([f"sa_{i}".encode() for i in range(96)])
 
 
 def read(bench: Bench) -> Iterator[Comparison]:
-    """Raw reads, the loader with images and with the frozen prefix, decoding alone."""
+    """Raw reads, the loader with images and with the cached activations, decoding alone."""
     with tempfile.TemporaryDirectory(prefix="spar-read-") as place:
         picture = encode_image(photograph())
         caches = {
@@ -39,10 +39,10 @@ def read(bench: Bench) -> Iterator[Comparison]:
             "tokens": _build(Path(place) / "tokens", b"", (1, HEIGHT * WIDTH // PATCH**2)),
         }
         features, tokens = (cache.dataset(KEYS) for cache in caches.values())
-        prefixed = PrefixedFeatures(tokens, features)
+        activations = CachedActivations(tokens, features)
         loaders = {
             "loader, 2 workers": _epochs(features, 2),
-            "loader, 2 workers, frozen prefix": _epochs(prefixed, 2),
+            "loader, 2 workers, cached activations": _epochs(activations, 2),
             "loader, no workers": _epochs(features, 0),
         }
         ways = {
@@ -52,7 +52,7 @@ def read(bench: Bench) -> Iterator[Comparison]:
         }
         size = sum(path.stat().st_size for path in (caches["features"].root / "shards").iterdir()) / len(KEYS)
         title = f"reading samples of {size / 1e6:.1f} MB"
-        yield Comparison(title, "samples", len(KEYS), ways).measure(bench.rounds, torch.device("cpu"))
+        yield Comparison(title, "samples", len(KEYS), ways).measure(bench.repeats, torch.device("cpu"))
 
 
 def photograph() -> torch.Tensor:

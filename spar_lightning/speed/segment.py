@@ -1,15 +1,16 @@
-"""`spar benchmark segment`: an image and class names to a label map, against the network's one forward pass."""
+"""`spar speed segment`: an image and class names to a label map, against the network's one forward pass."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 import torch
 import torch.nn.functional as F
 
-from spar_lightning.segmenter import Segmenter
+from spar_lightning.segmentation.prompts import TextClassifier
+from spar_lightning.segmentation.segmenter import Segmenter
 from spar_lightning.speed.bench import Bench, operations
 from spar_lightning.speed.comparison import Comparison
-from spar_lightning.zero_shot import TextClassifier
 
 CLASSES: Final = 150
 
@@ -34,7 +35,7 @@ def segment(bench: Bench) -> Iterator[Comparison]:
         ours: bench.way(lambda: single(image), flops),
     }
     if bench.device.type != "cpu":  # a CPU would take an hour
-        sliding = Segmenter(module.student, single.classifier, "sliding", module.stride, module.window_batch)
+        sliding = Segmenter(module.student, single.classifier, replace(module.config, inference="sliding"))
         assert sliding.windows is not None
         count = sliding.windows.count(height, width)
         ways[f"network alone, {count} windows"] = bench.way(lambda: sliding.run_network(pixels))

@@ -1,4 +1,4 @@
-"""`spar benchmark teacher`: stitched features of an image, against the network alone and the published way."""
+"""`spar speed teacher`: stitched features of an image, against the network alone and the published way."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -18,7 +18,7 @@ def teacher(bench: Bench) -> Iterator[Comparison]:
     """The network alone sees the same windows, cut beforehand, in the same batches."""
     module = bench.module
     windows = module.build_teacher()
-    backbone, window, stride, patch = module.student, windows.window, module.stride, module.student.patch_size
+    backbone, window, stride, patch = module.student, windows.window, module.config.stride, module.student.patch_size
     height, width = IMAGE
     if bench.device.type == "cpu":
         height, width = (window + (n - 1) * stride // patch * patch for n in (ROWS, COLUMNS))

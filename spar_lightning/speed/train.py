@@ -1,4 +1,4 @@
-"""`spar benchmark train`: steps with and without the frozen prefix and packs, against the published step."""
+"""`spar speed train`: steps with and without the cached activations and packs, against the published step."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 import torch
 
 from spar_lightning.backbones.base import Backbone
-from spar_lightning.datamodules.sample import PrefixSample, Sample
+from spar_lightning.datasets.samples import ActivationSample, Sample
 from spar_lightning.distillation import Distillation
 from spar_lightning.speed import published
 from spar_lightning.speed.bench import PHOTO, Bench, operations
@@ -24,10 +24,10 @@ class Ours:
         batches: One step each.
     """
 
-    def __init__(self, bench: Bench, batches: list[list[Sample]] | list[list[PrefixSample]]) -> None:
+    def __init__(self, bench: Bench, batches: list[list[Sample]] | list[list[ActivationSample]]) -> None:
         self.bench, self.batches = bench, batches
         of = bench.module
-        self.module = Distillation(bench.student(), of.stride, of.trainable, of.loss, of.lr, of.weight_decay)
+        self.module = Distillation(bench.student(), of.trainable, of.loss, of.lr, of.weight_decay)
         self.module.to(bench.device)
         self.optimizer = published.adamw(self.module.student.parameters(), of.lr, of.weight_decay)
 
@@ -50,14 +50,14 @@ def _single(bench: Bench) -> Comparison:
     size = sorted(_sizes(bench, DRAWS), key=lambda sides: sides[0] * sides[1])[DRAWS // 2]
     sample = _sample(bench, *size)
     assert sample.features is not None
-    prefixed, target = _prefixed(bench, sample), sample.features
-    whole, rest = _operations(bench, sample), _operations(bench, prefixed)
+    cached, target = _activations(bench, sample), sample.features
+    whole, rest = _operations(bench, sample), _operations(bench, cached)
     image = bench.module.student.normalize(sample.image)
     training = published.Training(bench.student(), bench.module.lr, bench.module.weight_decay)
     ways = {
         **bench.published(lambda: training.step(image, target), whole),
         f"whole network, {bench.precision}": bench.way(Ours(bench, [[sample]]), whole),
-        f"frozen prefix, {bench.precision}": bench.way(Ours(bench, [[prefixed]]), rest),
+        f"cached activations, {bench.precision}": bench.way(Ours(bench, [[cached]]), rest),
     }
     return bench.compare(f"step on {size[0]} x {size[1]}", "images", 1, ways)
 
@@ -65,13 +65,13 @@ def _single(bench: Bench) -> Comparison:
 def _packs(bench: Bench) -> Comparison:
     sizes = _sizes(bench, PACK)
     samples = [_sample(bench, *size) for size in sizes]
-    prefixed = [_prefixed(bench, sample) for sample in samples]
-    whole, rest = (sum(_operations(bench, sample) for sample in each) for each in (samples, prefixed))
+    cached = [_activations(bench, sample) for sample in samples]
+    whole, rest = (sum(_operations(bench, sample) for sample in each) for each in (samples, cached))
     ways = {
         "whole network, one by one": bench.way(Ours(bench, [[sample] for sample in samples]), whole),
         "whole network, packed": bench.way(Ours(bench, [samples]), whole),
-        "frozen prefix, one by one": bench.way(Ours(bench, [[sample] for sample in prefixed]), rest),
-        "frozen prefix, packed": bench.way(Ours(bench, [prefixed]), rest),
+        "cached activations, one by one": bench.way(Ours(bench, [[sample] for sample in cached]), rest),
+        "cached activations, packed": bench.way(Ours(bench, [cached]), rest),
     }
     title = f"steps on {', '.join(f'{h} x {w}' for h, w in sizes)}, {bench.precision}"
     return bench.compare(title, "images", PACK, ways)
@@ -91,20 +91,20 @@ def _sample(bench: Bench, height: int, width: int) -> Sample:
     return Sample("sa_1", bench.noise(height, width), features)
 
 
-def _prefixed(bench: Bench, sample: Sample) -> PrefixSample:
+def _activations(bench: Bench, sample: Sample) -> ActivationSample:
     assert sample.features is not None
     with torch.no_grad(), bench.context():
-        tokens = bench.module.build_prefix(bench.device)(sample.image[None])[0]
-    return PrefixSample(sample.key, tokens.half(), sample.features)
+        tokens = bench.module.build_activations(bench.device)(sample.image[None])[0]
+    return ActivationSample(sample.key, tokens.half(), sample.features)
 
 
-def _operations(bench: Bench, sample: Sample | PrefixSample) -> float:
+def _operations(bench: Bench, sample: Sample | ActivationSample) -> float:
     """Of a step, forward and backward, on one image."""
     assert sample.features is not None
     grids = [(sample.features.shape[0], sample.features.shape[1])]
 
     def step(net: Backbone, meta: torch.device) -> None:
-        if isinstance(sample, PrefixSample):
+        if isinstance(sample, ActivationSample):
             tokens = torch.zeros(1, *sample.tokens.shape, device=meta)
             features = net.project(net.run_blocks(tokens, grids, bench.module.frozen_blocks), grids)
         else:

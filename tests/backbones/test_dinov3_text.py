@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spar_lightning.backbones import DINOv3Text
+from spar_lightning.backbones.parameter_groups import SelectorError, select
 from spar_lightning.backbones.weights import WeightsError
-from spar_lightning.trainable import SelectorError, select
 
 MODEL = "vit_tiny_patch16_dinov3_qkvb"
 PERIODS = torch.as_tensor(100.0 ** (torch.arange(16) / 16)).bfloat16().float()

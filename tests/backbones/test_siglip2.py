@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, SiglipVisionConfig, SiglipVisionModel
 
 from spar_lightning.backbones import NaFlex, SigLIP2
-from spar_lightning.backbones.open_clip_models import _tokenizer as open_clip_tokenizer
+from spar_lightning.backbones.open_clip_base import _tokenizer as open_clip_tokenizer
 from spar_lightning.backbones.weights import WeightsError
 from spar_lightning.errors import UserError
 from tests.rounding import assert_rounded
@@ -125,7 +125,7 @@ def test_naflex_refuses_a_folder_that_lacks_tensors(small_naflex: str, tmp_path:
 
 def test_the_papers_parameter_counts() -> None:
     """Table 2 of the paper for ViT-B-16-SigLIP2-512, in millions."""
-    from spar_lightning.trainable import select
+    from spar_lightning.backbones.parameter_groups import select
 
     backbone = SigLIP2(pretrained=None)
     groups = backbone.parameter_groups()

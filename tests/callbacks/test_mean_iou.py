@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from spar_lightning.cli import main
-from tests.refine.test_anyup import official_file
+from tests.refinement.test_anyup import official_file
 
 Capture = pytest.CaptureFixture[str]
 
@@ -34,12 +34,12 @@ def test_refinement_in_a_run(small: list[str], scenes: Path, tmp_path: Path) -> 
     """What the callback measures with LPOSS and AnyUp is what `spar evaluate` measures with them."""
     file, run = str(official_file(tmp_path / "anyup.pth")), tmp_path / "run"
     place = ["--data.root", str(scenes)]
-    refined = ["--model.refine.gamma", "5", "--model.upsampler", file]
+    refined = ["--model.refine", "LPOSS", "--model.refine.gamma", "5", "--model.upsampler", file]
     more = ["--mean_iou.max_images", "2", "--trainer.max_epochs", "1", "--run_dir", str(run)]
     assert main(["fit", *small, *place, *refined, *more]) == 0
     rows = {row["stage"]: row["miou"] for row in json.loads((run / "results.json").read_text())}
     config = ["--config", str(run / "config.yaml"), "--max_images", "2"]
-    anew = ["--model.refine", "none", "--model.upsampler", "bilinear", "--refine.gamma", "5", "--upsampler", file]
+    anew = ["--refine", "LPOSS", "--refine.preset", "pretrained", "--refine.gamma", "5", "--upsampler", file]
     for stage, way in (
         ("before", anew),
         ("teacher", ["--inference", "sliding"]),
@@ -58,7 +58,7 @@ def test_a_resume_with_another_refinement(
     """Rows that were measured otherwise do not stand beside the new one."""
     run = tmp_path / "run"
     more = ["--data.root", str(scenes), "--mean_iou.max_images", "1", "--run_dir", str(run)]
-    assert main(["fit", *small, *more, "--trainer.max_epochs", "1", "--model.refine", "lposs"]) == 0
+    assert main(["fit", *small, *more, "--trainer.max_epochs", "1", "--model.refine", "LPOSS"]) == 0
     assert [row["stage"] for row in json.loads((run / "results.json").read_text())] == ["before", "teacher", "after"]
     assert main(["fit", *small, *more, "--resume", "auto"]) == 0
     assert [row["stage"] for row in json.loads((run / "results.json").read_text())] == ["after"]

@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import save_file
 
 from spar_lightning.cli import main
-from tests import fake_benchmarks
+from tests import any_words, fake_benchmarks  # noqa: F401 - any_words adds the small CLIP to open_clip
 
 
 @pytest.fixture(scope="session")

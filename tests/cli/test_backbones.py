@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spar_lightning.backbones.plugins import plugins
+from spar_lightning.backbones.registry import plugins
 from spar_lightning.cli import main
 from tests.conftest import ROOT, Finished, environment
 

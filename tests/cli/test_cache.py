@@ -32,7 +32,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 def test_plan_build_info_and_verify(run: Run, tmp_path: Path, capsys: Capture) -> None:
     cache = tmp_path / "seed-0" / "cache"
-    code, out, _ = run("--plan-only")
+    code, out, _ = run("--plan_only")
     assert code == 0 and "12 images to do, 0 done" in out and "windows/s per process, measured on cpu" in out
     assert re.search(r"\| 25,000 +\| [\d.]+ GB", out)
     assert not any((cache / "shards").iterdir())
@@ -62,20 +62,20 @@ def test_the_frozen_prefix_is_announced_built_shown_and_verified(
     run: Run, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "seed-0" / "cache"
-    code, out, _ = run("--data.prefix", "true")
+    code, out, _ = run("--data.cache_activations", "true")
     assert code == 0
-    announced = re.search(r"prefix-3: tokens behind 3 frozen blocks, 12 images to do, ([\d.]+) kB; ", out)
+    announced = re.search(r"activations-3: tokens behind 3 frozen blocks, 12 images to do, ([\d.]+) kB; ", out)
     assert announced
-    size = (cache / "prefix-3" / "shards" / "00000.h5").stat().st_size
+    size = (cache / "activations-3" / "shards" / "00000.h5").stat().st_size
     assert abs(1e3 * float(announced[1]) / size - 1) < 0.05
-    assert "behind 3 frozen blocks, 0 images to do, 0 B; " in run("--data.prefix", "true")[1]
+    assert "behind 3 frozen blocks, 0 images to do, 0 B; " in run("--data.cache_activations", "true")[1]
     assert main(["cache", "info", str(cache)]) == 0
-    assert "prefix-3: tokens of the frozen blocks in 1 shards, " in capsys.readouterr().out
+    assert "activations-3: tokens of the frozen blocks in 1 shards, " in capsys.readouterr().out
     assert main(["cache", "verify", str(cache)]) == 0
-    assert "12 samples in 1 of 1 shards of prefix-3 are whole" in capsys.readouterr().out
-    shutil.rmtree(cache / "prefix-3")
+    assert "12 samples in 1 of 1 shards of activations-3 are whole" in capsys.readouterr().out
+    shutil.rmtree(cache / "activations-3")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000))
-    code, _, err = run("--data.prefix", "true")
+    code, _, err = run("--data.cache_activations", "true")
     assert code == 2 and "The tokens of the frozen blocks take" in err and "has 10 kB free" in err
 
 

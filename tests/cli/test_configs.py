@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from spar_lightning.cli import main
-from spar_lightning.cli.lightning_cli import with_shipped
+from spar_lightning.cli.lightning_cli import prepare
 from spar_lightning.configs import shipped
 
 Capture = pytest.CaptureFixture[str]
@@ -33,10 +33,23 @@ def test_shown_and_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 def test_names_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.chdir(tmp_path)
     path = str(shipped()["quickstart"])
-    assert with_shipped(["--config", "quickstart", "--a", "quickstart"]) == ["--config", path, "--a", "quickstart"]
-    assert with_shipped(["--config=quickstart", "-c", "quickstart"]) == [f"--config={path}", "-c", path]
+    assert prepare(["--config", "quickstart", "--a", "quickstart"]) == ["--config", path, "--a", "quickstart"]
+    assert prepare(["--config=quickstart", "-c", "quickstart"]) == ["--config", path, "--config", path]
     with pytest.raises(SystemExit) as exit:
         main(["fit", "--config", "quickstart", "--print_config"])
     assert exit.value.code == 0 and "run_dir: runs/quickstart" in capsys.readouterr().out
     Path("quickstart").write_text("a file of that name comes first")
-    assert with_shipped(["--config", "quickstart"]) == ["--config", "quickstart"]
+    assert prepare(["--config", "quickstart"]) == ["--config", "quickstart"]
+
+
+def test_options_count_wherever_they_stand(capsys: Capture) -> None:
+    """Before, between and after configurations: the same settings."""
+    options = ["--data.batch_size", "2", "--data.augmentation.flip_probability", "0.1"]
+    config = ["--config", "quickstart"]
+    printed = []
+    for args in ([*options, *config], [*config, *options], [*options[:2], *config, *options[2:]]):
+        with pytest.raises(SystemExit):
+            main(["fit", *args, "--print_config"])
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] == printed[2] and "batch_size: 2" in printed[0]
+    assert "preset: small" in printed[0] and "flip_probability: 0.1" in printed[0]

@@ -15,8 +15,8 @@ import yaml
 from PIL import Image
 
 from spar_lightning import configs
-from spar_lightning.cli import VERBS, main
-from spar_lightning.datamodules.scenes import render
+from spar_lightning.cli import COMMANDS, main
+from spar_lightning.datasets.scene_renderer import render
 from tests.conftest import ROOT
 from tests.export.conftest import in_process as in_process
 
@@ -28,8 +28,8 @@ ELSEWHERE = {
     r"sbatch examples/slurm/(fit|cache)\.sbatch ": ("tests/cli/test_nodes.py", '"cache.sbatch", "fit.sbatch"'),
     r"torchrun ": ("tests/cli/test_nodes.py", '"torch.distributed.run", "--nnodes", "2"'),
     r"spar evaluate --prepare context ": ("tests/cli/conftest.py", '"evaluate", "--prepare", "context"'),
-    r"spar evaluate .* --upsampler anyup": ("tests/cli/test_sweep.py", '(None, "anyup")'),
-    r"spar benchmark all ": ("tests/cli/test_benchmark.py", '"benchmark", "all"'),
+    r"spar evaluate .* --upsampler anyup": ("tests/cli/test_evaluate_sweep.py", '([], None, "anyup")'),
+    r"spar speed all ": ("tests/cli/test_speed.py", '"speed", "all"'),
 }
 
 
@@ -121,8 +121,8 @@ def adapted(command: str) -> list[str]:
             args[args.index(name) + 1] = {"--trainer.devices": "1", "--trainer.strategy": "auto"}[name]
     if args[0] == "fit" and "--resume" not in args and "--print_config" not in args:
         args.append("--overwrite")
-    if args[0] == "benchmark":
-        args += ["--rounds", "1", "--height", "64", "--width", "64"]
+    if args[0] == "speed":
+        args += ["--repeats", "1", "--height", "64", "--width", "64"]
         args = [{"9": "1", "bf16-mixed": "32-true"}.get(arg, arg) for arg in args]
     if args[0] == "evaluate" and {"--strides", "--sweep"} & set(args):
         args += ["--warm_ups", "0", "--repeats", "1"]
@@ -156,11 +156,11 @@ def test_snippets_run(page: Path, world: Path) -> None:
     assert shapes == {"labels": (72, 96), "scores": (3, 72, 96), "features": (9, 12, 128)}
 
 
-def test_every_page_and_every_verb_has_its_place() -> None:
+def test_every_page_and_every_command_has_its_place() -> None:
     pages = (ROOT / "mkdocs.yml").read_text()
     assert all(f"{page.name}\n" in pages for page in PAGES[1:])
-    verbs = re.findall(r"^## (\w+)$", (ROOT / "docs" / "verbs.md").read_text(), re.MULTILINE)
-    assert sorted(verbs) == sorted(VERBS)
+    commands = re.findall(r"^## (\w+)$", (ROOT / "docs" / "commands.md").read_text(), re.MULTILINE)
+    assert sorted(commands) == sorted(COMMANDS)
 
 
 def test_the_readme_fits_on_two_screens() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from spar_lightning.cli import doctor, health, main
-from spar_lightning.cli.health import Finding
+from spar_lightning.cli import doctor, doctor_checks, main
+from spar_lightning.cli.doctor_checks import Finding
 
 Capture = pytest.CaptureFixture[str]
 
@@ -25,7 +25,7 @@ def test_this_machine_is_well(capsys: Capture) -> None:
 def test_json_and_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     version = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "0.1" if name == "timm" else version(name))
-    monkeypatch.setattr(health, "LITTLE", 2**60)
+    monkeypatch.setattr(doctor_checks, "LITTLE", 2**60)
     assert main(["doctor", "--json"]) == 1
     found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert not found["timm"]["ok"] and found["timm"]["mend"].startswith("pip install 'timm>=")
@@ -42,7 +42,7 @@ def test_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         return version(name)
 
     monkeypatch.setattr(metadata, "version", absent)
-    found = {finding.name: finding for finding in health.packages()}
+    found = {finding.name: finding for finding in doctor_checks.packages()}
     assert found["timm"].text == "not installed" and found["timm"].mend is not None
     assert found["onnxruntime"] == Finding("onnxruntime", "not installed, optional")
 
@@ -54,14 +54,14 @@ def test_torchvision_of_another_release(monkeypatch: pytest.MonkeyPatch) -> None
         raise RuntimeError("operator torchvision::nms does not exist\nmore")
 
     monkeypatch.setattr(torchvision.ops, "nms", missing)
-    found = health.torchvision()
+    found = doctor_checks.torchvision()
     assert "operator torchvision::nms does not exist" in found.text and "more" not in found.text
     assert found.mend == "install both of one release, in one command: pip install torch torchvision"
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
-    assert health.disk("run_dir", tmp_path / "a" / "b", "elsewhere").mend == "elsewhere"
+    assert doctor_checks.disk("run_dir", tmp_path / "a" / "b", "elsewhere").mend == "elsewhere"
 
 
 def test_a_configuration_takes_two_steps(small: list[str], tmp_path: Path, capsys: Capture) -> None:

@@ -19,13 +19,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from spar_lightning.cli import main
-from spar_lightning.datamodules.benchmark_description import SHIPPED, read, shipped
 from spar_lightning.evaluation import evaluator
-from spar_lightning.evaluation.loop import count
+from spar_lightning.evaluation.benchmark_config import SHIPPED, read, shipped
+from spar_lightning.evaluation.evaluator import count
 from tests import fake_benchmarks
 from tests.any_words import SmallCLIP
 from tests.conftest import ROOT, environment
-from tests.test_cosine_maps import on_canvas
+from tests.segmentation.test_similarity import on_canvas
 
 Capture = pytest.CaptureFixture[str]
 
@@ -161,9 +161,9 @@ def test_other_labels_are_counted_anew(config: Callable[[str], list[str]], tmp_p
     assert "give another --out than" in sentence(args, capsys)
 
 
-def stopped(times: Iterator[float], images: int) -> Iterator[float]:
+def stopped(steps: Iterator[None], images: int) -> Iterator[None]:
     """Ctrl-C, after so many images."""
-    yield from islice(times, images)
+    yield from islice(steps, images)
     raise KeyboardInterrupt
 
 
@@ -184,14 +184,14 @@ def test_goes_on_where_it_was(
     args += ["--out", str(tmp_path / "parts")]
     capsys.readouterr()
     interrupt(args, 2, monkeypatch)
-    assert "The same command goes on where it was" in capsys.readouterr().out
+    assert "The same command continues where it was" in capsys.readouterr().out
 
-    counted: list[float] = []
+    counted: list[int] = []
 
     def noted(*given: Any) -> Any:
-        for ms in count(*given):
-            counted.append(ms)
-            yield ms
+        for step, _ in enumerate(count(*given)):
+            counted.append(step)
+            yield
 
     monkeypatch.setattr(evaluator, "count", noted)
     assert main(args) == 0
@@ -296,6 +296,6 @@ def test_refusals(config: Callable[[str], list[str]], tmp_path: Path, capsys: Ca
     assert "JPEGImages exists" in sentence(["evaluate", "--prepare", "context", "--root", str(tmp_path)], capsys)
     assert "cannot be read as results" in sentence(["evaluate", "--compare", str(tmp_path), str(tmp_path)], capsys)
     assert "takes two results and nothing more" in sentence(["evaluate", "--compare", "a", "b", "--root", "c"], capsys)
-    assert "--stride must be at least 1" in sentence([*args, "--stride", "0"], capsys)
+    assert "stride must be at least 1" in sentence([*args, "--stride", "0"], capsys)
     assert "no run of spar fit" in sentence([*args, "--benchmarks", str(mine), "--weights", str(tmp_path)], capsys)
     assert "max_images must be at least 1" in sentence([*args, "--benchmarks", "all", "--max_images", "0"], capsys)

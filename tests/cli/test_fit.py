@@ -72,7 +72,7 @@ def final_weights(one: Path, other: Path) -> bool:
 
 def test_validate_repeats_the_final_score(run: Path, small: list[str], scenes: Path, capsys: Capture) -> None:
     last = str(run / "checkpoints" / "last.ckpt")
-    assert main(["validate", *small, "--data.root", str(scenes), "--ckpt_path", last]) == 0
+    assert main(["validate", *small, "--data.root", str(scenes), "--weights", last]) == 0
     after = json.loads((run / "results.json").read_text())[2]["miou"]
     out = capsys.readouterr().out
     assert f"{after['scenes_96']:.1f}" in out and "single pass" in out
@@ -148,7 +148,7 @@ def test_the_teacher_of_another_stride_does_not_fit_the_cache(
 def test_a_piped_shard_trains_and_caches_like_a_file(photos: str, tmp_path: Path) -> None:
     """Without a cache through loader processes, and with one, whose shard has the same bytes."""
     common = [
-        "fit", "--model.backbone", "Tiny", "--model.stride", "32", "--data", "SA1B", "--data.augmentation", "small",
+        "fit", "--model.backbone", "Tiny", "--model.stride", "32", "--data", "SA1B", "--data.augmentation.preset", "small",
         "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu",
     ]  # fmt: skip
     pipe = f"pipe:gzip -c {photos}"

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import spar_lightning
-from spar_lightning.cli import VERBS, main
+from spar_lightning.cli import COMMANDS, main
 
 
 @pytest.mark.parametrize("flag", ["--help", "--version", "fitt"])
@@ -20,11 +20,11 @@ def test_the_dispatcher_imports_nothing_heavy(flag: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     for args in (["--help"], ["-h"], []):
         assert main(args) == 0
         out = capsys.readouterr().out
-        assert all(verb in out and text in out for verb, text in VERBS.items())
+        assert all(command in out and text in out for command, text in COMMANDS.items())
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,7 +32,24 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip() == spar_lightning.__version__
 
 
-def test_an_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["vaildate"]) == 2
     text = capsys.readouterr().err
-    assert "no verb 'vaildate'. Did you mean validate or evaluate? Allowed are fit, cache" in text
+    assert "no command 'vaildate'. Did you mean validate or evaluate? Allowed are fit, cache" in text
+
+
+def test_what_was_renamed_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for args, new in (
+        (["benchmark", "all"], "spar speed"),
+        (["fit", "--model.geometry", "paper"], "--model.patch_fit"),
+        (["fit", "--data.prefix=true"], "--data.cache_activations"),
+        (["fit", "--data.augmentation", "text"], "--data.augmentation.preset text"),
+        (["fit", "--model.refine", "lposs_spar"], "--model.refine LPOSS --model.refine.preset spar"),
+        (["evaluate", "--refine=none"], "--refine null"),
+        (["validate", "--ckpt_path", "x.ckpt"], "--weights"),
+        (["speed", "all", "--rounds", "3"], "--repeats"),
+        (["predict", "x.jpg", "--max-side", "9"], "--max_side"),
+        (["cache", "--plan-only"], "--plan_only"),
+    ):
+        assert main(args) == 2
+        assert new in capsys.readouterr().err

@@ -64,7 +64,7 @@ def test_cache_fit_and_validate_under_torchrun(small: list[str], tmp_path: Path)
         ends = {
             "cache": [],
             "fit": ["--run_dir", str(tmp_path / f"run-{name}")],
-            "validate": ["--ckpt_path", str(tmp_path / f"run-{name}" / "checkpoints" / "best.ckpt")],
+            "validate": ["--weights", str(tmp_path / f"run-{name}" / "checkpoints" / "best.ckpt")],
         }
         return [verb, *small, *where, *ends[verb]]
 

@@ -12,10 +12,10 @@ from safetensors import safe_open
 
 import spar_lightning as spar
 from spar_lightning.cli import main
-from spar_lightning.cli.image_files import image_files
-from spar_lightning.datamodules.scenes import render
-from spar_lightning.pictures.palette import palette
-from spar_lightning.segmenter import Segmenter
+from spar_lightning.cli.predict_inputs import image_files
+from spar_lightning.datasets.scene_renderer import render
+from spar_lightning.segmentation.segmenter import Segmenter
+from spar_lightning.visualization.palette import palette
 
 Capture = pytest.CaptureFixture[str]
 Predict = Callable[..., int]
@@ -62,7 +62,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_every_image_has_a_result_or_a_line(odd: Path, predict: Predict, tmp_path: Path, capsys: Capture) -> None:
-    assert predict(odd, "--classes", CLASSES, "--max-side", "400") == 1
+    assert predict(odd, "--classes", CLASSES, "--max_side", "400") == 1
     done, out = capsys.readouterr(), tmp_path / "out"
     assert "10 images done" in done.out and "1 other files in the folders are no images by their suffix" in done.out
     assert "2 without a result:" in done.err and "corrupt.jpg cannot be read as an image: image file is" in done.err
@@ -125,7 +125,7 @@ def test_a_thousand_unicode_classes(
 
 
 def test_one_class_is_a_result_with_a_remark(odd: Path, predict: Predict, tmp_path: Path, capsys: Capture) -> None:
-    assert predict(odd / "a.png", "--classes", "disc", "--refine", "lposs") == 0
+    assert predict(odd / "a.png", "--classes", "disc", "--refine", "LPOSS") == 0
     assert "There is one class, so every pixel gets it." in capsys.readouterr().err
     assert not np.array(Image.open(tmp_path / "out" / "labels" / "a.png")).any()
 
@@ -137,14 +137,19 @@ def test_one_class_is_a_result_with_a_remark(odd: Path, predict: Predict, tmp_pa
         (["--classes", "disc; disc"], "the label 'disc' is given twice"),
         (["--classes", "no.txt"], "There is no file no.txt"),
         ([], "--classes is missing"),
-        (["--classes", "disc", "--max-side", "0"], "max_side must be at least 1"),
-        (["--classes", "disc", "--clases", "x"], "spar predict does not know --clases"),
+        (["--classes", "disc", "--max_side", "0"], "max_side must be at least 1"),
         (["--classes", "disc", "--model.backbone.size", "3"], "'size' is not accepted"),
     ],
 )
 def test_mistakes_are_sentences(args: list[str], sentence: str, odd: Path, predict: Predict, capsys: Capture) -> None:
     assert predict(odd / "a.png", *args) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_an_unknown_option(odd: Path, predict: Predict, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as exit:
+        predict(odd / "a.png", "--classes", "disc", "--clases", "x")
+    assert exit.value.code == 2 and "Did you mean classes" in capsys.readouterr().err
 
 
 def test_places_without_images(odd: Path, predict: Predict, tmp_path: Path, capsys: Capture) -> None:
@@ -212,4 +217,4 @@ def test_an_image_beyond_memory_is_a_line(
     for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")):
         monkeypatch.setattr(Segmenter, "__call__", lambda *_, error=error: (_ for _ in ()).throw(error))
         assert predict(odd / "a.png", "--classes", CLASSES) == 1
-        assert "a.png is too large for the memory of cpu. Give --max-side." in capsys.readouterr().err
+        assert "a.png is too large for the memory of cpu. Give --max_side." in capsys.readouterr().err

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from spar_lightning.datamodules import SA1B
-from spar_lightning.datamodules.selection import select
-from tests.datamodules.test_feature_cache import collect, sources
-from tests.datamodules.test_scan import write_tar
+from spar_lightning.datasets.subset import select
+from tests.datasets.test_shard_index import write_tar
+from tests.feature_cache.test_cache import collect, sources
 
 
 def keys(images: object) -> set[bytes]:

@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from spar_lightning.backbones import Tiny
-from spar_lightning.datamodules.scenes import CLASSES
+from spar_lightning.datasets.scene_renderer import CLASSES
 from spar_lightning.evaluation import timing as module
 from spar_lightning.evaluation.timing import Timing
-from spar_lightning.segmenter import Segmenter
+from spar_lightning.segmentation.config import InferenceConfig
+from spar_lightning.segmentation.segmenter import Segmenter
 
 
 def test_warm_ups_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 9.0, 0.0, 8.0, *(t for ms in (5, 1, 3, 2, 4) for t in (0.0, ms / 1000))])
     monkeypatch.setattr(module, "now", lambda device: next(clock))
-    segmenter = Segmenter(Tiny(), CLASSES, "sliding", 16)
+    segmenter = Segmenter(Tiny(), CLASSES, InferenceConfig("sliding", 16))
     passes = []
     monkeypatch.setattr(segmenter, "run_network", lambda pixels: passes.append(pixels.shape))
     image = torch.randint(0, 256, (3, 97, 130), dtype=torch.uint8)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from spar_lightning.backbones import DINOv3Text, NaFlex, OpenCLIP, SigLIP2, Tiny
 from spar_lightning.backbones.base import Backbone
-from spar_lightning.distillation import Distillation
-from spar_lightning.export import check
+from spar_lightning.export import parity
 from spar_lightning.export.recipe import Recipe
-from spar_lightning.loading import Student
+from spar_lightning.segmentation.config import InferenceConfig
+from spar_lightning.student import Student
 from tests import any_words  # noqa: F401 - it adds the small CLIP to open_clip
 
 MODEL = "ViT-Ti-16-SigLIP-test"
@@ -70,9 +70,9 @@ def student(siglip: str, small_naflex: str) -> Callable[[str], Student]:
                     parameter.add_(0.2 * torch.randn_like(parameter))
                 if any(part in name for part in ("qkv.weight", "in_proj_weight", "q_proj.weight", "k_proj.weight")):
                     parameter.mul_(2)  # attention that looks somewhere
-        module = Distillation(backbone, stride=32, trainable=["blocks.-1"])
         block = {"backbone": {"class_path": f"spar_lightning.backbones.{family}", "init_args": {}}, "stride": 32}
-        return Student(module, block, {"model": block, "data": {}, "trainer": {}}, None)
+        run = {"model": block, "data": {}, "trainer": {}}
+        return Student(backbone.requires_grad_(False), InferenceConfig(stride=32), block, run, None)
 
     return student
 
@@ -89,4 +89,4 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         outputs = [name for name in ("dense", "tokens") if name in space]
         return {f"{name} {i}": space[name](space["model"], images[i]) for name in outputs for i in images}
 
-    monkeypatch.setattr(check, "run_fresh", run)
+    monkeypatch.setattr(parity, "run_fresh", run)

@@ -12,11 +12,11 @@ import torch
 import spar_lightning as spar
 from spar_lightning.backbones import DINOv3Text, Tiny
 from spar_lightning.cli import main
-from spar_lightning.datamodules.scenes import render
+from spar_lightning.datasets.scene_renderer import render
 from spar_lightning.errors import UserError
 from spar_lightning.export import LIBRARIES, ExportError, export
-from spar_lightning.export.folder import recipe_of
-from spar_lightning.loading import Student
+from spar_lightning.export.exporter import recipe_of
+from spar_lightning.student import Student
 
 Make = Callable[[str], Student]
 PAIRS = [
@@ -35,15 +35,15 @@ def test_libraries_give_what_the_student_gives(
     assert len({each.size for each in found}) == 5
     text = (tmp_path / "export" / "README.md").read_text()
     code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    recipe = recipe_of(student(family).module.student, library)
+    recipe = recipe_of(student(family).backbone, library)
     assert code == [recipe.load.lstrip("\n"), recipe.any_size.lstrip("\n")]
 
 
 @pytest.mark.parametrize("family", ["SigLIP2", "OpenCLIP", "DINOv3Text"])  # Tiny: tests/cli/test_docs.py
 def test_onnx_at_sizes_that_the_export_never_saw(family: str, student: Make, in_process: None, tmp_path: Path) -> None:
     made = student(family)
-    if isinstance(made.module.student, DINOv3Text):
-        del made.module.student.trunk.blocks[3:]  # it is the smallest of timm's, and takes half a minute
+    if isinstance(made.backbone, DINOv3Text):
+        del made.backbone.trunk.blocks[3:]  # it is the smallest of timm's, and takes half a minute
     found = export(made, "onnx", tmp_path / "export")
     assert len(found) == 5
     assert str(tmp_path).encode() not in (tmp_path / "export" / "student.onnx").read_bytes()
@@ -55,17 +55,17 @@ def test_our_own_file_says_what_it_is_of(student: Make, in_process: None, tmp_pa
     assert {each.largest for each in export(made, "safetensors", tmp_path / "export")} == {0.0}
     image = render(seed=3, index=0, height=64, width=88).image
     with torch.no_grad():
-        pixels = made.module.student.normalize(torch.from_numpy(image).permute(2, 0, 1)[None])
-        expected = made.module.student(pixels)[0]
+        pixels = made.backbone.normalize(torch.from_numpy(image).permute(2, 0, 1)[None])
+        expected = made.backbone(pixels)[0]
     for source in (tmp_path / "export", tmp_path / "export" / "student.safetensors"):
         assert torch.equal(spar.load(source).features(image), expected)
 
 
 def test_a_process_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", "tiny", "--to", "timm", "--out", str(tmp_path / "export")]) == 0
+    assert main(["export", "--weights", "tiny", "--to", "timm", "--out", str(tmp_path / "export")]) == 0
     out = capsys.readouterr().out
     assert out.count("| 0.0e+00") == 10 and "README.md, config.json, model.safetensors" in out
-    assert main(["export", "tiny", "--to", "timm", "--out", str(tmp_path / "export")]) == 2
+    assert main(["export", "--weights", "tiny", "--to", "timm", "--out", str(tmp_path / "export")]) == 2
     assert "is there already" in capsys.readouterr().err
 
 
@@ -75,7 +75,7 @@ def test_an_export_that_differs_is_not_handed_over(
     """What timm would do by itself: a table of positions resized with antialias."""
     recipe = LIBRARIES["timm"][Tiny]
     wrong = replace(recipe, any_size=recipe.any_size.replace("align_corners=False", "antialias=True"))
-    monkeypatch.setattr("spar_lightning.export.folder.recipe_of", lambda *_: wrong)
+    monkeypatch.setattr("spar_lightning.export.exporter.recipe_of", lambda *_: wrong)
     with pytest.raises(ExportError, match=r"(tokens|dense) at \d+ x \d+ differ by .* allowed are 1e-04"):
         export(student("Tiny"), "timm", tmp_path / "export")
     assert not list(tmp_path.iterdir())
@@ -86,7 +86,7 @@ def test_periods_that_are_not_rounded_are_noticed(
 ) -> None:
     recipe = LIBRARIES["timm"][DINOv3Text]
     wrong = replace(recipe, load="\n".join(line for line in recipe.load.splitlines() if "periods" not in line))
-    monkeypatch.setattr("spar_lightning.export.folder.recipe_of", lambda *_: wrong)
+    monkeypatch.setattr("spar_lightning.export.exporter.recipe_of", lambda *_: wrong)
     with pytest.raises(ExportError, match="differ by"):
         export(student("DINOv3Text"), "timm", tmp_path / "export")
 
@@ -117,10 +117,10 @@ def test_the_card_tells_what_a_run_was_told(student: Make, in_process: None, tmp
     (run / "checkpoints").mkdir(parents=True)
     rows = [{"stage": "after", "miou": {"voc20": 81.234}}]
     (run / "results.json").write_text(json.dumps(rows))
-    made = replace(made, config=config, weights=run / "checkpoints" / "best.ckpt")
+    made = replace(made, run=config, weights=run / "checkpoints" / "best.ckpt")
     made.block["backbone"]["init_args"]["backbone_weights"] = "/home/me/dinov3.pth"
-    assert isinstance(made.module.student, DINOv3Text)
-    made.module.student.backbone_weights = "/home/me/dinov3.pth"
+    assert isinstance(made.backbone, DINOv3Text)
+    made.backbone.backbone_weights = "/home/me/dinov3.pth"
     export(made, "timm", tmp_path / "export")
     text = (tmp_path / "export" / "README.md").read_text()
     for part in ("blocks.-2, blocks.-1", "25000", "16-mixed", "at the end", "voc20 81.2", "DINOv3 License",

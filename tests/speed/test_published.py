@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spar_lightning.backbones import Tiny
-from spar_lightning.datamodules.sample import Sample
+from spar_lightning.datasets.samples import Sample
 from spar_lightning.distillation import Distillation
 from spar_lightning.sliding_window import SlidingWindow
 from spar_lightning.speed import published

@@ -1,0 +1,61 @@
+"""The pass through a VisionTransformer of timm, at any size and in packs: SigLIP2's, or a plugin's."""
+
+from abc import ABC
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spar_lightning.backbones.base import Backbone, Grid
+from spar_lightning.backbones.packing import per_image
+from spar_lightning.backbones.pos_embed import resized
+from spar_lightning.image.resize import check_sides
+
+
+class TimmTrunk(Backbone, ABC):
+    """A backbone whose blocks are those of timm's VisionTransformer with a learned table of positions.
+
+    A subclass sets `trunk` to the model, calls `read_facts`, and adds normalisation, projection and weights.
+    """
+
+    trunk: Any
+    grid: Grid
+
+    def read_facts(self) -> None:
+        """Take patch_size, window and embed_dim from the trunk."""
+        self.patch_size, self.grid = self.trunk.patch_embed.patch_size[0], self.trunk.patch_embed.grid_size
+        self.window, self.embed_dim = self.grid[0] * self.patch_size, self.trunk.num_features
+
+    def embed(self, images: Tensor) -> Tensor:
+        check_sides(images, self.patch_size)
+        trunk = self.trunk
+        # The projection alone: the whole of timm's PatchEmbed refuses other sizes than the native.
+        patches = trunk.patch_embed.proj(images)  # (B, D, h, w)
+        held = 0 if trunk.no_embed_class else trunk.num_prefix_tokens  # the prefix's own rows of the table
+        positions = resized(trunk.pos_embed[:, held:], (patches.shape[-2], patches.shape[-1]), self.grid)
+        tokens: Tensor = patches.flatten(2).transpose(1, 2) + positions
+        if prefix := [token for token in (trunk.cls_token, trunk.reg_token) if token is not None]:
+            first = torch.cat(prefix, dim=1)
+            first = first + trunk.pos_embed[:, :held] if held else first
+            tokens = torch.cat([first.expand(images.shape[0], -1, -1), tokens], dim=1)
+        normed: Tensor = trunk.norm_pre(tokens)
+        return normed
+
+    def run_blocks(self, tokens: Tensor, grids: Sequence[Grid], start: int = 0, stop: int | None = None) -> Tensor:
+        lengths = [self.trunk.num_prefix_tokens + h * w for h, w in grids]
+        for block in self.trunk.blocks[start:stop]:
+            tokens = tokens + block.ls1(per_image(block.attn, block.norm1(tokens), lengths))
+            tokens = tokens + block.ls2(block.mlp(block.norm2(tokens)))
+        return tokens
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        trunk = self.trunk
+        groups = {"patch_embed": list(trunk.patch_embed.parameters()), "pos_embed": [trunk.pos_embed]}
+        if prefix := [token for token in (trunk.cls_token, trunk.reg_token) if token is not None]:
+            groups["prefix"] = prefix
+        for i, block in enumerate(trunk.blocks):
+            groups[f"blocks.{i}"] = list(block.parameters())
+            groups[f"blocks.{i}.mlp"] = list(block.mlp.parameters())
+            groups[f"blocks.{i}.qkv"] = list(block.attn.qkv.parameters())
+        return {**groups, "norm": [*trunk.norm_pre.parameters(), *trunk.norm.parameters()]}

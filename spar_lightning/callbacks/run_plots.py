@@ -1,0 +1,51 @@
+"""RunPlots: pictures of a finished run, predictions next to each other, and loss and mIoU over steps."""
+
+from pathlib import Path
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+from spar_lightning.callbacks.jsonl_logger import read_metrics
+from spar_lightning.callbacks.mean_iou import TITLES
+from spar_lightning.datamodules.sa1b import SA1B
+from spar_lightning.distillation import Distillation
+from spar_lightning.evaluation.benchmark import Benchmark
+from spar_lightning.visualization.run_plots import draw_curves, draw_predictions
+
+
+class RunPlots(Callback):
+    """Draw plots/predictions.png and plots/curves.png when training ends.
+
+    Args:
+        images: Number of images of the last benchmark that are drawn; 0 draws none.
+    """
+
+    def __init__(self, images: int = 6) -> None:
+        self.images = images
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = Path(trainer.default_root_dir) / "plots"
+        folder.mkdir(exist_ok=True)
+        metrics = Path(trainer.default_root_dir) / "metrics.jsonl"
+        if metrics.exists():
+            draw_curves(read_metrics(metrics), folder / "curves.png")
+        assert isinstance(pl_module, Distillation)
+        data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
+        assert isinstance(data, SA1B)
+        benchmarks = data.benchmarks
+        if benchmarks and self.images:
+            self._draw_predictions(pl_module, benchmarks[-1], folder / "predictions.png")
+
+    def _draw_predictions(self, module: Distillation, benchmark: Benchmark, path: Path) -> None:
+        backbone = module.teacher_backbone()
+        teacher = module.segmenter(benchmark.description, "sliding", backbone)
+        before = module.segmenter(benchmark.description, "single", backbone)
+        after = module.segmenter(benchmark.description, "single")
+        rows = []
+        for i in np.linspace(0, len(benchmark) - 1, min(self.images, len(benchmark))).astype(int).tolist():
+            image = benchmark[i]
+            maps = [segment(image.image.to(module.device)).cpu().numpy() for segment in (before, teacher, after)]
+            rows.append((image.image.permute(1, 2, 0).numpy(), image.labels.numpy(), *maps))
+        draw_predictions(rows, ["image", "ground truth", *TITLES.values()], list(benchmark.classes), path)

@@ -1,0 +1,110 @@
+"""`spar cache info` and `spar cache verify`: what a cache holds, and whether it holds what it should."""
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from spar_lightning.datamodules.sa1b import SA1B
+from spar_lightning.datasets.image_source import ShardError
+from spar_lightning.datasets.image_table import from_file
+from spar_lightning.datasets.streaming import augmented
+from spar_lightning.feature_cache.activations import folders
+from spar_lightning.feature_cache.index import CacheIndex, shard_names
+from spar_lightning.feature_cache.manifest import read_manifest
+from spar_lightning.feature_cache.shard import CacheError, FeatureShard
+from spar_lightning.files.work_queue import Claims
+from spar_lightning.formatting import bytes_text
+
+AGREEMENT: Final = 1e-2  # relative error of recomputed features; storing them as float16 alone gives 2e-4
+
+
+def show(root: Path) -> int:
+    """Print what a cache holds: identity, images, bytes, rejected images, unfinished work."""
+    manifest = read_manifest(root)
+    index = CacheIndex(root, manifest["fingerprint"])
+    index.refresh()
+    shards = [root / "shards" / name for name in sorted(shard_names(root))]
+    size = sum(path.stat().st_size for path in shards)
+    print(f"{root}: {len(index):,} images with features in {len(shards):,} shards, {bytes_text(size)}")
+    print(f"fingerprint {manifest['fingerprint']}")
+    for part in ("identity", "made"):
+        print(f"{part}:")
+        _print_tree(manifest[part], "  ")
+    for tokens in folders(root):
+        sizes = [path.stat().st_size for path in (tokens / "shards").glob("*.h5")]
+        print(f"{tokens.name}: tokens of the frozen blocks in {len(sizes):,} shards, {bytes_text(sum(sizes))}")
+    for key, (item, name) in index.rejected().items():
+        print(f"cannot be used: {key} ({item.reason}), listed in shards/{name}")
+    claims = Claims(root / "claims")
+    for name in sorted(claims.names()) if claims.folder.exists() else []:
+        print(f"in work: {name} by {claims.holder(name)}")
+    return 0
+
+
+def _print_tree(tree: object, indent: str) -> None:
+    assert isinstance(tree, dict)
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            print(f"{indent}{name}:")
+            _print_tree(value, indent + "  ")
+        else:
+            print(f"{indent}{name}: {value}")
+
+
+def verify(root: Path) -> int:
+    """Read all of a cache and compare it with its checksums; exit with 1 if anything is damaged."""
+    damaged = [line for folder in (root, *folders(root)) for line in _damaged(folder)]
+    for path in [*(root / "plan").glob("*.npz"), *(root / "scans").glob("*.npz")]:
+        try:
+            from_file(path)
+        except ShardError as error:
+            damaged.append(str(error))
+    print("\n".join(damaged), end="\n" if damaged else "")
+    return 1 if damaged else 0
+
+
+def _damaged(folder: Path) -> list[str]:
+    """What is wrong with the shards of a cache or of a cached activations; prints how many are whole."""
+    expected = read_manifest(folder)["fingerprint"]
+    paths = [folder / "shards" / name for name in sorted(shard_names(folder))]
+    damaged, samples = [], 0
+    for path in tqdm(paths, desc="verifying", unit="shard", leave=False):
+        try:
+            with FeatureShard(path, expected) as shard:
+                for row in range(len(shard.keys)):
+                    shard.check(row)
+                samples += len(shard.keys)
+        except CacheError as error:
+            damaged.append(str(error))
+    where = f" of {folder.name}" if folder in folders(folder.parent) else ""
+    print(f"{samples:,} samples in {len(paths) - len(damaged):,} of {len(paths):,} shards{where} are whole")
+    return damaged
+
+
+def recompute(datamodule: SA1B, count: int) -> None:
+    """Make some samples of a cache once more, from the source images on, and compare.
+
+    Raises:
+        CacheError: The features differ by more than other kernels explain.
+    """
+    cache, images = datamodule.open_cache(), datamodule.images()
+    dataset = cache.dataset(images.keys)
+    places = {key: i for i, key in enumerate(images.keys.tolist())}
+    features = datamodule.teacher_features().features
+    for index in np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)):
+        sample = dataset[int(index)]
+        assert sample.features is not None
+        source = images[places[sample.key.encode()]]
+        image, _ = augmented(source.key, source.read(), datamodule.augmentation, datamodule.seed)
+        same = image.shape == sample.image.shape and torch.equal(image, sample.image)
+        stored, fresh = sample.features.float(), features(sample.image).cpu().float()
+        error = ((fresh - stored).norm() / stored.norm()).item()
+        print(f"{sample.key}: relative error {error:.1e}, image {'identical' if same else 'differs'}")
+        if not error <= AGREEMENT:
+            raise CacheError(
+                f"The features of {sample.key} differ from what this configuration computes by {error:.1e} "
+                f"(relative; allowed {AGREEMENT}). Build the cache anew in another folder (data.cache)."
+            )

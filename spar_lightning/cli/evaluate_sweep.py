@@ -1,0 +1,177 @@
+"""`spar evaluate --strides` and `--sweep`: the paper's Figures 1 and 3.
+
+The network as it is configured, which is the teacher where it slides, and the students of `--weights` in a
+single pass. Every point is an evaluation of its own below points/, with its timing: a stopped sweep goes on where
+it was, and one with further points measures these alone.
+"""
+
+import copy
+import json
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from spar_lightning.backbones.base import Backbone
+from spar_lightning.backbones.checkpoints import load_weights
+from spar_lightning.backbones.weights import SUFFIXES
+from spar_lightning.errors import UserError, check_at_least
+from spar_lightning.evaluation.environment import environment
+from spar_lightning.evaluation.evaluator import Evaluator
+from spar_lightning.evaluation.report import Report
+from spar_lightning.evaluation.sweep_report import Figure, SweepReport, draw, tails
+from spar_lightning.evaluation.timing import Timing
+from spar_lightning.files.atomic import replace as replace_file
+from spar_lightning.files.hashing import hash_json
+from spar_lightning.segmentation.config import InferenceConfig
+from spar_lightning.segmentation.text_embeddings import TextClassifiers
+from spar_lightning.sliding_window import SlidingWindow
+
+
+class Sweep:
+    """Points of the figures, network after network.
+
+    Args:
+        evaluator: Benchmarks and ranks.
+        strides: Of the sliding window in pixels, for Figure 1; empty: not that figure.
+        areas: Sides of squares whose area the images get, in pixels, for Figure 3; empty: not that figure.
+        warm_ups: Forward passes that are not timed.
+        repeats: Forward passes that are.
+    """
+
+    def __init__(self, evaluator: Evaluator, strides: list[int], areas: list[int], warm_ups: int, repeats: int) -> None:
+        self._evaluator = evaluator
+        self._strides, self._areas = strides, areas
+        self._passes = {"warm_ups": warm_ups, "repeats": repeats}
+
+    def run(
+        self, backbone: Backbone, config: InferenceConfig, weights: Sequence[str], parent: Path, folder: Path | None
+    ) -> None:
+        """Measure all points and draw; with inference `sliding`, Figure 3 has the teacher too.
+
+        Args:
+            backbone: On the device.
+            config: Settings of inference; kind and stride are those of each point.
+            weights: Students, as `--weights` takes them.
+            parent: Folder in which the sweep's folder, named after network and protocol, is created.
+            folder: Another folder for the sweep.
+        """
+        for stride in self._strides:  # what is rejected is rejected now, not after the others
+            SlidingWindow(backbone, stride)
+        for source in weights:
+            load_weights(copy.deepcopy(backbone), source)
+        identity = self._identity(backbone, config)
+        self._folder = folder or parent / f"{type(backbone).__name__}-sweep-{hash_json(list(identity.values()), 12)}"
+        self._report = SweepReport(self._folder, identity, environment(self._evaluator.fabric))
+        self._classifiers = TextClassifiers(backbone, config.templates)
+        name = type(backbone).__name__
+        names = network_names([name, *weights])
+        self._single_pass(backbone, config, name)
+        for stride in self._strides:
+            sliding = replace(config, inference="sliding", stride=stride)
+            self._point("strides", backbone, sliding, f"{name}, sliding window", None)
+        for area in self._areas if config.inference == "sliding" else ():
+            self._point("areas", backbone, config, f"{name}, sliding window", area)
+        for source in weights:
+            load_weights(backbone, source)
+            self._single_pass(backbone, config, names[source])
+        if self._evaluator.fabric.is_global_zero:
+            print(f"\n{self._report.finish()}\n\n{self._folder}: sweep.json, sweep.md, points/, figures")
+
+    def _identity(self, backbone: Backbone, config: InferenceConfig) -> dict[str, Any]:
+        """Return what all points have in common."""
+        protocol = self._evaluator.protocol(backbone, config)
+        common = {key: value for key, value in protocol.content().items() if key not in ("inference", "stride")}
+        benchmarks = {benchmark.name: len(benchmark) for benchmark in self._evaluator.benchmarks}
+        return {"network": protocol.model(), "protocol": common, "benchmarks": benchmarks}
+
+    def _single_pass(self, backbone: Backbone, config: InferenceConfig, name: str) -> None:
+        single = replace(config, inference="single")
+        if self._strides:
+            self._point("strides", backbone, single, f"{name}, single pass", None)
+        for area in self._areas:
+            self._point("areas", backbone, single, f"{name}, single pass", area)
+
+    def _point(self, figure: Figure, backbone: Backbone, config: InferenceConfig, curve: str, area: int | None) -> None:
+        """Evaluate, and on the first rank measure the time."""
+        fabric = self._evaluator.fabric
+        stride = config.stride if config.inference == "sliding" else None
+        place = [*([f"stride {stride}"] if stride else []), *([f"area {area}²"] if area else [])]
+        self._evaluator.say("\n" + ", ".join([curve, *place]))
+        results = self._evaluator.run(backbone, config, self._classifiers, self._folder / "points", area=area)
+        if fabric.is_global_zero:
+            scores = results.content["benchmarks"]
+            timings = self._timings(backbone, config, results, area)
+            point = {"figure": figure, "curve": curve, "stride": stride, "area": area, "window": backbone.window}
+            protocol = results.content["protocol"]
+            miou = {name: scores[name]["mIoU"] for name in timings}
+            facts = ("images", "images_sha256", "names_sha256")
+            images = {name: {key: scores[name]["protocol"][key] for key in facts} for name in timings}
+            self._report.add({**point, "protocol": protocol, "images": images, "mIoU": miou, "timings": timings})
+        fabric.barrier()
+
+    def _timings(
+        self, backbone: Backbone, config: InferenceConfig, results: Report, area: int | None
+    ) -> dict[str, dict[str, Any]]:
+        """Time the network on the first image of every benchmark; read it where the same hardware was timed before."""
+        fabric, path = self._evaluator.fabric, results.folder / "timings.json"
+        known: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+        found = {}
+        for whole in self._evaluator.benchmarks:
+            benchmark = whole if area is None else whole.resized(area)
+            protocol = results.content["benchmarks"][benchmark.name]["protocol"]
+            key = f"{benchmark.name}-{hash_json([protocol, results.content['environment'], self._passes], 12)}"
+            if key not in known:
+                segmenter = benchmark.description.segmenter(backbone, config, self._classifiers)
+                image = benchmark[0].image.to(fabric.device)
+                known[key] = asdict(Timing.of(segmenter, image, fabric.autocast, **self._passes))
+                replace_file(path, f"{json.dumps(known, indent=2)}\n".encode(), results.folder / "counts" / "tmp")
+            found[benchmark.name] = known[key]
+        return found
+
+
+def network_names(networks: Sequence[str]) -> dict[str, str]:
+    """How a figure calls each: a run or file by its last name, where that tells it from the others."""
+    short = {network: _short(network) for network in networks}
+    twice = [network for network, name in short.items() if list(short.values()).count(name) > 1]
+    longer = tails([Path(network) for network in twice]) if twice else {}
+    return {**short, **{network: longer[Path(network)] for network in twice}}
+
+
+def _short(network: str) -> str:
+    path = Path(network)
+    if path.parent.name == "checkpoints":
+        return path.parent.parent.name
+    return path.stem if path.suffix in SUFFIXES else path.name
+
+
+def check_folder(out: Path) -> None:
+    """Raise UserError if results cannot lie there."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file. Give a folder.")
+
+
+def numbers(option: str, text: str | None) -> list[int]:
+    """Whole numbers with commas between.
+
+    Raises:
+        UserError: They are none.
+    """
+    try:
+        found = [int(part) for part in text.split(",")] if text is not None else []
+    except ValueError as error:
+        raise UserError(f"{option} takes numbers with commas between, such as 64,32,16, but got {text!r}.") from error
+    for number in found:
+        check_at_least(1, **{option: number})
+    return list(dict.fromkeys(found))
+
+
+def figures(folders: Sequence[Path], rest: Sequence[str]) -> int:
+    """Draw the figures of several sweeps as one."""
+    parser = ArgumentParser("spar evaluate --figures", description=figures.__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the figures")
+    out = parser.parse_args(rest).out
+    check_folder(out)
+    print("\n".join(str(path) for path in draw(folders, out)))
+    return 0

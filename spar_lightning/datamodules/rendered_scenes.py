@@ -1,0 +1,179 @@
+"""RenderedScenes: SA1B over tars of rendered scenes, written on first use.
+
+The quickstart's data. Everything downstream of the tars (plan, cache, training, validation) is the
+code that real SA-1B shards go through; only the writing is added here.
+"""
+
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset as wds
+import yaml
+from PIL import Image
+from tqdm import tqdm
+
+from spar_lightning.datamodules.sa1b import SA1B
+from spar_lightning.datasets.augmentation import Augmentation
+from spar_lightning.datasets.scene_renderer import CLASSES, render
+from spar_lightning.errors import UserError, check_at_least
+
+IMAGES_PER_TAR = 256
+MIN_CANVAS = 8  # px
+FORMAT = 2  # of the folder
+VALIDATION = 1_000_000  # first scene index of validation; training scenes are counted from 1
+
+
+class RenderedScenes(SA1B):
+    """Scenes drawn from a seed, as SA-1B-shaped tars and labelled validation sets.
+
+    Args:
+        root: Folder for scenes and features of all seeds; each seed has a folder of its own in it.
+        augmentation: Size, crop and flip, drawn once per image: a preset, and settings that differ from it.
+        cached: Whether to keep the teacher's features on disk; otherwise the teacher runs in each step.
+        train_scenes: Number of unlabelled training scenes.
+        train_canvas: Smallest and largest side of a training scene in pixels.
+        val_scenes: Number of labelled scenes per validation size.
+        val_sizes: Sides of the square validation scenes in pixels.
+        batch_size: Images per step and process.
+        num_workers: Loader processes for each of training and validation.
+        seed: Of the scenes, the augmentation and the order of training.
+        cache_activations: Also cache the tokens that enter the first trainable block: a step then reads no image.
+        pack_tokens: Patches of a pack, instead of batch_size.
+    """
+
+    def __init__(
+        self,
+        root: str = "data/scenes",
+        augmentation: Augmentation = Augmentation("small"),
+        cached: bool = True,
+        train_scenes: int = 500,
+        train_canvas: tuple[int, int] = (128, 208),
+        val_scenes: int = 100,
+        val_sizes: Sequence[int] = (64, 192),
+        batch_size: int = 1,
+        num_workers: int = 0,
+        seed: int = 0,
+        cache_activations: bool = False,
+        pack_tokens: int | None = None,
+    ) -> None:
+        check_at_least(1, train_scenes=train_scenes, val_scenes=val_scenes)
+        check_at_least(MIN_CANVAS, **{"train_canvas": train_canvas[0], "val_sizes": min(val_sizes, default=None)})
+        check_at_least(train_canvas[0], **{"the larger side of train_canvas": train_canvas[1]})
+        self.folder = Path(root) / f"seed-{seed}"
+        self.train_scenes, self.train_canvas = train_scenes, tuple(train_canvas)
+        self.val_scenes, self.val_sizes = val_scenes, tuple(val_sizes)
+        tars = -(-train_scenes // IMAGES_PER_TAR)
+        super().__init__(
+            shards=[str(self.folder / "train" / f"sa_{i:06d}.tar") for i in range(tars)],
+            cache=str(self.folder / "cache") if cached else None,
+            augmentation=augmentation,
+            benchmarks=[str(self.folder / f"scenes_{size}") for size in self.val_sizes],
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            cache_activations=cache_activations,
+            pack_tokens=pack_tokens,
+        )
+
+    def shorten(self, steps: int, folder: Path) -> None:
+        super().shorten(steps, folder)
+        assert self.max_images is not None
+        self.folder, self.train_scenes, self.val_sizes = folder / "scenes", self.max_images, ()
+        self.shards = [str(self.folder / "train" / "sa_000000.tar")]
+
+    def prepare_data(self) -> None:
+        """Draw the scenes if this seed has none yet."""
+        self.draw()
+
+    def draw(self) -> None:
+        """Write tars and validation sets, unless they are there.
+
+        Raises:
+            UserError: The folder holds scenes of other settings.
+        """
+        wanted = {
+            "format": FORMAT,
+            "seed": self.seed,
+            "train_scenes": self.train_scenes,
+            "train_canvas": list(self.train_canvas),
+            "val_scenes": self.val_scenes,
+            "val_sizes": list(self.val_sizes),
+        }
+        description = self.folder / "scenes.json"
+        if not description.exists():
+            self._draw(wanted)
+        found = json.loads(description.read_text())
+        other = [f"{k} {found.get(k)} instead of {v}" for k, v in wanted.items() if found.get(k) != v]
+        if other:
+            raise UserError(
+                f"{self.folder} holds other scenes: {', '.join(other)}. Restore these settings, give another "
+                "data.root, or delete the folder."
+            )
+
+    def _draw(self, wanted: dict[str, object]) -> None:
+        """Write everything under a private name and publish the folder at once."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f"{self.folder.name}.unfinished-", dir=self.folder.parent))
+        try:
+            self._write(unfinished, wanted)
+            unfinished.chmod(0o755)
+            try:
+                unfinished.rename(self.folder)
+            except OSError:
+                if not self.folder.is_dir():  # otherwise another process was first, with the same scenes
+                    raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def _write(self, unfinished: Path, wanted: dict[str, object]) -> None:
+        (unfinished / "train").mkdir()
+        total = self.train_scenes + self.val_scenes * len(self.val_sizes)
+        bar: tqdm[Any]
+        with tqdm(total=total, desc="drawing scenes", unit="scene") as bar:
+            self._write_tars(unfinished / "train", bar)
+            for size in self.val_sizes:
+                self._write_benchmark(unfinished / f"scenes_{size}", size, bar)
+        (unfinished / "scenes.json").write_text(json.dumps(wanted, indent=2) + "\n")
+
+    def _write_tars(self, folder: Path, bar: "tqdm[Any]") -> None:
+        low, high = self.train_canvas
+        for first in range(0, self.train_scenes, IMAGES_PER_TAR):
+            path = folder / f"sa_{first // IMAGES_PER_TAR:06d}.tar"
+            with wds.TarWriter(str(path), encoder=False, mtime=0.0) as tar:
+                for image_id in range(first + 1, min(first + IMAGES_PER_TAR, self.train_scenes) + 1):
+                    rng = np.random.default_rng([self.seed, image_id])
+                    height, width = (int(side) for side in rng.integers(low, high, size=2, endpoint=True))
+                    image = render(self.seed, image_id, height, width).image
+                    tar.write(
+                        {"__key__": f"sa_{image_id}", "jpg": _jpeg(image), "json": _json(image_id, height, width)}
+                    )
+                    bar.update()
+
+    def _write_benchmark(self, folder: Path, size: int, bar: "tqdm[Any]") -> None:
+        for name in ("images", "labels"):
+            (folder / name).mkdir(parents=True)
+        classes = [{"label": name, "names": [name]} for name in CLASSES]
+        (folder / "benchmark.yaml").write_text(yaml.safe_dump({"classes": classes}, sort_keys=False))
+        for i in range(self.val_scenes):
+            scene = render(self.seed, VALIDATION + i, size, size)
+            Image.fromarray(scene.image).save(folder / "images" / f"{i:04d}.png", compress_level=1)
+            Image.fromarray(scene.labels).save(folder / "labels" / f"{i:04d}.png", compress_level=1)
+            bar.update()
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "jpeg", quality=95, subsampling=0)
+    return buffer.getvalue()
+
+
+def _json(image_id: int, height: int, width: int) -> bytes:
+    """The file that lies beside every SA-1B image, without masks."""
+    image = {"image_id": image_id, "width": width, "height": height, "file_name": f"sa_{image_id}.jpg"}
+    return json.dumps({"image": image, "annotations": []}).encode()

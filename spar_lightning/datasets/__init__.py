@@ -1,0 +1,1 @@
+"""Training images: tar files and folders, augmentation, rendered scenes."""

@@ -1,0 +1,47 @@
+"""Content hashes. The formats never change: caches, checkpoints and results on disk are found by them."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def hash_bytes(content: bytes, size: int = 16) -> bytes:
+    """Return blake2b of some bytes, `size` bytes long."""
+    return hashlib.blake2b(content, digest_size=size).digest()
+
+
+def sha256(content: bytes, digits: int = 64) -> str:
+    """Return the first hexadecimal digits of the sha256 of some bytes."""
+    return hashlib.sha256(content).hexdigest()[:digits]
+
+
+def hash_json(content: Any, digits: int = 64) -> str:
+    """Return the first hexadecimal digits of the sha256 of plain data as canonical JSON."""
+    return sha256(json.dumps(content, sort_keys=True).encode(), digits)
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return sha256 over names, types, shapes and bytes of tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Return sha256 of a file; it is read once per process while its size and time stay the same."""
+    stat = path.stat()
+    return _hash_file(path, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _hash_file(path: Path, size: int, time: int) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Pixels before any network: decoding, user input, sizes."""

@@ -1,0 +1,79 @@
+"""What people have as an image, as the tensor that everything here works on."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from spar_lightning.errors import UserError
+from spar_lightning.image.codec import ImageError, decode_image, from_pillow
+
+ImageLike = str | Path | Image.Image | NDArray[np.generic] | Tensor
+
+
+def as_pixels(image: ImageLike) -> Tensor:
+    """Image (3, H, W) uint8.
+
+    Args:
+        image: A path or a PIL image, turned as its EXIF orientation says; an array (H, W), (H, W, 1), (H, W, 3) or
+            (H, W, 4), or a tensor (3, H, W): uint8, uint16 or floating point from 0 to 1. Alpha is dropped.
+
+    Raises:
+        ImageError: The file is no image.
+        UserError: There is no file, or the array has another shape, type or range.
+    """
+    if isinstance(image, str | Path):
+        path = Path(image)
+        if not path.is_file():
+            raise ImageError(f"There is no image {path}. Give the path of a file, a PIL image, an array or a tensor.")
+        try:
+            return decode_image(path.read_bytes(), upright=True)
+        except (ImageError, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ImageError(f"{path} cannot be read as an image: {reason}.") from error
+    if isinstance(image, Image.Image):
+        return from_pillow(image, upright=True)
+    if isinstance(image, np.ndarray):
+        return _of_array(image)
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+            raise UserError(f"A tensor must be (3, H, W), but got {tuple(image.shape)}. An array may be (H, W, 3).")
+        return _in_bytes(image)
+    raise UserError(f"An image is a path, a PIL image, an array or a tensor, but got {type(image).__name__}.")
+
+
+def _of_array(array: NDArray[np.generic]) -> Tensor:
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[-1] not in (1, 3, 4) or not array.size:
+        raise UserError(
+            f"An array must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), but got {array.shape}. "
+            "Of a batch give one image at a time; channels come last."
+        )
+    colours = np.ascontiguousarray(array[..., :3])
+    if not (colours.dtype in (np.uint8, np.uint16) or np.issubdtype(colours.dtype, np.floating)):
+        raise UserError(_TYPES.format(colours.dtype))
+    return _in_bytes(torch.from_numpy(colours.copy()).permute(2, 0, 1).expand(3, -1, -1).contiguous())
+
+
+def _in_bytes(pixels: Tensor) -> Tensor:
+    """Values of any type that has a known range."""
+    if pixels.dtype == torch.uint8:
+        return pixels
+    if pixels.dtype == torch.uint16:
+        return (pixels.to(torch.int32) >> 8).to(torch.uint8)
+    if not pixels.is_floating_point():
+        raise UserError(_TYPES.format(pixels.dtype))
+    if not bool(((pixels >= 0) & (pixels <= 1)).all()):  # NaN is neither
+        low, high = pixels.min().item(), pixels.max().item()
+        raise UserError(
+            f"Floating-point pixels lie from 0 to 1, but got {low:.4g} to {high:.4g}. Divide by the white value, or "
+            "undo the normalisation: that is done here."
+        )
+    return (pixels.float() * 255).round().to(torch.uint8)
+
+
+_TYPES = "Pixels are uint8, uint16 or floating point from 0 to 1, but got {}."

@@ -1,0 +1,1 @@
+"""Image and class names to a segmentation map."""

@@ -1,0 +1,108 @@
+"""Text embeddings of class names, kept on disk: eighty prompts for each of a few hundred names take minutes.
+
+One small file per name, found by what the embedding depends on: the text tower's model and weights, the
+templates, the name. Processes that need the same names share the work through these files. They lie in
+$SPAR_CACHE, otherwise in spar_lightning below the user's cache folder, and may be deleted at any time.
+"""
+
+import io
+import logging
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from spar_lightning.backbones.base import Backbone
+from spar_lightning.distributed import is_first_process, local_rank, world_size
+from spar_lightning.files.atomic import replace
+from spar_lightning.files.hashing import hash_json
+from spar_lightning.segmentation.prompts import Classes, Templates, TextClassifier, embed_name, prompt_templates
+
+log = logging.getLogger("spar_lightning")
+
+ALGORITHM = 1  # raised by hand when the same tower, templates and name give another embedding
+
+
+def text_classifier(backbone: Backbone, classes: Classes, templates: Templates) -> TextClassifier:
+    """The class names in the text space of a backbone, (Q, d) unit vectors; from disk where they are known."""
+    prompts = prompt_templates(templates)
+    return TextClassifier.from_classes(lambda names: embed_names(backbone, names, prompts), classes)
+
+
+class TextClassifiers:
+    """Text classifiers of one backbone, each computed once.
+
+    Args:
+        backbone: Has the text encoder; its vision weights do not matter.
+        templates: Prompts of class names.
+    """
+
+    def __init__(self, backbone: Backbone, templates: Templates) -> None:
+        self._backbone, self._templates = backbone, templates
+        self._known: dict[tuple[tuple[str, tuple[str, ...]], ...], TextClassifier] = {}
+
+    def __call__(self, classes: Mapping[str, tuple[str, ...]]) -> TextClassifier:
+        """Return the classifier of label -> names."""
+        key = tuple(classes.items())
+        if key not in self._known:
+            self._known[key] = text_classifier(self._backbone, classes, self._templates)
+        return self._known[key]
+
+
+def embed_names(backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """One unit vector per name (Q, d); without a `text_identity` of the backbone nothing is kept."""
+    identity = backbone.text_identity()
+    folder = None if identity is None else folder_of(identity, templates)
+    found: dict[str, Tensor] = {}
+    # Every process of a machine makes its share first, and then finds most of what the others have made.
+    todo = dict.fromkeys([*names[local_rank() or 0 :: world_size()], *names])
+    for name in tqdm(todo, "text embeddings", unit="name", leave=False, delay=2, disable=not is_first_process()):
+        kept = None if folder is None else _read(folder, name)
+        found[name] = embed_name(backbone.encode_text, name, templates) if kept is None else kept
+        if folder is not None and kept is None:
+            try:
+                _write(folder, name, found[name])
+            except OSError as error:  # a home that is full or for reading only
+                log.warning("Text embeddings are not kept for the next time: %s. Give another SPAR_CACHE.", error)
+                folder = None
+    return torch.stack([found[name] for name in names])
+
+
+def folder_of(identity: dict[str, Any], templates: Sequence[str]) -> Path:
+    """Where the embeddings of one text tower and one list of templates lie."""
+    content = {"algorithm": ALGORITHM, "text": identity, "templates": list(templates)}
+    return cache_folder() / "text" / hash_json(content, 16)
+
+
+def cache_folder() -> Path:
+    """What the user's account keeps for all runs."""
+    root = os.environ.get("SPAR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "spar_lightning"
+    return Path(root).expanduser()
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{hash_json(name, 16)}.npz"
+
+
+def _read(folder: Path, name: str) -> Tensor | None:
+    """The kept embedding; None where there is none, or where the file's checksum does not hold: it is made again."""
+    try:
+        with np.load(_path(folder, name), allow_pickle=False) as file:
+            return torch.from_numpy(file["embedding"]) if str(file["name"]) == name else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _write(folder: Path, name: str, embedding: Tensor) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, embedding=embedding.numpy(), name=np.array(name))
+    folder.mkdir(parents=True, exist_ok=True)
+    replace(_path(folder, name), buffer.getvalue(), folder)

@@ -1,0 +1,73 @@
+"""Plots of a run: predictions next to each other, loss and mIoU over steps."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spar_lightning.datasets.samples import IGNORED
+from spar_lightning.visualization.palette import palette
+
+
+def draw_predictions(
+    rows: Sequence[tuple[NDArray[Any], ...]], titles: Sequence[str], classes: Sequence[str], path: Path
+) -> None:
+    """Draw one row per image: the image (H, W, 3), then segmentation maps (H, W), with a legend of the classes."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    colours = palette(len(classes))
+    figure = Figure(figsize=(2.4 * len(titles), 2.4 * len(rows) + 0.9))
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    for row, cells in zip(rows, axes, strict=True):
+        for i, (content, cell) in enumerate(zip(row, cells, strict=True)):
+            labels = np.where(content == IGNORED, len(classes), content) if i else content
+            cell.imshow(colours[labels] if i else content, interpolation="nearest")
+            cell.set_axis_off()
+    for title, cell in zip(titles, axes[0], strict=True):
+        cell.set_title(title, fontsize=9)
+    patches = [Patch(color=colours[i] / 255, label=name) for i, name in enumerate(classes[:40])]
+    figure.legend(handles=patches, loc="lower center", ncols=6, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.9 / (2.4 * len(rows) + 0.9), 1, 1))
+    figure.savefig(path, dpi=110)
+
+
+def draw_curves(values: dict[str, dict[int, float]], path: Path) -> None:
+    """Draw loss and mIoU over steps, with start and teacher as lines for comparison; values by metric and step."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4))
+    left, right = figure.subplots(1, 2)
+    loss = values.get("loss", {})
+    left.plot(list(loss), list(loss.values()), linewidth=0.8, alpha=0.35, color="C0", label="one step")
+    steps, smooth = _running_mean(loss)
+    left.plot(steps, smooth, color="C0", label="running mean")
+    left.set(xlabel="step", ylabel="loss", title="distance to the teacher", yscale="log")
+    left.legend()
+    names = [name for name in values if name.startswith("mIoU/") and name != "mIoU/mean"]
+    for colour, name in enumerate([*names, "mIoU/mean"] if len(names) > 1 else names):
+        _draw_miou(right, values, name, "black" if name == "mIoU/mean" else f"C{colour}")
+    right.set(xlabel="step", ylabel="mIoU (%)", title="segmentation: student, its start (dotted), teacher (dashed)")
+    if names:
+        right.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def _draw_miou(axes: Any, values: dict[str, dict[int, float]], name: str, colour: str) -> None:
+    """One benchmark over steps, with lines where the student started and where the teacher is."""
+    curve = {**values.get(f"before/{name}", {}), **values[name]}
+    label, last = name.removeprefix("mIoU/"), list(curve.values())[-1]
+    for stage, style in (("before", ":"), ("teacher", "--")):
+        for value in values.get(f"{stage}/{name}", {}).values():
+            axes.plot([min(curve), max(curve)], [value] * 2, style, color=colour, alpha=0.7)
+            label += f", {last - value:+.1f} to {'start' if stage == 'before' else 'teacher'}"
+    axes.plot(list(curve), list(curve.values()), "o-", color=colour, label=label)
+
+
+def _running_mean(curve: dict[int, float], width: int = 20) -> tuple[list[int], list[float]]:
+    steps, values = list(curve), np.array(list(curve.values()))
+    width = min(width, len(values)) or 1
+    return steps[width - 1 :], np.convolve(values, np.ones(width) / width, "valid").tolist() if steps else []

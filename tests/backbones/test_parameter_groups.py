@@ -1,0 +1,44 @@
+"""Selectors name what they say, and an empty match is an error that lists what exists."""
+
+import pytest
+
+from spar_lightning.backbones import Tiny
+from spar_lightning.backbones.parameter_groups import SelectorError, select, set_trainable
+
+
+def trained(tiny: Tiny) -> set[str]:
+    return {name for name, p in tiny.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize(
+    ("selectors", "prefixes"),
+    [
+        (["blocks.-2", "blocks.-1"], ("blocks.4.", "blocks.5.")),
+        (["blocks.5"], ("blocks.5.",)),
+        (["blocks.-1.mlp"], ("blocks.5.mlp.",)),
+        (["blocks.*.qkv"], tuple(f"blocks.{i}.attn.qkv." for i in range(6))),
+        (["pos_embed", "patch_embed"], ("pos_embed", "patch_embed.")),
+        (["all"], ("",)),
+    ],
+)
+def test_selectors(selectors: list[str], prefixes: tuple[str, ...]) -> None:
+    tiny = Tiny(pretrained=None)
+    set_trainable(tiny, tiny.parameter_groups(), selectors)
+    assert trained(tiny) == {name for name, _ in tiny.named_parameters() if name.startswith(prefixes)}
+
+
+def test_overlapping_selectors_give_each_parameter_once() -> None:
+    groups = Tiny(pretrained=None).parameter_groups()
+    parameters = select(groups, ["blocks.0", "blocks.0.mlp", "all"])
+    assert len({id(p) for p in parameters}) == len(parameters)
+
+
+@pytest.mark.parametrize("selector", ["blocks.6", "blocks.-7", "block.1", "prefix", "blocks.-1.attn"])
+def test_a_selector_without_match_lists_what_exists(selector: str) -> None:
+    with pytest.raises(SelectorError, match=r"matches no group.*Allowed are all, patch_embed, pos_embed, norm, head"):
+        select(Tiny(pretrained=None).parameter_groups(), [selector])
+
+
+def test_nothing_selected() -> None:
+    with pytest.raises(SelectorError, match="trainable is empty"):
+        select(Tiny(pretrained=None).parameter_groups(), [])

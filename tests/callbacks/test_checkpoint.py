@@ -1,0 +1,70 @@
+"""Checkpoints fall due by steps and replace the old one only when they are whole."""
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from spar_lightning.callbacks.checkpoint import DurableCheckpointIO, LastCheckpoint
+from spar_lightning.callbacks.jsonl_logger import JSONLLogger, read_metrics
+from spar_lightning.errors import UserError
+
+
+class Trainer(SimpleNamespace):
+    """As much of a Trainer as the callback looks at."""
+
+    def __init__(self) -> None:
+        super().__init__(global_step=0, is_last_batch=False, saved=[])
+
+    def save_checkpoint(self, path: Path, weights_only: bool) -> None:
+        self.saved.append((path.name, self.global_step))
+
+
+def steps(callback: LastCheckpoint, trainer: Any, accumulate: int, last: int) -> None:
+    callback.on_train_start(trainer, None)  # type: ignore[arg-type]
+    for batch in range(1, last * accumulate + 1):
+        trainer.global_step = batch // accumulate
+        trainer.is_last_batch = batch == last * accumulate
+        callback.on_train_batch_end(trainer, None, None, None, batch - 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_once_every_so_many_steps_and_not_before_the_end_of_an_epoch(accumulate: int) -> None:
+    trainer, callback = Trainer(), LastCheckpoint("checkpoints", every_n_steps=4)
+    steps(callback, trainer, accumulate, last=12)
+    assert trainer.saved == [("last.ckpt", 4), ("last.ckpt", 8)]
+    callback.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+    assert trainer.saved[2:] == [("epoch.ckpt", 12), ("last.ckpt", 12)]
+
+
+def test_at_least_one_step() -> None:
+    with pytest.raises(UserError, match="checkpoint_every_n_steps must be at least 1, but got 0"):
+        LastCheckpoint("checkpoints", 0)
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    io, path = DurableCheckpointIO(), tmp_path / "checkpoints" / "last.ckpt"
+    io.save_checkpoint({"step": 1}, path)
+
+    def fail(descriptor: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UserError, match=r"last.ckpt cannot be written \(disk full\). Make room"):
+        io.save_checkpoint({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1} and len(list(path.parent.iterdir())) == 1
+    monkeypatch.undo()
+    io.save_checkpoint({"step": 3}, path)
+    assert torch.load(path, weights_only=True) == {"step": 3}
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_metrics_go_on_behind_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"step": 0, "loss": 2.0}) + '\n{"step": 1, "lo')
+    JSONLLogger(str(tmp_path)).log_metrics({"loss": 1.0}, step=1)
+    assert read_metrics(path) == {"loss": {0: 2.0, 1: 1.0}}

@@ -1,0 +1,244 @@
+"""Benchmarks are read from the folders that users have, and what is wrong with one is said."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from spar_lightning.datasets.samples import IGNORED
+from spar_lightning.evaluation.benchmark import Benchmark
+from spar_lightning.evaluation.benchmark_config import BenchmarkError, LabelFiles
+from spar_lightning.evaluation.label_values import class_ids
+from tests import fake_benchmarks
+
+CLASSES = [{"label": "round", "names": ["disc", "ring"]}, {"label": "bar", "names": ["bar"]}]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "benchmark.yaml").write_text(yaml.safe_dump({"classes": CLASSES}))
+    for i in range(3):
+        Image.fromarray(np.full((4, 6, 3), i, np.uint8)).save(tmp_path / "images" / f"{i}.png")
+        Image.fromarray(np.full((4, 6), (0, 1, 255)[i], np.uint8)).save(tmp_path / "labels" / f"{i}.png")
+    return tmp_path
+
+
+def opened(source: Path | str, root: Path | None = None) -> Benchmark:
+    benchmark = Benchmark(str(source), None if root is None else str(root))
+    benchmark.open()
+    return benchmark
+
+
+def described(folder: Path, **more: Any) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump({"classes": CLASSES, **more}))
+    return path
+
+
+def test_reads_images_labels_and_classes(folder: Path) -> None:
+    benchmark = opened(folder)
+    assert benchmark.name == folder.name and len(benchmark) == 3
+    assert benchmark.classes == {"round": ("disc", "ring"), "bar": ("bar",)}
+    image = benchmark[1]
+    assert image.image.shape == (3, 4, 6) and image.labels.unique().tolist() == [1]
+    assert benchmark[2].labels.unique().tolist() == [IGNORED]
+    assert opened(folder / "benchmark.yaml").name == folder.name
+
+
+def test_images_are_kept_evenly_spread(folder: Path) -> None:
+    benchmark = opened(folder)
+    benchmark.keep(None)
+    benchmark.keep(5)
+    assert benchmark.stems == ["0", "1", "2"]
+    benchmark.keep(2)
+    assert benchmark.stems == ["0", "1"] and len(benchmark) == 2
+    assert benchmark[1].key == "1"
+
+
+def test_ones_own_layout(folder: Path) -> None:
+    (folder / "labels").rename(folder / "masks")
+    (folder / "list.txt").write_text("2\n0 \n\n")
+    labels = {"file": "masks/{}.png", "label_map": {0: 1, 1: 0}}
+    benchmark = opened(described(folder, split="list.txt", images="images/{}.png", labels=[labels], resize=[64, 32]))
+    assert benchmark.name == "mine" and benchmark.stems == ["2", "0"]
+    assert benchmark[1].labels.unique().tolist() == [1] and benchmark.description.resize == (64, 32)
+
+
+def test_more_than_255_classes(folder: Path) -> None:
+    many = [{"label": str(i), "names": [str(i)]} for i in range(300)]
+    path = folder / "many.yaml"
+    path.write_text(yaml.safe_dump({"classes": many, "labels": [{"file": "labels/{}.png", "ignored": [65535]}]}))
+    Image.fromarray(np.tile(np.array([255, 299, 65535], np.uint16), (4, 2))).save(folder / "labels" / "0.png")
+    assert opened(path)[0].labels[0].tolist() == [255, 299, IGNORED] * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "expected"),
+    [
+        (LabelFiles("{}"), [0, 19, 255], [0, 19, IGNORED]),
+        (LabelFiles("{}", reduce_zero_label=True), [0, 1, 20, 255], [IGNORED, 0, 19, IGNORED]),
+        (LabelFiles("{}", label_map={7: 0, 33: 18}, ignored=[0, 3, 255]), [7, 33, 3, 255], [0, 18, IGNORED, IGNORED]),
+        (LabelFiles("{}", ignored=[]), [0, 1], [0, 1]),
+    ],
+)
+def test_label_arithmetic(kind: LabelFiles, values: list[int], expected: list[int]) -> None:
+    assert class_ids(np.array([values], np.uint8), kind, 20).tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "sentence"),
+    [
+        (LabelFiles("{}"), 20, "holds the value 20, .* allowed are 0 to 19, and 255 where nothing counts"),
+        # mmsegmentation's rule leaves 254 as class 253; only 0 and 255 stand for pixels that are not counted.
+        (LabelFiles("{}", reduce_zero_label=True), 254, "holds the value 254, .* allowed are 1 to 20, and 0, 255"),
+        (LabelFiles("{}", label_map={7: 0}), 8, "holds the value 8, .* allowed are those of label_map"),
+    ],
+)
+def test_values_that_stand_for_no_class(kind: LabelFiles, value: int, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        class_ids(np.array([[value]], np.uint8), kind, 20)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"classes": []}, "classes is empty"),
+        ({"classes": ["a"]}, r"must hold classes: \[\{label: disc, names: \[disc, circle\]\}, ..\]"),
+        ({"classes": [{"label": "a", "names": "b"}]}, "must hold classes"),
+        ({"classes": [{"label": "a", "names": [1]}]}, "must hold classes"),
+        ({"classes": [{"label": "a", "names": []}]}, "class 'a' needs at least one name"),
+        ({"classes": CLASSES[:1] * 2}, "two classes are called round"),
+        ({"images": "images"}, r"'images' must hold \{\} once"),
+        ({"folders": "x"}, "Option 'folders' is not accepted. Keys of a benchmark are classes, folder, images"),
+        ({"thresholds": {"probability": 0.1}}, "'round' is not said to be the background"),
+        ({"backbone_thresholds": {"OpenCLIP": {"area": 0.1}}}, "'round' is not said to be the background"),
+        ({"thresholds": {"area": 2}, "background": True}, "probability and area from 0 to below 1"),
+        ({"resize": [0, 9]}, "resize takes one or two numbers of at least 1"),
+        ({"labels": [{"file": "{}", "label_map": {}}]}, "label_map needs at least one entry"),
+        ({"labels": [{"file": "{}", "label_map": {-1: 0}}]}, "none below 0"),
+        ({"labels": [{"file": "{}", "label_map": {3: 2}}]}, "label_map leads to classes outside 0 to 1"),
+        ({"labels": [{"file": "{}", "label_map": {3: 1}, "reduce_zero_label": True}]}, "exclude each other"),
+    ],
+)
+def test_a_malformed_description(folder: Path, more: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(BenchmarkError, match=f"mine.yaml.*{sentence}"):
+        opened(described(folder, **more))
+
+
+def test_thresholds_of_a_family_and_of_what_derives_from_it(folder: Path) -> None:
+    from spar_lightning.backbones import OpenCLIP, SigLIP2
+
+    class Mine(OpenCLIP):
+        pass
+
+    path = described(folder, background=True, backbone_thresholds={"OpenCLIP": {"probability": 0.1}})
+    description = opened(path).description
+    assert [description.thresholds_of(cls).probability for cls in (OpenCLIP, Mine, SigLIP2)] == [0.1, 0.1, 0]
+
+
+def test_no_such_benchmark(tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkError, match=r"no benchmark 'voc22'.*Did you mean voc21.*Allowed are voc21, voc20"):
+        opened("voc22")
+
+
+def test_a_benchmark_that_ships_needs_a_root() -> None:
+    with pytest.raises(BenchmarkError, match=r"voc21 needs the folder .* give --root, or data.benchmark_root"):
+        opened("voc21")
+
+
+def test_a_missing_list(tmp_path: Path) -> None:
+    fake_benchmarks.voc(tmp_path, [(8, 8)])
+    (tmp_path / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").unlink()
+    with pytest.raises(BenchmarkError, match=r"voc21 is not in .*Segmentation/val.txt.*--check .* says what"):
+        opened("voc21", tmp_path)
+
+
+def test_missing_labels(folder: Path) -> None:
+    (folder / "labels" / "2.png").unlink()
+    with pytest.raises(BenchmarkError, match=r"2 has no labels: there is no .*labels/2.png"):
+        opened(folder)[2]
+
+
+def test_labels_of_another_size(folder: Path) -> None:
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(folder / "labels" / "0.png")
+    with pytest.raises(BenchmarkError, match=r"labels/0.png is \(4, 5\), but its image .*images/0.png \(4, 6\)"):
+        opened(folder)[0]
+
+
+def test_a_label_without_class(folder: Path) -> None:
+    Image.fromarray(np.full((4, 6), 2, np.uint8)).save(folder / "labels" / "0.png")
+    with pytest.raises(BenchmarkError, match=r"labels/0.png holds the value 2, which stands for none of the 2 classes"):
+        opened(folder)[0]
+
+
+@pytest.mark.parametrize("file", ["images/1.png", "labels/1.png"])
+def test_a_file_that_cannot_be_read(folder: Path, file: str) -> None:
+    (folder / file).write_bytes(b"\x89PNG nothing")
+    with pytest.raises(BenchmarkError, match=f"{file} cannot be read.*Restore the file"):
+        opened(folder)[1]
+
+
+def test_a_listed_image_that_is_missing(folder: Path) -> None:
+    (folder / "list.txt").write_text("0\n7\n")
+    benchmark = opened(described(folder, split="list.txt"))
+    with pytest.raises(BenchmarkError, match=r"images/7.png cannot be read"):
+        benchmark[1]
+
+
+def test_an_image_in_two_formats(folder: Path) -> None:
+    Image.new("RGB", (6, 4)).save(folder / "images" / "0.jpg")
+    with pytest.raises(BenchmarkError, match=r"0 is there twice, in images/\{\}.png and images/\{\}.jpg"):
+        opened(folder)
+
+
+def test_another_area(folder: Path) -> None:
+    whole = opened(folder)
+    small = whole.resized(96)
+    assert small.description.resize == 96 != whole.description.resize
+    assert small.description.classes == whole.description.classes and len(small) == len(whole)
+    assert small.digest() == whole.digest() == opened(folder).digest()
+    whole.keep(1)
+    assert whole.digest() != small.digest()
+
+
+def test_what_the_digest_stands_for(folder: Path) -> None:
+    digests = [opened(folder).digest()]
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(folder / "labels" / "1.png")
+    digests.append(opened(folder).digest())
+    Image.fromarray(np.arange(72, dtype=np.uint8).reshape(4, 6, 3)).save(folder / "images" / "1.png")
+    digests.append(opened(folder).digest())
+    assert len(set(digests)) == 3 and opened(folder).digest() == digests[-1]
+    (folder / "images" / "1.png").unlink()
+    (folder / "list.txt").write_text("1\n")
+    with pytest.raises(BenchmarkError, match=r"images/1.png cannot be read"):
+        opened(described(folder, split="list.txt")).digest()
+
+
+def test_cities_behind_links(tmp_path: Path) -> None:
+    fake_benchmarks.cityscapes(tmp_path, [(8, 8), (8, 8)])
+    city = tmp_path / "cityscapes" / "leftImg8bit" / "val" / "lindau"
+    city.rename(tmp_path / "elsewhere")
+    city.symlink_to(tmp_path / "elsewhere")
+    assert len(opened("cityscapes", tmp_path)) == 2
+
+
+def test_the_layouts_of_the_six(tmp_path: Path) -> None:
+    """Values and order of every layout, against what the fake trees hold."""
+    fake_benchmarks.all_six(tmp_path, [(10, 14), (14, 10), (8, 48)])
+    for write in ("voc21", "voc20", "cityscapes", "ade20k"):
+        assert len(opened(write, tmp_path)) == 3
+    voc21, voc20, cityscapes, ade = (opened(name, tmp_path) for name in ("voc21", "voc20", "cityscapes", "ade20k"))
+    assert set(voc21[0].labels.unique().tolist()) == {0, 1, 7, 20, IGNORED}
+    assert set(voc20[0].labels.unique().tolist()) == {0, 6, 19, IGNORED}
+    assert torch.equal(voc20[1].labels, torch.where(voc21[1].labels <= 0, IGNORED, voc21[1].labels - 1))
+    assert cityscapes.stems == ["frankfurt/frankfurt_000000_000000", "frankfurt/frankfurt_000000_000002",
+                                "lindau/lindau_000000_000001"]  # fmt: skip
+    # The same classes from labelIds (frankfurt) and from trainIds (lindau).
+    assert {int(v) for i in range(3) for v in cityscapes[i].labels.unique()} == {0, 11, 13, 18, IGNORED}
+    assert set(ade[0].labels.unique().tolist()) == {0, 76, 149, IGNORED}

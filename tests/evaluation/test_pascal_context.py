@@ -1,0 +1,49 @@
+"""The 459 values of the annotation become the 60 classes, and what is missing is named."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from spar_lightning.evaluation.benchmark_config import BenchmarkError
+from spar_lightning.evaluation.pascal_context import IDS, convert, to_60
+from tests import fake_benchmarks
+
+
+def test_the_table() -> None:
+    assert len(IDS) == 60 and list(IDS) == sorted(set(IDS)) and IDS[0] == 0
+    values = np.array([0, 2, 9, 458, 1, 459], np.uint16)  # background, aeroplane, bag, wood; two that are no class
+    assert to_60(values).tolist() == [0, 1, 2, 59, 0, 0]
+    with pytest.raises(ValueError, match="holds values from 3 to 460"):
+        to_60(np.array([3, 460]))
+
+
+def test_every_validation_image(tmp_path: Path) -> None:
+    fake_benchmarks.context(tmp_path, [(8, 10), (10, 8)])
+    folder = tmp_path / "VOCdevkit" / "VOC2010"
+    assert list(convert(folder, folder / "trainval")) == ["2008_000000", "2008_000001"]
+    labels = np.array(Image.open(folder / "SegmentationClassContext" / "2008_000001.png"))
+    assert labels.shape == (10, 8) and set(np.unique(labels).tolist()) == {0, 1, 30, 59}
+    assert (folder / "ImageSets/SegmentationContext/val.txt").read_text() == "2008_000000\n2008_000001\n"
+    with pytest.raises(BenchmarkError, match=r"SegmentationContext/val.txt exists, .* Delete it to make both anew"):
+        next(convert(folder, folder / "trainval"))
+
+
+def test_what_is_missing_or_damaged(tmp_path: Path) -> None:
+    fake_benchmarks.context(tmp_path, [(8, 10), (10, 8)])
+    folder = tmp_path / "VOCdevkit" / "VOC2010"
+    annotations = folder / "trainval"
+    with pytest.raises(BenchmarkError, match="--annotations"):
+        next(convert(folder, folder / "nowhere"))
+    savemat(annotations / "2008_000001.mat", {"other": np.zeros(3)})
+    with pytest.raises(BenchmarkError, match=r"2008_000001.mat cannot be converted: 'LabelMap'"):
+        list(convert(folder, annotations))
+    assert not (folder / "ImageSets/SegmentationContext/val.txt").exists()
+    (annotations / "2008_000001.mat").unlink()
+    with pytest.raises(BenchmarkError, match=r"lacks 1 of the 2 images .* such as 2008_000001.mat"):
+        next(convert(folder, annotations))
+    (folder / "ImageSets/Main/val.txt").unlink()
+    with pytest.raises(BenchmarkError, match="It comes with VOC2010"):
+        next(convert(folder, annotations))

@@ -1,0 +1,191 @@
+"""Training from cached activations: the same losses, no image read, and nothing that belongs to another network."""
+
+import io
+import shutil
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from PIL import Image
+from torch import Tensor
+
+from spar_lightning.backbones import OpenCLIP, Tiny
+from spar_lightning.backbones.base import Grid
+from spar_lightning.backbones.parameter_groups import frozen_blocks, set_trainable
+from spar_lightning.datamodules import SA1B
+from spar_lightning.datasets.augmentation import Augmentation
+from spar_lightning.datasets.scene_renderer import render
+from spar_lightning.distillation import Distillation
+from spar_lightning.errors import UserError
+from spar_lightning.feature_cache import shard as feature_shard
+from spar_lightning.feature_cache.activations import CachedActivations
+from spar_lightning.feature_cache.shard import CacheError, FeatureShard
+
+SMALL = Augmentation("released", (96, 72), (0.7, 1.0), min_side=64, multiple=8)
+
+
+class Losses(Callback):
+    """The loss of every step."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.values.append(float(outputs["loss"]))
+
+
+@pytest.fixture(scope="module")
+def tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six drawn images and one that is damaged."""
+    path = tmp_path_factory.mktemp("images") / "sa_000000.tar"
+    with tarfile.open(path, "w") as file:
+        for i in range(7):
+            buffer = io.BytesIO()
+            Image.fromarray(render(0, i, 90, 110).image).save(buffer, "png")
+            content = buffer.getvalue()[: 500 if i == 3 else None]
+            member = tarfile.TarInfo(f"sa_{i}.png")
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    return path
+
+
+def fit(
+    tar: Path,
+    cache: Path,
+    trainable: Sequence[str] = ("blocks.-2", "blocks.-1"),
+    backbone: type[Tiny] = Tiny,
+    **data: Any,
+) -> list[float]:
+    losses = Losses()
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False, callbacks=[losses], default_root_dir=str(cache),
+    )  # fmt: skip
+    module = Distillation(backbone(), stride=32, trainable=trainable, lr=1e-3)
+    trainer.fit(module, datamodule=SA1B(str(tar), str(cache), SMALL, **data))
+    return losses.values
+
+
+@pytest.mark.parametrize("trainable", [("blocks.-1",), ("blocks.-3.mlp", "norm"), ("head",)])
+def test_losses_are_those_of_the_whole_network_to_the_bit(
+    trainable: tuple[str, ...], tar: Path, tmp_path: Path
+) -> None:
+    whole = fit(tar, tmp_path, trainable, cache_dtype="float32")
+    assert len(whole) == 12  # two epochs of the six that can be used
+    assert fit(tar, tmp_path, trainable, cache_dtype="float32", cache_activations=True) == whole
+    assert len(set(whole)) == 12
+
+
+class Rounded(Tiny):
+    """A student that rounds what enters its fifth block to float16; the teacher, without gradients, does not."""
+
+    def run_blocks(self, tokens: Tensor, grids: Sequence[Grid], start: int = 0, stop: int | None = None) -> Tensor:
+        if start >= 4 or (stop is not None and stop <= 4) or not torch.is_grad_enabled():
+            return super().run_blocks(tokens, grids, start, stop)
+        return super().run_blocks(super().run_blocks(tokens, grids, start, 4).half().float(), grids, 4, stop)
+
+
+def test_losses_in_float16_differ_by_its_rounding_and_nothing_else(tar: Path, tmp_path: Path) -> None:
+    prefix = fit(tar, tmp_path, backbone=Rounded, cache_activations=True)
+    assert prefix == fit(tar, tmp_path, backbone=Rounded)
+    np.testing.assert_allclose(prefix[0], fit(tar, tmp_path / "unrounded")[0], rtol=1e-3)
+
+
+def test_packs_take_the_prefix_too(tar: Path, tmp_path: Path) -> None:
+    one = fit(tar, tmp_path, cache_dtype="float32", batch_size=6)
+    assert len(one) == 2
+    packs = fit(tar, tmp_path, cache_dtype="float32", cache_activations=True, pack_tokens=10_000)
+    np.testing.assert_allclose(packs, one, rtol=1e-5)
+
+
+def test_no_image_is_read(tar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = fit(tar, tmp_path, cache_activations=True)
+
+    def fail(content: bytes) -> torch.Tensor:
+        raise AssertionError("an image was decoded")
+
+    parts, part = list[tuple[str, str]](), FeatureShard._part
+
+    def watch(self: FeatureShard, name: str, offsets: np.ndarray, row: int) -> np.ndarray:
+        parts.append((self.path.parts[-3], name))
+        return part(self, name, offsets, row)
+
+    monkeypatch.setattr(feature_shard, "decode_image", fail)
+    monkeypatch.setattr(FeatureShard, "_part", watch)
+    assert fit(tar, tmp_path, cache_activations=True) == expected
+    assert ("activations-4", "tok") in parts and (tmp_path.name, "tok") in parts and (tmp_path.name, "img") not in parts
+
+
+def test_each_number_of_frozen_blocks_has_its_own_folder(tar: Path, tmp_path: Path) -> None:
+    for trainable in (("blocks.-1",), ("blocks.-2", "blocks.-1"), ("blocks.-1",)):
+        fit(tar, tmp_path, trainable, cache_activations=True)
+    assert sorted(path.name for path in tmp_path.glob("activations-*")) == ["activations-4", "activations-5"]
+
+
+def test_tokens_of_another_cache_are_refused(tar: Path, tmp_path: Path) -> None:
+    fit(tar, tmp_path / "one", cache_activations=True)
+    fit(tar, tmp_path / "two", cache_activations=False, seed=1)
+    shutil.copytree(tmp_path / "one" / "activations-4", tmp_path / "two" / "activations-4")
+    with pytest.raises(CacheError, match=r"features: cache [0-9a-f]{64}, configuration [0-9a-f]{64}"):
+        fit(tar, tmp_path / "two", cache_activations=True, seed=1)
+
+
+@pytest.mark.parametrize("folder", ["shards", "activations-4/shards"])
+def test_a_flipped_bit_is_found(folder: str, tar: Path, tmp_path: Path) -> None:
+    fit(tar, tmp_path, cache_activations=True)
+    path = tmp_path / folder / "00000.h5"
+    content = bytearray(path.read_bytes())
+    with h5py.File(path, "r", locking=False) as file:
+        start = file["tok"].id.get_chunk_info(0).byte_offset
+    content[start + 100] ^= 16
+    path.write_bytes(content)
+    with pytest.raises(CacheError, match=r"00000.h5 is damaged: sample \d, sa_\d"):
+        fit(tar, tmp_path, cache_activations=True)
+
+
+def test_a_folder_that_is_lost_is_made_again(tar: Path, tmp_path: Path) -> None:
+    expected = fit(tar, tmp_path, cache_activations=True)
+    shutil.rmtree(tmp_path / "activations-4")
+    assert fit(tar, tmp_path, cache_activations=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("trainable", "blocks"),
+    [(["blocks.-2", "blocks.-1"], 4), (["blocks.0"], 0), (["blocks.*.qkv"], 0), (["head"], 6), (["norm", "head"], 6)],
+)
+def test_frozen_blocks_are_those_that_no_gradient_reaches(trainable: list[str], blocks: int) -> None:
+    tiny = Tiny()
+    set_trainable(tiny, tiny.parameter_groups(), trainable)
+    assert frozen_blocks(tiny, tiny.depth) == blocks
+
+
+def test_a_trainable_embedding_leaves_no_prefix(tar: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="data.cache_activations: false"):
+        fit(tar, tmp_path, ["pos_embed"], cache_activations=True)
+    assert not any((tmp_path / "shards").iterdir())  # before the teacher has run
+    clip = OpenCLIP("ViT-S-32", pretrained=None)  # its norms are one group: that before the blocks, too
+    set_trainable(clip, clip.parameter_groups(), ["norm"])
+    with pytest.raises(UserError, match="patch embedding trains too"):
+        frozen_blocks(clip, clip.depth)
+
+
+def test_without_a_cache_there_is_no_prefix(tar: Path) -> None:
+    with pytest.raises(UserError, match="data.cache_activations needs"):
+        SA1B(str(tar), None, cache_activations=True)
+
+
+def test_samples_keep_the_order_of_the_features(tar: Path, tmp_path: Path) -> None:
+    fit(tar, tmp_path, cache_activations=True)
+    data = SA1B(str(tar), str(tmp_path), SMALL, cache_activations=True, keys=["sa_5", "sa_1", "sa_4"])
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=str(tmp_path))
+    trainer.strategy.connect(Distillation(Tiny(), stride=32))
+    data.trainer = trainer
+    samples = data.build_cache()
+    assert isinstance(samples, CachedActivations)
+    assert [samples[i].key for i in range(len(samples))] == ["sa_1", "sa_4", "sa_5"]

@@ -1,0 +1,59 @@
+"""Files appear whole, under a name that is never replaced, and what dead processes left is swept."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from spar_lightning.files.atomic import MACHINE, link, owner, private_path, publish, replace, sweep
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Path:
+    (tmp_path / "tmp").mkdir()
+    return tmp_path / "tmp"
+
+
+def dead_pid() -> int:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return pid
+
+
+def test_the_first_publisher_wins(private: Path, tmp_path: Path) -> None:
+    assert publish(tmp_path / "a", b"first", private)
+    assert not publish(tmp_path / "a", b"second", private)
+    assert (tmp_path / "a").read_bytes() == b"first" and not any(private.iterdir())
+    replace(tmp_path / "a", b"third", private)
+    assert (tmp_path / "a").read_bytes() == b"third" and not any(private.iterdir())
+
+
+def test_a_repeated_request_of_a_network_file_system_is_success(private: Path, tmp_path: Path) -> None:
+    unfinished = private_path(private, tmp_path / "a")
+    unfinished.write_bytes(b"x")
+    os.link(unfinished, tmp_path / "a")  # it worked, but the answer was lost and the request is sent again
+    assert link(unfinished, tmp_path / "a")
+
+
+def test_without_hard_links(private: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert publish(tmp_path / "a", b"first", private)
+    assert not publish(tmp_path / "a", b"second", private)
+    assert (tmp_path / "a").read_bytes() == b"first" and not any(private.iterdir())
+
+
+def test_sweep_deletes_what_the_dead_left(private: Path) -> None:
+    left = private / f"{MACHINE}.{dead_pid()}.0.00000.h5"
+    mine, elsewhere = private / f"{owner()}.0.00001.h5", private / "elsewhere-0-0.1.0.00002.h5"
+    old = private / "elsewhere-0-0.2.0.00003.h5"
+    for path in (left, mine, elsewhere, old):
+        path.touch()
+    os.utime(old, (0, 0))
+    sweep(private)
+    assert sorted(private.iterdir()) == sorted([mine, elsewhere])

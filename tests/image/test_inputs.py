@@ -1,0 +1,69 @@
+"""Whatever people have as an image becomes the same tensor."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from spar_lightning.errors import UserError
+from spar_lightning.image.codec import ImageError
+from spar_lightning.image.inputs import ImageLike, as_pixels
+
+ARRAY = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+EXPECTED = torch.from_numpy(ARRAY).permute(2, 0, 1)
+
+
+def test_all_kinds_give_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    Image.fromarray(ARRAY).save(path)
+    alpha = np.concatenate([ARRAY, np.zeros((5, 7, 1), np.uint8)], axis=-1)
+    kinds: list[ImageLike] = [ARRAY, ARRAY[:, ::-1][:, ::-1], alpha, ARRAY / 255, (ARRAY / 255).astype(np.float32),
+             ARRAY.astype(np.uint16) * 257, Image.fromarray(ARRAY), str(path), path, EXPECTED,
+             EXPECTED.float() / 255, EXPECTED.double() / 255]  # fmt: skip
+    for image in kinds:
+        found = as_pixels(image)
+        assert found.dtype == torch.uint8 and torch.equal(found, EXPECTED)
+
+
+def test_grey_arrays_have_three_equal_channels() -> None:
+    for grey in (ARRAY[..., 0], ARRAY[..., :1]):
+        assert torch.equal(as_pixels(grey), EXPECTED[:1].expand(3, -1, -1))
+
+
+def test_files_and_pictures_are_turned_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6  # its top is on the right
+    path = tmp_path / "x.png"
+    Image.fromarray(ARRAY).save(path, exif=exif)
+    turned = torch.from_numpy(np.rot90(ARRAY, -1).copy()).permute(2, 0, 1)
+    assert torch.equal(as_pixels(path), turned)
+    with Image.open(path) as picture:
+        assert torch.equal(as_pixels(picture), turned)
+
+
+@pytest.mark.parametrize(
+    ("image", "sentence"),
+    [
+        (ARRAY.astype(np.int64), "uint8, uint16 or floating point from 0 to 1, but got int64"),
+        (ARRAY.astype(float), r"from 0 to 1, but got 0 to 248\. Divide by the white value"),
+        (np.full((4, 4, 3), np.nan), "from 0 to 1, but got nan to nan"),
+        (ARRAY[None], r"but got \(1, 5, 7, 3\)\. Of a batch give one image at a time"),
+        (EXPECTED.permute(1, 2, 0), r"A tensor must be \(3, H, W\), but got \(5, 7, 3\)"),
+        (EXPECTED.long(), "but got torch.int64"),
+        (np.zeros((0, 4, 3), np.uint8), r"but got \(0, 4, 3\)"),
+        (3, "a path, a PIL image, an array or a tensor, but got int"),
+        ("nowhere.png", "There is no image nowhere.png"),
+    ],
+)
+def test_what_is_none_is_refused(image: object, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        as_pixels(image)  # type: ignore[arg-type]
+
+
+def test_files_that_are_no_image_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_text("hello")
+    with pytest.raises(ImageError, match=r"x\.jpg cannot be read as an image: no image of a known format\."):
+        as_pixels(path)

@@ -1,0 +1,111 @@
+"""A segmenter from everything that weights come as."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+import spar_lightning as spar
+from spar_lightning.backbones import Tiny
+from spar_lightning.datasets.scene_renderer import render
+from spar_lightning.errors import UserError
+from spar_lightning.refinement import LPOSS
+from spar_lightning.student import load_student
+
+IMAGE = render(seed=3, index=0, height=64, width=88).image
+CLASSES = "disc; ring; background: plain, grain"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder, as fit leaves it, of a student whose head gives the opposite."""
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    (folder / "checkpoints").mkdir(parents=True)
+    student = Tiny()
+    with torch.no_grad():
+        student.head.weight.neg_()
+        student.head.bias.neg_()
+    state = {f"student.{name}": tensor for name, tensor in student.state_dict().items()}
+    torch.save({"state_dict": state, "spar": {}}, folder / "checkpoints" / "last.ckpt")
+    model = {"backbone": {"class_path": "spar_lightning.backbones.Tiny"}, "stride": 32, "templates": ["{}"], "lr": 0.1}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": model, "data": {}}))
+    return folder
+
+
+def test_sources_give_the_same_student(run: Path, tmp_path: Path) -> None:
+    weights, config = tmp_path / "weights.safetensors", run / "config.yaml"
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    save_file({name.removeprefix("student."): tensor for name, tensor in state.items()}, weights)
+    loaded = [
+        spar.load(run, CLASSES),
+        spar.load(str(run / "checkpoints" / "last.ckpt"), CLASSES.split(";")),
+        spar.load(weights, {"disc": ["disc"], "ring": ["ring"], "background": ["plain", "grain"]}, config=config),
+    ]
+    labels = loaded[0](IMAGE)
+    assert loaded[0].classifier.labels == ("disc", "ring", "background")
+    assert all(torch.equal(each(IMAGE), labels) for each in loaded)
+    base = spar.load("tiny", CLASSES, templates=["{}"])
+    assert torch.equal(base.features(IMAGE), -loaded[0].features(IMAGE))
+
+
+def test_settings_are_those_of_the_run_unless_given(run: Path) -> None:
+    own = spar.load(run, "disc")
+    assert own.windows is None
+    sliding = spar.load(run, "disc; plain", inference="sliding", max_side=80)
+    assert sliding.windows is not None and sliding.windows.stride == 32 and sliding.max_side == 80
+    other = spar.load(run, "disc", inference="sliding", stride=16, refine=LPOSS(k=5))
+    assert other.windows is not None and other.windows.stride == 16
+    assert not any(parameter.requires_grad for parameter in own.backbone.parameters())
+
+
+def test_the_text_tower_goes_when_the_names_are_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[Tiny] = []
+    build = Tiny.build_text_tower
+    monkeypatch.setattr(Tiny, "build_text_tower", lambda tiny: built.append(tiny) or build(tiny))  # type: ignore[func-returns-value]
+    segmenter = spar.load(run, "disc; ring")
+    assert len(built) == 1 and not segmenter.backbone._text_tower
+    assert spar.load(run).features(IMAGE).shape == (8, 11, 128) and len(built) == 1
+
+
+def test_the_base_is_the_backbone_before_training(run: Path) -> None:
+    """Whatever trained: the head did, which `trainable` of the module does not name."""
+    student = load_student(run)
+    base, fresh = student.base().state_dict(), Tiny().state_dict()
+    assert all(torch.equal(base[name], fresh[name]) for name in fresh)
+    assert torch.equal(student.backbone.state_dict()["head.weight"], -fresh["head.weight"])
+
+
+def refused(make: Callable[[], object], *parts: str) -> None:
+    with pytest.raises(UserError) as error:
+        make()
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_what_does_not_fit_is_a_sentence(run: Path, tmp_path: Path) -> None:
+    save_file(Tiny().state_dict(), tmp_path / "plain.safetensors")
+    refused(lambda: spar.load(tmp_path / "plain.safetensors"), "does not say which network", "config=..", "--config")
+    refused(lambda: spar.load(tmp_path), "does not say which network")
+    refused(lambda: spar.load("runs/mien", config=run / "config.yaml"), "There is no file or folder runs/mien")
+    refused(lambda: spar.load("siglip2", config=run / "config.yaml"), "another backbone than that of")
+    refused(lambda: spar.load("./no.safetensors"), "There is no file or folder ./no.safetensors")
+    refused(lambda: spar.load("train.ckpt"), "There is no file or folder train.ckpt")
+    refused(lambda: spar.load(run, device="gpu"), "device gpu cannot be used", "Give cpu, cuda")
+    (tmp_path / "lfs.safetensors").write_text("version https://git-lfs")
+    refused(lambda: spar.load(tmp_path / "lfs.safetensors"), "cannot be read as safetensors")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    refused(lambda: spar.load(run, config=tmp_path / "broken.yaml"), "cannot be read as YAML")
+    refused(lambda: spar.load("tini"), "tini is neither a file nor a folder nor a backbone", "Did you mean Tiny?")
+    refused(lambda: spar.load(run, config=tmp_path / "no.yaml"), "There is no configuration")
+    refused(lambda: spar.load(run, "disc", stride=100), "stride 100 is larger than the window of 64 pixels")
+    refused(lambda: spar.load(run, "disc", max_side=0), "max_side must be at least 1, but got 0")
+    refused(lambda: spar.load(run, backbone={"size": 3}), "'size' is not accepted")
+    refused(lambda: spar.load(run)(IMAGE), "There are no classes to choose from")
+    refused(lambda: spar.load(run, "zebra"), "Tiny does not know the word 'zebra'")
+    (tmp_path / "empty.yaml").write_text("data: {}")
+    refused(lambda: spar.load(run, config=tmp_path / "empty.yaml"), "has no model.backbone")
+    torch.save({"state_dict": {"student.x": torch.zeros(1)}, "spar": {}}, tmp_path / "other.ckpt")
+    refused(lambda: spar.load(tmp_path / "other.ckpt", config=run / "config.yaml"), "does not fit")
