@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import h5py
 import numpy as np
 import torch
 from PIL import Image
@@ -93,7 +94,9 @@ def numbers(folder: Path) -> Iterator[tuple[str, Any]]:
     for path in sorted(folder.rglob("*.safetensors")):
         yield from ((f"{path.relative_to(folder)} {name}", t.numpy()) for name, t in load_file(path).items())
     for path in sorted((folder / "scenes").rglob("shards/*.h5")):
-        yield f"shard {path.parents[1].name.split('-')[0]} {path.name}", path.read_bytes()
+        kind = "features" if path.parents[1].name == "cache" else "activations"  # the fingerprint names the layout
+        with h5py.File(path) as shard:
+            yield from ((f"{kind} {path.name} {name}", shard[name][:]) for name in shard)
     for name in ("run", "packed"):
         checkpoint = torch.load(folder / name / "checkpoints" / "last.ckpt", weights_only=True)
         yield from ((f"{name} {key}", tensor.numpy()) for key, tensor in checkpoint["state_dict"].items())

@@ -139,7 +139,7 @@ def test_a_checkpoint_of_another_selection_is_refused() -> None:
 
 
 def test_an_unknown_setting_of_inference() -> None:
-    with pytest.raises(UserError, match="refine .* 'lposs'"):
+    with pytest.raises(UserError, match=r"refine .* 'lposs'"):
         module(refine="lposs")
     with pytest.raises(TypeError, match="strid"):
         module(strid=3)

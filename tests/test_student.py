@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
 
 import spar_lightning as spar
-from spar_lightning.backbones import Tiny
+from spar_lightning.backbones import OpenCLIP, Tiny
 from spar_lightning.datasets.scene_renderer import render
 from spar_lightning.errors import UserError
 from spar_lightning.refinement import LPOSS
@@ -83,6 +84,29 @@ def refused(make: Callable[[], object], *parts: str) -> None:
         make()
     for part in parts:
         assert part in str(error.value)
+
+
+def test_base_weights_that_a_checkpoint_replaces_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline, a run on weights from the hub is loaded from its checkpoint alone."""
+
+    def refuse(*_: object) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", refuse)
+    trained = OpenCLIP("ViT-S-32", None)
+    state = {f"student.{name}": tensor for name, tensor in trained.state_dict().items()}
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"state_dict": state, "spar": {}}, tmp_path / "checkpoints" / "last.ckpt")
+    arguments = {"model": "ViT-S-32", "pretrained": "laion400m_e31"}
+    monkeypatch.setattr(
+        "spar_lightning.backbones.open_clip_base.pretrained_config", lambda model, tag: {"hf_hub": "a/b"} if tag else {}
+    )
+    model = {"backbone": {"class_path": "spar_lightning.backbones.OpenCLIP", "init_args": arguments}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": model}))
+    loaded = spar.load(tmp_path).backbone.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in trained.state_dict().items())
+    with pytest.raises(UserError, match="could not be downloaded"):
+        load_student(tmp_path).base()  # which is those weights
 
 
 def test_what_does_not_fit_is_a_sentence(run: Path, tmp_path: Path) -> None:

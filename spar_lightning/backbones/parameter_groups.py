@@ -58,8 +58,8 @@ def frozen_blocks(network: Backbone, depth: int) -> int:
         tokens = network.embed(pixels.to(next(network.parameters())))
         if tokens.requires_grad:
             raise UserError(
-                "data.cache_activations stores the output of the frozen blocks, but with this model.trainable the patch "
-                "embedding trains too. Set data.cache_activations: false, or train only blocks, norm and head."
+                "data.cache_activations stores the output of the frozen blocks, but with this model.trainable the "
+                "patch embedding trains too. Set data.cache_activations: false, or train only blocks, norm and head."
             )
         for block in range(depth):
             tokens = network.run_blocks(tokens, grids, block, block + 1)

@@ -74,7 +74,8 @@ class FitCLI(SparCLI):
         trained = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
         return (
             f"spar_lightning {__version__}: {type(backbone).__name__}, {trained:,} of {total:,} parameters train "
-            f"({', '.join(module.trainable)}); teacher: windows of {backbone.window} px, stride {module.config.stride} px\n"
+            f"({', '.join(module.trainable)}); teacher: windows of {backbone.window} px, "
+            f"stride {module.config.stride} px\n"
             f"run folder {self.folder.root}, {type(self.trainer.accelerator).__name__} x {self.trainer.world_size}, "
             f"precision {self.trainer.precision}" + (f", resumed from {self.resumed}" if self.resumed else "")
         )

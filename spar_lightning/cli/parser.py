@@ -70,7 +70,7 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
         classes = [cls.__name__ for cls in subclasses(base)] if base else []
         return (
             f"{found[1]}: no class is called {found[2]!r}. {nearest(found[2], classes)}"
-            f"Allowed are {', '.join([*classes, ''])}and the full path of any other class, such as package.module.Class."
+            f"Allowed are {', '.join([*classes, ''])}and the full path of any other class: package.module.Class."
         )
     if "arguments are required" in text:
         return f"{text}. They usually come from a file: --config quickstart."
@@ -79,12 +79,8 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
 
 def _nearest_key(given: str, options: Iterable[str]) -> str:
     """Return a hint with valid names like a key, among the commands' own keys and the arguments of known classes."""
-    classes = [
-        Distillation,
-        InferenceConfig,
-        Augmentation,
-        *(cls for base in BASES.values() for cls in subclasses(base)),
-    ]
+    known = [cls for base in BASES.values() for cls in subclasses(base)]
+    classes = [Distillation, InferenceConfig, Augmentation, *known]
     names = {name for cls in classes for name in inspect.signature(cls).parameters}
     names |= {"config", "seed_everything", "run_dir", "resume", "overwrite", "trainer", "model", "data", *options}
     return nearest(given.split(".")[-1], names)

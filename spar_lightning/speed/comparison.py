@@ -82,7 +82,7 @@ class Comparison:
             times.memory = max(times.memory or 0.0, memory) if memory is not None else None
 
     def ratios(self, name: str, to: str | None = None) -> tuple[float, float, float]:
-        """How many times as fast as another way, the first unless it is named: median, least and greatest of the repeats."""
+        """Return the speed-up over another implementation, by default the first: median, least and greatest repeat."""
         base = self.times[to or next(iter(self.ways))].wall
         each = [a / b for a, b in zip(base, self.times[name].wall, strict=True)]
         return statistics.median(each), min(each), max(each)

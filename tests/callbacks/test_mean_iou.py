@@ -4,8 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Trainer
+from torch import Tensor
 
+from spar_lightning.callbacks import mean_iou
+from spar_lightning.callbacks.mean_iou import MeanIoU
 from spar_lightning.cli import main
+from spar_lightning.evaluation.benchmark import Benchmark
+from spar_lightning.segmentation.label_map import SimilarityMaps
+from spar_lightning.segmentation.segmenter import Segmenter
 from tests.refinement.test_anyup import official_file
 
 Capture = pytest.CaptureFixture[str]
@@ -79,3 +86,41 @@ def test_a_name_that_is_no_benchmark(small: list[str], scenes: Path, tmp_path: P
     text = capsys.readouterr().err
     assert "mean_iou.benchmarks: 'scenes_46' is none of data.benchmarks. Did you mean scenes_96 or scenes_64" in text
     assert not (tmp_path / "run" / "train.log").exists()
+
+
+def test_the_last_validation_counts_and_all_rows_are_timed_in_alternation(
+    small: list[str], scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured, timed = [], []
+    measure, time, segmenter = MeanIoU._measure, MeanIoU._time, mean_iou._segmenter
+
+    def noted(self: MeanIoU, trainer: Trainer, stage: mean_iou.Stage) -> None:
+        measured.append(stage)
+        measure(self, trainer, stage)
+
+    def with_names(self: MeanIoU, trainer: Trainer) -> None:
+        def named(trainer: Trainer, stage: mean_iou.Stage, benchmark: Benchmark) -> Segmenter:
+            made = segmenter(trainer, stage, benchmark)
+            similarities = made.similarities
+
+            def spy(image: Tensor, embeddings: Tensor) -> SimilarityMaps:
+                timed.append(stage)
+                return similarities(image, embeddings)
+
+            made.similarities = spy
+            return made
+
+        with monkeypatch.context() as patch:
+            patch.setattr(mean_iou, "_segmenter", named)
+            time(self, trainer)
+
+    monkeypatch.setattr(MeanIoU, "_measure", noted)
+    monkeypatch.setattr(MeanIoU, "_time", with_names)
+    run = tmp_path / "run"
+    assert main(["fit", *small, "--data.root", str(scenes), "--run_dir", str(run), "--trainer.max_epochs", "1"]) == 0
+    assert measured == ["before", "teacher"]  # the Trainer has just validated the student
+    assert timed == ["before", "teacher", "after"] * 5
+    rows = json.loads((run / "results.json").read_text())
+    assert [row["stage"] for row in rows] == ["before", "teacher", "after"] and all(row["ms"] > 0 for row in rows)
+    log = (run / "train.log").read_text()
+    assert "parameters train" in log and "| sliding window (teacher)" in log  # the facts and the table

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from spar_lightning.cli import main
 from spar_lightning.cli.lightning_cli import prepare
 from spar_lightning.configs import shipped
+from spar_lightning.refinement import LPOSS
 
 Capture = pytest.CaptureFixture[str]
 
@@ -53,3 +55,12 @@ def test_options_count_wherever_they_stand(capsys: Capture) -> None:
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1] == printed[2] and "batch_size: 2" in printed[0]
     assert "preset: small" in printed[0] and "flip_probability: 0.1" in printed[0]
+
+
+def test_settings_next_to_a_preset_leave_the_rest_of_it(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "spar.yaml").write_text("model: {refine: {class_path: LPOSS, init_args: {preset: spar}}}")
+    args = ["--config", "quickstart", "--config", str(tmp_path / "spar.yaml"), "--model.refine.k", "100"]
+    with pytest.raises(SystemExit):
+        main(["fit", *args, "--print_config"])
+    model = yaml.safe_load(capsys.readouterr().out)["model"]
+    assert LPOSS(**model["refine"]["init_args"]).identity() == LPOSS(gamma=10.0, k=100).identity()

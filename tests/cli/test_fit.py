@@ -148,8 +148,8 @@ def test_the_teacher_of_another_stride_does_not_fit_the_cache(
 def test_a_piped_shard_trains_and_caches_like_a_file(photos: str, tmp_path: Path) -> None:
     """Without a cache through loader processes, and with one, whose shard has the same bytes."""
     common = [
-        "fit", "--model.backbone", "Tiny", "--model.stride", "32", "--data", "SA1B", "--data.augmentation.preset", "small",
-        "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu",
+        "fit", "--model.backbone", "Tiny", "--model.stride", "32", "--data", "SA1B",
+        "--data.augmentation.preset", "small", "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu",
     ]  # fmt: skip
     pipe = f"pipe:gzip -c {photos}"
     streamed = ["--data.shards", pipe, "--data.num_workers", "2", "--run_dir", str(tmp_path / "streamed")]

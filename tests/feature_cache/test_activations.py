@@ -166,7 +166,7 @@ def test_frozen_blocks_are_those_that_no_gradient_reaches(trainable: list[str], 
 
 
 def test_a_trainable_embedding_leaves_no_prefix(tar: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="data.cache_activations: false"):
+    with pytest.raises(UserError, match=r"data\.cache_activations: false"):
         fit(tar, tmp_path, ["pos_embed"], cache_activations=True)
     assert not any((tmp_path / "shards").iterdir())  # before the teacher has run
     clip = OpenCLIP("ViT-S-32", pretrained=None)  # its norms are one group: that before the blocks, too
@@ -176,7 +176,7 @@ def test_a_trainable_embedding_leaves_no_prefix(tar: Path, tmp_path: Path) -> No
 
 
 def test_without_a_cache_there_is_no_prefix(tar: Path) -> None:
-    with pytest.raises(UserError, match="data.cache_activations needs"):
+    with pytest.raises(UserError, match=r"data\.cache_activations needs"):
         SA1B(str(tar), None, cache_activations=True)
 
 

@@ -73,5 +73,5 @@ def test_the_segmenter_follows_the_rule() -> None:
     assert grid(Segmenter(backbone, ["ring"], InferenceConfig(patch_fit="paper"))) == (5, 6)
     assert grid(Segmenter(backbone, ["ring"], resize=(128, 64))) == (8, 9)  # 37 x 43 -> 64 x 74 -> 64 x 72
     assert Segmenter(backbone, ["ring"], InferenceConfig(patch_fit="paper"))(image).shape == (37, 43)
-    with pytest.raises(UserError, match="patch_fit .* 'exact'"):
+    with pytest.raises(UserError, match=r"patch_fit .* 'exact'"):
         InferenceConfig(patch_fit="exact")  # type: ignore[arg-type]
