@@ -22,7 +22,7 @@ from spar_lightning.evaluation.evaluator import Evaluator
 from spar_lightning.evaluation.report import Report
 from spar_lightning.evaluation.sweep_report import Figure, SweepReport, draw, tails
 from spar_lightning.evaluation.timing import Timing
-from spar_lightning.files.atomic import replace as replace_file
+from spar_lightning.files.atomic import replace_json
 from spar_lightning.files.hashing import hash_json
 from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.text_embeddings import TextClassifiers
@@ -126,7 +126,7 @@ class Sweep:
                 segmenter = benchmark.description.segmenter(backbone, config, self._classifiers)
                 image = benchmark[0].image.to(fabric.device)
                 known[key] = asdict(Timing.of(segmenter, image, fabric.autocast, **self._passes))
-                replace_file(path, f"{json.dumps(known, indent=2)}\n".encode(), results.folder / "counts" / "tmp")
+                replace_json(path, known, results.folder / "counts" / "tmp")
             found[benchmark.name] = known[key]
         return found
 

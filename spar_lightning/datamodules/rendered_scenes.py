@@ -6,8 +6,6 @@ code that real SA-1B shards go through; only the writing is added here.
 
 import io
 import json
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.datasets.augmentation import Augmentation
 from spar_lightning.datasets.scene_renderer import CLASSES, render
 from spar_lightning.errors import UserError, check_at_least
+from spar_lightning.files.atomic import new_folder
 
 IMAGES_PER_TAR = 256
 MIN_CANVAS = 8  # px
@@ -118,18 +117,12 @@ class RenderedScenes(SA1B):
 
     def _draw(self, wanted: dict[str, object]) -> None:
         """Write everything under a private name and publish the folder at once."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f"{self.folder.name}.unfinished-", dir=self.folder.parent))
         try:
-            self._write(unfinished, wanted)
-            unfinished.chmod(0o755)
-            try:
-                unfinished.rename(self.folder)
-            except OSError:
-                if not self.folder.is_dir():  # otherwise another process was first, with the same scenes
-                    raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            with new_folder(self.folder) as unfinished:
+                self._write(unfinished, wanted)
+        except OSError:
+            if not self.folder.is_dir():  # otherwise another process was first, with the same scenes
+                raise
 
     def _write(self, unfinished: Path, wanted: dict[str, object]) -> None:
         (unfinished / "train").mkdir()

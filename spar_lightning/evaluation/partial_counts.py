@@ -57,7 +57,6 @@ class PartialCounts:
     def write(self, counts: ConfusionMatrix, rank: int | None = None) -> None:
         """Replace the file of a rank, or the gathered one."""
         path = self._path if rank is None else self.folder / f"{self.name}.part-{rank}.npz"
-        self._unfinished.mkdir(parents=True, exist_ok=True)
         replace(path, counts.to_bytes(), self._unfinished)
 
     def _parts(self) -> list[Path]:

@@ -12,7 +12,7 @@ from spar_lightning.evaluation.benchmark import Benchmark
 from spar_lightning.evaluation.benchmark_config import SHIPPED
 from spar_lightning.evaluation.confusion import ConfusionMatrix, Result
 from spar_lightning.evaluation.protocol import differences, upgraded
-from spar_lightning.files.atomic import replace
+from spar_lightning.files.atomic import replace, replace_json
 from spar_lightning.formatting import markdown
 
 
@@ -71,9 +71,8 @@ class Report:
             "protocol": protocol,
         }
         unfinished = self.folder / "counts" / "tmp"
-        unfinished.mkdir(parents=True, exist_ok=True)
         self._write_classes(benchmark, counts, result)
-        replace(self.path, f"{json.dumps(self.content, indent=2)}\n".encode(), unfinished)
+        replace_json(self.path, self.content, unfinished)
         replace(self.folder / "table.md", f"{table(self.content)}\n".encode(), unfinished)
 
     def _write_classes(self, benchmark: Benchmark, counts: ConfusionMatrix, result: Result) -> None:

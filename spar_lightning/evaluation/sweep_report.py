@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from spar_lightning.errors import UserError
 from spar_lightning.evaluation.protocol import differences, upgraded
-from spar_lightning.files.atomic import replace
+from spar_lightning.files.atomic import replace, replace_json
 from spar_lightning.formatting import markdown
 from spar_lightning.visualization.sweep_figures import draw_areas, draw_strides
 
@@ -52,9 +52,8 @@ class SweepReport:
     def finish(self) -> str:
         """Write the points, the table and the figures; returns the table."""
         unfinished = self.folder / "tmp"
-        unfinished.mkdir(parents=True, exist_ok=True)
         text = tables(self.content["points"])
-        replace(self.folder / "sweep.json", f"{json.dumps(self.content, indent=2)}\n".encode(), unfinished)
+        replace_json(self.folder / "sweep.json", self.content, unfinished)
         replace(self.folder / "sweep.md", f"{text}\n".encode(), unfinished)
         for figure in TITLES:  # those of an earlier command with both may be out of date
             for path in self.folder.glob(f"{figure}.*"):

@@ -1,7 +1,5 @@
 """The folder of an export: files of the library, a README, and the check before it gets its name."""
 
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -12,6 +10,7 @@ from spar_lightning.export import onnx, open_clip, safetensors, timm, transforme
 from spar_lightning.export.model_card import card
 from spar_lightning.export.parity import Difference, check
 from spar_lightning.export.recipe import Recipe, Recipes
+from spar_lightning.files.atomic import new_folder
 from spar_lightning.student import Student
 
 LIBRARIES: Final[Mapping[str, Recipes]] = {
@@ -39,16 +38,10 @@ def export(student: Student, library: str, folder: Path) -> list[Difference]:
     recipe = recipe_of(backbone, library)
     if folder.exists():
         raise UserError(f"--out {folder} is there already. Give a folder that does not exist yet.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.unfinished-", dir=folder.parent))
-    try:
+    with new_folder(folder) as unfinished:
         recipe.write(student, unfinished)
         found = check(backbone, recipe, unfinished)
         (unfinished / "README.md").write_text(card(student, library, recipe, found, unfinished), encoding="utf-8")
-        unfinished.chmod(0o755)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return found
 
 

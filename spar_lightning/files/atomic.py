@@ -6,12 +6,17 @@ it, and the other finds it there.
 """
 
 import errno
+import json
 import os
+import shutil
 import socket
+import tempfile
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 # What keeps a whole file from being read or written: no reason to call it damaged.
 ACCESS_ERRORS: Final = {
@@ -127,11 +132,34 @@ def publish(path: Path, content: bytes | memoryview, private: Path) -> bool:
 
 
 def replace(path: Path, content: bytes | memoryview, private: Path) -> None:
-    """Write a file at once, in place of one of the same name."""
+    """Write a file at once, in place of one of the same name; `private` is created if necessary."""
+    private.mkdir(parents=True, exist_ok=True)
     unfinished = private_path(private, path)
     write(unfinished, content)
     os.replace(unfinished, path)
     sync_folder(path.parent)
+
+
+def replace_json(path: Path, content: Any, private: Path) -> None:
+    """Write plain data as indented JSON, like `replace`."""
+    replace(path, f"{json.dumps(content, indent=2)}\n".encode(), private)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an unfinished folder next to `path`; it gets that name when the block ends without an error.
+
+    Raises:
+        OSError: `path` exists by then; the unfinished folder is removed, as after any error.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{path.name}.unfinished-", dir=path.parent))
+    try:
+        yield unfinished
+        unfinished.chmod(0o755)
+        unfinished.rename(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

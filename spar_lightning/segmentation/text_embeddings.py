@@ -104,5 +104,4 @@ def _read(folder: Path, name: str) -> Tensor | None:
 def _write(folder: Path, name: str, embedding: Tensor) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, embedding=embedding.numpy(), name=np.array(name))
-    folder.mkdir(parents=True, exist_ok=True)
     replace(_path(folder, name), buffer.getvalue(), folder)
