@@ -51,6 +51,7 @@ def small() -> list[str]:
         "--trainer.check_val_every_n_epoch", "1",
         "--model.lr_schedule", "null",
         "--trainer.log_every_n_steps", "1",
+        "--pictures.images", "0",  # a third of such a run's time; tests/cli/test_fit.py draws them once
     ]  # fmt: skip
 
 

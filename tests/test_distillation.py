@@ -88,7 +88,7 @@ def test_gradient_reaches_the_trainable_parameters_and_no_other() -> None:
 
 
 def test_a_selector_without_match() -> None:
-    with pytest.raises(SelectorError, match="matches no group"):
+    with pytest.raises(SelectorError, match=r"blocks\.9"):
         module(trainable=["blocks.9"])
 
 
@@ -134,7 +134,7 @@ def test_a_resume_keeps_the_place_in_the_schedule() -> None:
 def test_a_checkpoint_of_another_selection_is_refused() -> None:
     old = module(trainable=["blocks.-1"])
     saved = checkpoint(old, old.configure_optimizers())
-    with pytest.raises(ResumeError, match=r"trained \['blocks.-1'\], but model.trainable is"):
+    with pytest.raises(ResumeError, match=r"'blocks\.-1'.*model\.trainable"):
         module().on_load_checkpoint(saved)
 
 
@@ -148,12 +148,12 @@ def test_an_unknown_setting_of_inference() -> None:
 def test_the_upsampler_is_read_before_the_features_are_made(tmp_path: Path) -> None:
     (tmp_path / "anyup.pth").write_text("no weights")
     distillation = module(upsampler=str(tmp_path / "anyup.pth"))
-    with pytest.raises(WeightsError, match="cannot be read as weights"):
+    with pytest.raises(WeightsError, match=r"anyup\.pth"):
         distillation.prepare_data()
 
 
 def test_a_foreign_checkpoint_is_refused() -> None:
-    with pytest.raises(ResumeError, match="not written by spar fit"):
+    with pytest.raises(ResumeError, match="'spar'"):
         module().on_load_checkpoint({"state_dict": {}})
 
 
@@ -186,13 +186,13 @@ def test_a_checkpoint_of_another_backbone_names_the_tensor() -> None:
     old = module()
     saved = checkpoint(old, old.configure_optimizers())
     saved["state_dict"] = {**old.state_dict(), "student.head.bias": torch.zeros(7)}
-    with pytest.raises(ResumeError, match=r"student.head.bias is \(7,\) there and \(128,\) here"):
+    with pytest.raises(ResumeError, match=r"student\.head\.bias .*\(7,\).*\(128,\)"):
         module().on_load_checkpoint(saved)
 
 
 @pytest.mark.parametrize("lr", [0.0, -1.0])
 def test_a_rate_that_is_no_rate(lr: float) -> None:
-    with pytest.raises(UserError, match="lr must be positive"):
+    with pytest.raises(UserError, match="lr .*weight_decay"):
         module(lr=lr)
 
 

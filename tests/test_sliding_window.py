@@ -105,17 +105,17 @@ def test_batch_size_changes_nothing(stride: int) -> None:
 
 
 def test_sides_must_be_multiples_of_the_patch() -> None:
-    with pytest.raises(UserError, match=r"multiples of the patch size 8, but got 100 x 64"):
+    with pytest.raises(UserError, match=r"\b8\b.*100 x 64"):
         SlidingWindow(Tiny())(torch.zeros(1, 3, 100, 64))
 
 
 def test_window_must_be_a_multiple_of_the_patch() -> None:
-    with pytest.raises(UserError, match=r"multiple of the patch size 8, but got 60"):
+    with pytest.raises(UserError, match=r"window .*\b8\b.*\b60\b"):
         SlidingWindow(Tiny(), window=60)
 
 
 def test_a_stride_that_leaves_gaps_is_refused() -> None:
-    with pytest.raises(UserError, match="stride 65 is larger than the window of 64 pixels"):
+    with pytest.raises(UserError, match=r"stride 65 .*64"):
         SlidingWindow(Tiny(pretrained=None), stride=65)
 
 

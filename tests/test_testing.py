@@ -52,7 +52,7 @@ def test_every_row_of_table_2_is_a_selection(family: str, small_naflex: str) -> 
     groups = built(family, small_naflex).parameter_groups()
     for selectors in TABLE_2:
         if family == "DINOv3Text" and selectors == ("pos_embed",):  # rotary positions have no parameters
-            with pytest.raises(SelectorError, match="'pos_embed' matches no group"):
+            with pytest.raises(SelectorError, match="'pos_embed'"):
                 select(groups, selectors)
         else:
             assert select(groups, selectors)

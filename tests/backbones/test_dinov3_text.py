@@ -118,7 +118,7 @@ def test_the_state_dict_may_have_official_names_or_hold_both_towers(trunk: dict[
         backbone = DINOv3Text(MODEL)
         backbone.load_vision_state_dict(tensors)
         assert all(torch.equal(backbone.trunk.state_dict()[name], tensor) for name, tensor in trunk.items())
-    with pytest.raises(WeightsError, match="does not fit"):
+    with pytest.raises(WeightsError, match="vit_tiny_patch16_dinov3_qkvb"):
         DINOv3Text(MODEL).load_vision_state_dict({"x": torch.zeros(1)})
 
 
@@ -143,23 +143,23 @@ def test_missing_tensors_and_files_are_named(trunk: dict[str, Tensor], pair: tup
     official = official_vision(trunk)
     del official["blocks.7.norm2.weight"]
     torch.save(official, tmp_path / "cut.pth")
-    with pytest.raises(WeightsError, match=r"cut.pth does not fit .*blocks.7.norm2.weight"):
+    with pytest.raises(WeightsError, match=r"cut\.pth .*blocks\.7\.norm2\.weight"):
         DINOv3Text(MODEL, str(tmp_path / "cut.pth"))
-    with pytest.raises(WeightsError, match=r"no file /nowhere.pth.*8aa4cbdd.pth and .*a442d8f5.pth, on request"):
+    with pytest.raises(WeightsError, match=r"/nowhere\.pth.*8aa4cbdd\.pth .*a442d8f5\.pth"):
         DINOv3Text(MODEL, "/nowhere.pth")
-    with pytest.raises(ValueError, match=r"no text_weights.*a442d8f5.pth at https://ai.meta.com"):
+    with pytest.raises(ValueError, match=r"text_weights.*a442d8f5\.pth .*https://"):
         DINOv3Text(MODEL, pair[0]).encode_text(["a cat"])
-    with pytest.raises(ValueError, match=r"is none of .*vit_large_patch16_dinov3_qkvb"):
+    with pytest.raises(ValueError, match="vit_large_patch16_dinov3_qkvb"):
         DINOv3Text("vit_base_patch16_224")
 
 
 def test_weights_that_must_not_be_paired_are_refused(trunk: dict[str, Tensor], tmp_path: Path) -> None:
     official = official_vision(trunk)
     torch.save({**official, "local_cls_norm.weight": torch.ones(192)}, tmp_path / "sat.pth")
-    with pytest.raises(WeightsError, match="satellite images"):
+    with pytest.raises(WeightsError, match="SAT-493M"):
         DINOv3Text(MODEL, str(tmp_path / "sat.pth"))
     torch.save({**official, "rope_embed.periods": 2 * PERIODS}, tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match="other RoPE periods"):
+    with pytest.raises(WeightsError, match="RoPE"):
         DINOv3Text(MODEL, str(tmp_path / "other.pth"))
 
 
@@ -168,5 +168,5 @@ def test_no_second_copy_of_the_weights_stays(pair: tuple[str, str]) -> None:
 
 
 def test_there_is_no_table_of_positions() -> None:
-    with pytest.raises(SelectorError, match=r"'pos_embed' matches no group.*Allowed are all, patch_embed, prefix"):
+    with pytest.raises(SelectorError, match=r"'pos_embed' .*all, patch_embed, prefix"):
         select(DINOv3Text(MODEL).parameter_groups(), ["pos_embed"])

@@ -35,10 +35,10 @@ def test_overlapping_selectors_give_each_parameter_once() -> None:
 
 @pytest.mark.parametrize("selector", ["blocks.6", "blocks.-7", "block.1", "prefix", "blocks.-1.attn"])
 def test_a_selector_without_match_lists_what_exists(selector: str) -> None:
-    with pytest.raises(SelectorError, match=r"matches no group.*Allowed are all, patch_embed, pos_embed, norm, head"):
+    with pytest.raises(SelectorError, match=r"all, patch_embed, pos_embed, norm, head"):
         select(Tiny(pretrained=None).parameter_groups(), [selector])
 
 
 def test_nothing_selected() -> None:
-    with pytest.raises(SelectorError, match="trainable is empty"):
+    with pytest.raises(SelectorError, match="trainable"):
         select(Tiny(pretrained=None).parameter_groups(), [])

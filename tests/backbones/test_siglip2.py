@@ -99,7 +99,7 @@ def test_a_local_tokenizer_pads_on_the_right_to_the_trained_length(tmp_path: Pat
     )
     tokens = open_clip_tokenizer("ViT-B-16-SigLIP2-512", str(tmp_path))(["A Cat."])
     assert tokens.shape == (1, 64) and tokens[0, :3].tolist() == [2, 3, 0]
-    with pytest.raises(UserError, match=r"tokenizer /nowhere of ViT-B-16-SigLIP2-512 could not be loaded.*`tokenizer`"):
+    with pytest.raises(UserError, match=r"/nowhere .*ViT-B-16-SigLIP2-512 .*`tokenizer`"):
         open_clip_tokenizer("ViT-B-16-SigLIP2-512", "/nowhere")
 
 
@@ -117,9 +117,7 @@ def test_naflex_refuses_a_folder_that_lacks_tensors(small_naflex: str, tmp_path:
     name = next(name for name in weights if name.endswith("post_layernorm.weight"))
     del weights[name]
     save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(
-        WeightsError, match=r"does not fit Siglip2VisionModel: 1 tensors are missing, such as .*post_lay"
-    ):
+    with pytest.raises(WeightsError, match=r"Siglip2VisionModel: 1 .*post_lay"):
         NaFlex(str(tmp_path / "model"))
 
 

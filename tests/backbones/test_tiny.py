@@ -86,17 +86,17 @@ def test_case_and_punctuation_do_not_matter_and_padding_neither() -> None:
 
 
 def test_an_unknown_word_is_named_with_its_likely_meaning() -> None:
-    with pytest.raises(UnknownWordError, match=r"does not know the word 'rings' .* Did you mean ring\b"):
+    with pytest.raises(UnknownWordError, match=r"'rings' .*\bring\b"):
         Tiny().encode_text(["many rings"])
 
 
 def test_an_empty_prompt_is_refused() -> None:
-    with pytest.raises(UserError, match="1 to 24 words, but got 0"):
+    with pytest.raises(UserError, match=r"\b24 .*\b0\b"):
         Tiny().encode_text(["..."])
 
 
 def test_sides_must_be_multiples_of_the_patch() -> None:
-    with pytest.raises(UserError, match="multiples of the patch size 8, but got 60 x 64"):
+    with pytest.raises(UserError, match=r"\b8\b.*60 x 64"):
         Tiny(pretrained=None)(torch.zeros(1, 3, 60, 64))
 
 
@@ -106,7 +106,7 @@ def test_weights_from_a_file(tmp_path: object) -> None:
         assert shipped.stat().st_size <= 8 * 2**20
         save_file(load_file(shipped), path)
     assert Tiny(pretrained=path).weights_digest() == Tiny().weights_digest()
-    with pytest.raises(UserError, match=r"no such file. Allowed are 'scenes'"):
+    with pytest.raises(UserError, match="'scenes'"):
         Tiny(pretrained="/nowhere.safetensors")
 
 

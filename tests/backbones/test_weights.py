@@ -86,16 +86,14 @@ def test_text_from_another_file_with_the_activation_of_its_tag(tmp_path: Path, m
 def test_a_torchscript_archive_is_named(tmp_path: Path) -> None:
     path = str(tmp_path / "script.pt")
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), path)
-    with pytest.raises(WeightsError, match="is a TorchScript archive"):
+    with pytest.raises(WeightsError, match="TorchScript"):
         read(path)
 
 
 def test_a_file_without_text_says_so(student: OpenCLIP, tmp_path: Path) -> None:
     path = tmp_path / "vision.safetensors"
     save_file(student.vision_state_dict(), path)
-    with pytest.raises(
-        WeightsError, match=r"holds no text tower of ViT-S-32. .* text_pretrained takes a tag or a path"
-    ):
+    with pytest.raises(WeightsError, match=r"ViT-S-32.*text_pretrained"):
         OpenCLIP(MODEL, pretrained=str(path)).encode_text(["a cat"])
 
 
@@ -103,7 +101,7 @@ def test_a_shape_mismatch_names_the_key(student: OpenCLIP, tmp_path: Path) -> No
     path = tmp_path / "other.safetensors"
     tensors = student.vision_state_dict()
     save_file({**tensors, "visual.proj": torch.zeros(3, 4)}, path)
-    with pytest.raises(WeightsError, match=r"visual.proj is \(3, 4\) there and \(384, 384\) here|proj is \(3, 4\)"):
+    with pytest.raises(WeightsError, match=r"proj .*\(3, 4\).*\(384, 384\)"):
         OpenCLIP(MODEL, pretrained=str(path))
 
 
@@ -114,7 +112,7 @@ def test_nothing_pickled_is_run(tmp_path: Path) -> None:
 
     path = tmp_path / "harm.pth"
     torch.save({"state_dict": Harm()}, path)
-    with pytest.raises(WeightsError, match="nothing pickled is run"):
+    with pytest.raises(WeightsError, match="UnpicklingError"):
         read(str(path))
     assert not (tmp_path / "harm").exists()
     (tmp_path / "plain.pt").write_bytes(pickle.dumps({"a": 1}))
@@ -123,19 +121,17 @@ def test_nothing_pickled_is_run(tmp_path: Path) -> None:
 
 
 def test_missing_files_and_unknown_models_are_sentences(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"There is no file /nowhere.pt. Give a weight file"):
+    with pytest.raises(WeightsError, match=r"/nowhere\.pt"):
         read("/nowhere.pt")
-    with pytest.raises(
-        WeightsError, match=r"'laion2b_s34b' is neither a file nor a folder nor a tag of .*Did you mean"
-    ):
+    with pytest.raises(WeightsError, match=r"'laion2b_s34b' .*laion2b_s34b_b88k"):
         OpenCLIP("ViT-B-16", pretrained="laion2b_s34b")
-    with pytest.raises(WeightsError, match=r"holds none of open_clip_model.safetensors"):
+    with pytest.raises(WeightsError, match=r"open_clip_model\.safetensors"):
         OpenCLIP(MODEL, pretrained=str(tmp_path))
-    with pytest.raises(ValueError, match=r"open_clip has no model 'ViT-B-61'. Did you mean ViT-B-16"):
+    with pytest.raises(ValueError, match=r"'ViT-B-61'.*ViT-B-16"):
         OpenCLIP("ViT-B-61", pretrained=None)
-    with pytest.raises(ValueError, match="is no plain CLIP ViT"):
+    with pytest.raises(ValueError, match="OpenCLIP: .*SigLIP"):
         OpenCLIP("coca_ViT-B-32", pretrained=None)
-    with pytest.raises(ValueError, match="has no attention pooling"):
+    with pytest.raises(ValueError, match="SigLIP2: "):
         SigLIP2("ViT-B-16", pretrained=None)
 
 
@@ -146,5 +142,5 @@ def test_offline_the_error_names_the_file(monkeypatch: pytest.MonkeyPatch) -> No
         raise OSError("no network")
 
     monkeypatch.setattr(open_clip, "download_pretrained", no_network)
-    with pytest.raises(WeightsError, match=r"copy open_clip_model.safetensors of timm/ViT-B-16-SigLIP2-512 here"):
+    with pytest.raises(WeightsError, match=r"open_clip_model\.safetensors of timm/ViT-B-16-SigLIP2-512"):
         SigLIP2()

@@ -42,7 +42,7 @@ def test_once_every_so_many_steps_and_not_before_the_end_of_an_epoch(accumulate:
 
 
 def test_at_least_one_step() -> None:
-    with pytest.raises(UserError, match="checkpoint_every_n_steps must be at least 1, but got 0"):
+    with pytest.raises(UserError, match=r"checkpoint_every_n_steps .*1.*0"):
         LastCheckpoint("checkpoints", 0)
 
 
@@ -54,7 +54,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: py
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(UserError, match=r"last.ckpt cannot be written \(disk full\). Make room"):
+    with pytest.raises(UserError, match=r"last\.ckpt .*disk full"):
         io.save_checkpoint({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1} and len(list(path.parent.iterdir())) == 1
     monkeypatch.undo()

@@ -84,7 +84,7 @@ def test_a_name_that_is_no_benchmark(small: list[str], scenes: Path, tmp_path: P
     args = ["--data.root", str(scenes), "--run_dir", str(tmp_path / "run"), "--mean_iou.benchmarks", "[scenes_46]"]
     assert main(["fit", *small, *args]) == 2
     text = capsys.readouterr().err
-    assert "mean_iou.benchmarks: 'scenes_46' is none of data.benchmarks. Did you mean scenes_96 or scenes_64" in text
+    assert "mean_iou.benchmarks: 'scenes_46'" in text and "scenes_96 or scenes_64" in text
     assert not (tmp_path / "run" / "train.log").exists()
 
 

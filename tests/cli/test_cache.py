@@ -76,7 +76,7 @@ def test_the_frozen_prefix_is_announced_built_shown_and_verified(
     shutil.rmtree(cache / "activations-3")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000))
     code, _, err = run("--data.cache_activations", "true")
-    assert code == 2 and "The tokens of the frozen blocks take" in err and "has 10 kB free" in err
+    assert code == 2 and "10 kB" in err
 
 
 def test_a_disk_that_is_too_small_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,20 +100,20 @@ def test_one_command_starts_a_process_for_each_further_device(run: Run, monkeypa
     code, out, err = run("--trainer.accelerator", "cpu", "--trainer.devices", "2")
     assert started == [(["-m", "spar_lightning", "cache"], "1", "2")]
     assert "with 2 processes" in out and "12 of 12 images have features" in out
-    assert code == 2 and "The cache is complete, but other processes of this command ended with codes [3]" in err
+    assert code == 2 and "[3]" in err
 
 
 def test_what_is_no_cache(tmp_path: Path, capsys: Capture) -> None:
     for verb in ("info", "verify"):
         assert main(["cache", verb, str(tmp_path)]) == 2
-        assert "holds no feature cache: " in capsys.readouterr().err
+        assert "manifest.json" in capsys.readouterr().err
     assert main(["cache", "prune"]) == 2
-    assert "spar cache prune: unknown. Allowed are info, verify" in capsys.readouterr().err
+    assert "info, verify" in capsys.readouterr().err
 
 
 def test_without_a_cache_in_the_configuration(run: Run) -> None:
     code, _, err = run("--data.cached", "false")
-    assert code == 2 and "data.cache is null: there is no cache to build" in err
+    assert code == 2 and "data.cache" in err
 
 
 def test_another_configuration_is_refused_with_the_command_that_builds_it(run: Run) -> None:

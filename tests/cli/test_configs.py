@@ -27,8 +27,8 @@ def test_shown_and_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert main(["configs", "quickstart", "--copy", "my.yaml"]) == 0
     assert Path("my.yaml").read_text() == text and "spar fit --config my.yaml" in capsys.readouterr().out
     assert main(["configs", "quickstart", "--copy", "my.yaml"]) == 2
-    assert "there is such a file already" in capsys.readouterr().err
-    assert main(["configs", "quikstart"]) == 2 and "Did you mean quickstart?" in capsys.readouterr().err
+    assert "my.yaml" in capsys.readouterr().err
+    assert main(["configs", "quikstart"]) == 2 and "mean quickstart" in capsys.readouterr().err
     assert main(["configs", "--copy", "x.yaml"]) == 2 and "spar configs NAME --copy" in capsys.readouterr().err
 
 

@@ -56,7 +56,7 @@ def test_torchvision_of_another_release(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torchvision.ops, "nms", missing)
     found = doctor_checks.torchvision()
     assert "operator torchvision::nms does not exist" in found.text and "more" not in found.text
-    assert found.mend == "install both of one release, in one command: pip install torch torchvision"
+    assert found.mend is not None and "pip install torch torchvision" in found.mend
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ def test_a_cache_of_another_configuration(small: list[str], tmp_path: Path, caps
     assert main(["doctor", *args]) == 0
     assert "12 images with features" in capsys.readouterr().out
     assert main(["doctor", *args, "--model.stride", "64"]) == 1
-    assert "were made by another configuration" in capsys.readouterr().out
+    assert "teacher.stride" in capsys.readouterr().out
 
 
 def test_memory_that_is_too_small(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_memory_that_is_too_small(small: list[str], tmp_path: Path, monkeypatch:
 
 def test_mistakes_of_a_configuration_are_lines(small: list[str], capsys: Capture) -> None:
     for args, sentence in (
-        (["--model.stride", "99"], "stride 99 is larger than the window of 64 pixels"),
+        (["--model.stride", "99"], "stride 99"),
         (["--model.strid", "9"], "Did you mean stride?"),
         (["--data.class_path", "spar_lightning.datamodules.SA1B", "--data.shards", "no.tar"], "no.tar"),
     ):

@@ -16,7 +16,8 @@ Capture = pytest.CaptureFixture[str]
 def run(tmp_path_factory: pytest.TempPathFactory, small: list[str], scenes: Path) -> Path:
     """A finished small run."""
     folder = tmp_path_factory.mktemp("runs") / "small"
-    assert main(["fit", *small, "--data.root", str(scenes), "--run_dir", str(folder)]) == 0
+    pictures = ["--pictures.images", "1"]
+    assert main(["fit", *small, *pictures, "--data.root", str(scenes), "--run_dir", str(folder)]) == 0
     return folder
 
 
@@ -142,7 +143,7 @@ def test_the_teacher_of_another_stride_does_not_fit_the_cache(
     where = ["--data.root", str(scenes), "--run_dir", str(tmp_path / "run"), "--model.stride", "8"]
     assert main(["fit", *small, *where]) == 2
     printed = capsys.readouterr().err
-    assert "teacher.stride: cache 16, configuration 8" in printed and "data.root" in printed
+    assert "teacher.stride" in printed and "data.root" in printed
 
 
 def test_a_piped_shard_trains_and_caches_like_a_file(photos: str, tmp_path: Path) -> None:

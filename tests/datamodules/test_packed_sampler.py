@@ -74,10 +74,10 @@ def test_an_image_above_the_limit_is_a_pack_of_its_own() -> None:
 
 
 def test_too_few_images_for_the_ranks_are_refused() -> None:
-    with pytest.raises(UserError, match="3 images make no packs of at most 10 tokens for 2 processes alike"):
+    with pytest.raises(UserError, match=r"\b3 .*\b10 .*\b2 .*data\.pack_tokens"):
         PackOrder(np.array([9, 9, 9]), 10, 0, 2, seed=0)
 
 
 def test_batch_size_and_packs_exclude_each_other(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data.pack_tokens 100 and data.batch_size 4 exclude each other"):
+    with pytest.raises(UserError, match=r"data\.pack_tokens 100 .*data\.batch_size 4"):
         SA1B("x.tar", batch_size=4, pack_tokens=100)

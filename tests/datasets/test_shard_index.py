@@ -94,10 +94,10 @@ def test_changed_bytes_are_refused(shard: Path) -> None:
     content = bytearray(shard.read_bytes())
     content[source.offset] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(ShardError, match=r"sa_000000.tar: the bytes of sa_1 changed after the scan"):
+    with pytest.raises(ShardError, match=r"sa_000000\.tar: .*sa_1"):
         source.read()
     shard.unlink()
-    with pytest.raises(ShardError, match=r"sa_000000.tar: sa_1 cannot be read \(.*No such file"):
+    with pytest.raises(ShardError, match=r"sa_000000\.tar: sa_1 .*No such file"):
         source.read()
 
 
@@ -108,7 +108,7 @@ def test_every_cut_is_noticed(shard: Path, streamed: bool) -> None:
     location = f"pipe:cat {shard}" if streamed else str(shard)
     for cut in [*range(512, len(end), 777), len(end), (len(end) // 512 + 1) * 512]:
         shard.write_bytes(whole[:cut])
-        with pytest.raises(ShardError, match=r"sa_000000.tar is damaged at byte \d+"):
+        with pytest.raises(ShardError, match=r"sa_000000\.tar .*byte \d+"):
             scan(location)
 
 
@@ -117,7 +117,7 @@ def test_a_cut_gzip_is_noticed(shard: Path) -> None:
     path = shard.with_name("cut.tar.gz")
     for cut in range(20, len(packed) - 1200, 300):
         path.write_bytes(packed[:cut])
-        with pytest.raises(ShardError, match=r"cut.tar.gz is damaged at byte \d+"):
+        with pytest.raises(ShardError, match=r"cut\.tar\.gz .*byte \d+"):
             scan(str(path))
 
 
@@ -126,31 +126,31 @@ def test_a_damaged_header_is_noticed(shard: Path, streamed: bool) -> None:
     content = bytearray(shard.read_bytes())
     content[scan(str(shard))[1].offset - 507] ^= 0xFF
     shard.write_bytes(content)
-    with pytest.raises(ShardError, match="is damaged at byte"):
+    with pytest.raises(ShardError, match=r"byte \d+"):
         scan(f"pipe:cat {shard}" if streamed else str(shard))
 
 
 def test_a_failing_command_or_server_is_an_error(shard: Path, web: str) -> None:
-    with pytest.raises(ShardError, match=r"nothing.tar 2>/dev/null is damaged at byte 0.*exit 1"):
+    with pytest.raises(ShardError, match=r"nothing\.tar 2>/dev/null .*byte 0.*exit 1"):
         scan(f"pipe:cat {shard.parent}/nothing.tar 2>/dev/null")
-    with pytest.raises(ShardError, match=r"nothing.tar is damaged at byte 0"):
+    with pytest.raises(ShardError, match=r"nothing\.tar .*byte 0"):
         scan(f"{web}/nothing.tar")
-    with pytest.raises(ShardError, match="is damaged at byte"):
+    with pytest.raises(ShardError, match=r"byte \d+"):
         scan(f"pipe:cat {shard}; exit 3")
 
 
 def test_empty_missing_and_imageless(tmp_path: Path) -> None:
     (tmp_path / "empty.tar").touch()
-    with pytest.raises(ShardError, match=r"empty.tar is empty \(0 bytes\)"):
+    with pytest.raises(ShardError, match=r"empty\.tar .*0 bytes"):
         scan(str(tmp_path / "empty.tar"))
-    with pytest.raises(ShardError, match=r"of which 2 do not exist, the first of them .*sa_0.tar"):
+    with pytest.raises(ShardError, match=r"\b2\b.*sa_0\.tar"):
         expand(str(tmp_path / "sa_{0..1}.tar"))
-    with pytest.raises(ShardError, match="holds no images"):
+    with pytest.raises(ShardError, match=r"\.jpg"):
         scan(str(write_tar(tmp_path / "texts.tar", {"a.txt": b"a"})))
-    with pytest.raises(ShardError, match=r"data\.shards is empty"):
+    with pytest.raises(ShardError, match=r"data\.shards"):
         expand([])
     (tmp_path / "page.tar").write_text("<html>not found</html>" * 100)
-    with pytest.raises(ShardError, match=r"page\.tar is damaged at byte 0"):
+    with pytest.raises(ShardError, match=r"page\.tar .*byte 0"):
         scan(str(tmp_path / "page.tar"))
 
 
@@ -161,9 +161,7 @@ def test_brace_patterns(shard: Path) -> None:
 
 def test_one_key_for_two_images(shard: Path, tmp_path: Path) -> None:
     other = write_tar(shard.with_name("other.tar"), {"sa_3.jpg": b"another image", "sa_9.jpg": b"x"})
-    with pytest.raises(
-        ShardError, match=r"key sa_3 stands for two different images, in .*sa_000000.tar and in .*other"
-    ):
+    with pytest.raises(ShardError, match=r"sa_3 .*sa_000000\.tar .*other"):
         scan_all([str(shard), str(other)], tmp_path / "a")
     twin = write_tar(shard.with_name("twin.tar"), MEMBERS)  # the same bytes twice are one image
     images = scan_all([str(shard), str(twin)], tmp_path / "b")
@@ -207,7 +205,7 @@ def test_a_hole_of_zeros_is_not_taken_for_the_end(tmp_path: Path, streamed: bool
     middle = whole[: 11 * 5632] + bytes(4 * 5632) + whole[15 * 5632 :]
     for content in (whole[: 11 * 5632] + bytes(len(whole) - 11 * 5632), middle, whole + whole):
         path.write_bytes(content)
-        with pytest.raises(ShardError, match=r"sa_0.tar.* is damaged at byte \d+"):
+        with pytest.raises(ShardError, match=r"sa_0\.tar.* byte \d+"):
             scan(location)
 
 
@@ -218,14 +216,14 @@ def test_names_and_links_that_cannot_be_used(tmp_path: Path) -> None:
     (folder / "again").symlink_to(folder)
     assert keys(scan(str(folder))) == ["a"]  # a folder that links to itself is entered once
     (folder / "b.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    with pytest.raises(ShardError, match=r"b.jpg is a link to a file that does not exist"):
+    with pytest.raises(ShardError, match=r"b\.jpg .*link"):
         scan_all([str(folder)], tmp_path, show=False)
     (folder / "b.jpg").unlink()
     with open(os.fsencode(folder) + b"/\xff.jpg", "wb") as file:
         file.write(b"x")
-    with pytest.raises(ShardError, match="is not in UTF-8"):
+    with pytest.raises(ShardError, match="UTF-8"):
         scan(str(folder))
-    with pytest.raises(ShardError, match="is no brace pattern"):
+    with pytest.raises(ShardError, match=r"data\.shards.*\{"):
         expand("sa_{000..002.tar")
 
 

@@ -94,10 +94,10 @@ def test_label_arithmetic(kind: LabelFiles, values: list[int], expected: list[in
 @pytest.mark.parametrize(
     ("kind", "value", "sentence"),
     [
-        (LabelFiles("{}"), 20, "holds the value 20, .* allowed are 0 to 19, and 255 where nothing counts"),
+        (LabelFiles("{}"), 20, "20, .* 0 to 19.* 255"),
         # mmsegmentation's rule leaves 254 as class 253; only 0 and 255 stand for pixels that are not counted.
-        (LabelFiles("{}", reduce_zero_label=True), 254, "holds the value 254, .* allowed are 1 to 20, and 0, 255"),
-        (LabelFiles("{}", label_map={7: 0}), 8, "holds the value 8, .* allowed are those of label_map"),
+        (LabelFiles("{}", reduce_zero_label=True), 254, "254, .* 1 to 20.* 0, 255"),
+        (LabelFiles("{}", label_map={7: 0}), 8, "8, .* label_map"),
     ],
 )
 def test_values_that_stand_for_no_class(kind: LabelFiles, value: int, sentence: str) -> None:
@@ -108,22 +108,25 @@ def test_values_that_stand_for_no_class(kind: LabelFiles, value: int, sentence: 
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        ({"classes": []}, "classes is empty"),
-        ({"classes": ["a"]}, r"must hold classes: \[\{label: disc, names: \[disc, circle\]\}, ..\]"),
-        ({"classes": [{"label": "a", "names": "b"}]}, "must hold classes"),
-        ({"classes": [{"label": "a", "names": [1]}]}, "must hold classes"),
-        ({"classes": [{"label": "a", "names": []}]}, "class 'a' needs at least one name"),
-        ({"classes": CLASSES[:1] * 2}, "two classes are called round"),
+        ({"classes": []}, "classes"),
+        ({"classes": ["a"]}, r"classes: \[\{label: disc"),
+        ({"classes": [{"label": "a", "names": "b"}]}, "classes"),
+        ({"classes": [{"label": "a", "names": [1]}]}, "classes"),
+        ({"classes": [{"label": "a", "names": []}]}, "class 'a'"),
+        ({"classes": CLASSES[:1] * 2}, "round"),
         ({"images": "images"}, r"'images' must hold \{\} once"),
         ({"folders": "x"}, "Option 'folders' is not accepted. Keys of a benchmark are classes, folder, images"),
         ({"thresholds": {"probability": 0.1}}, "'round' is not said to be the background"),
         ({"backbone_thresholds": {"OpenCLIP": {"area": 0.1}}}, "'round' is not said to be the background"),
-        ({"thresholds": {"area": 2}, "background": True}, "probability and area from 0 to below 1"),
-        ({"resize": [0, 9]}, "resize takes one or two numbers of at least 1"),
-        ({"labels": [{"file": "{}", "label_map": {}}]}, "label_map needs at least one entry"),
+        ({"thresholds": {"area": 2}, "background": True}, "area"),
+        ({"resize": [0, 9]}, "resize"),
+        ({"labels": [{"file": "{}", "label_map": {}}]}, "label_map"),
         ({"labels": [{"file": "{}", "label_map": {-1: 0}}]}, "none below 0"),
-        ({"labels": [{"file": "{}", "label_map": {3: 2}}]}, "label_map leads to classes outside 0 to 1"),
-        ({"labels": [{"file": "{}", "label_map": {3: 1}, "reduce_zero_label": True}]}, "exclude each other"),
+        ({"labels": [{"file": "{}", "label_map": {3: 2}}]}, "label_map .*0 to 1"),
+        (
+            {"labels": [{"file": "{}", "label_map": {3: 1}, "reduce_zero_label": True}]},
+            "label_map and reduce_zero_label",
+        ),
     ],
 )
 def test_a_malformed_description(folder: Path, more: dict[str, Any], sentence: str) -> None:
@@ -143,57 +146,57 @@ def test_thresholds_of_a_family_and_of_what_derives_from_it(folder: Path) -> Non
 
 
 def test_no_such_benchmark(tmp_path: Path) -> None:
-    with pytest.raises(BenchmarkError, match=r"no benchmark 'voc22'.*Did you mean voc21.*Allowed are voc21, voc20"):
+    with pytest.raises(BenchmarkError, match=r"'voc22'.*voc21.*voc21, voc20"):
         opened("voc22")
 
 
 def test_a_benchmark_that_ships_needs_a_root() -> None:
-    with pytest.raises(BenchmarkError, match=r"voc21 needs the folder .* give --root, or data.benchmark_root"):
+    with pytest.raises(BenchmarkError, match=r"voc21 .*--root.*data\.benchmark_root"):
         opened("voc21")
 
 
 def test_a_missing_list(tmp_path: Path) -> None:
     fake_benchmarks.voc(tmp_path, [(8, 8)])
     (tmp_path / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").unlink()
-    with pytest.raises(BenchmarkError, match=r"voc21 is not in .*Segmentation/val.txt.*--check .* says what"):
+    with pytest.raises(BenchmarkError, match=r"voc21 .*Segmentation/val\.txt.*--check"):
         opened("voc21", tmp_path)
 
 
 def test_missing_labels(folder: Path) -> None:
     (folder / "labels" / "2.png").unlink()
-    with pytest.raises(BenchmarkError, match=r"2 has no labels: there is no .*labels/2.png"):
+    with pytest.raises(BenchmarkError, match=r"labels/2\.png"):
         opened(folder)[2]
 
 
 def test_labels_of_another_size(folder: Path) -> None:
     Image.fromarray(np.zeros((4, 5), np.uint8)).save(folder / "labels" / "0.png")
-    with pytest.raises(BenchmarkError, match=r"labels/0.png is \(4, 5\), but its image .*images/0.png \(4, 6\)"):
+    with pytest.raises(BenchmarkError, match=r"labels/0\.png .*\(4, 5\).*images/0\.png \(4, 6\)"):
         opened(folder)[0]
 
 
 def test_a_label_without_class(folder: Path) -> None:
     Image.fromarray(np.full((4, 6), 2, np.uint8)).save(folder / "labels" / "0.png")
-    with pytest.raises(BenchmarkError, match=r"labels/0.png holds the value 2, which stands for none of the 2 classes"):
+    with pytest.raises(BenchmarkError, match=r"labels/0\.png .*\b2\b.*\b2 classes"):
         opened(folder)[0]
 
 
 @pytest.mark.parametrize("file", ["images/1.png", "labels/1.png"])
 def test_a_file_that_cannot_be_read(folder: Path, file: str) -> None:
     (folder / file).write_bytes(b"\x89PNG nothing")
-    with pytest.raises(BenchmarkError, match=f"{file} cannot be read.*Restore the file"):
+    with pytest.raises(BenchmarkError, match=f"{file}"):
         opened(folder)[1]
 
 
 def test_a_listed_image_that_is_missing(folder: Path) -> None:
     (folder / "list.txt").write_text("0\n7\n")
     benchmark = opened(described(folder, split="list.txt"))
-    with pytest.raises(BenchmarkError, match=r"images/7.png cannot be read"):
+    with pytest.raises(BenchmarkError, match=r"images/7\.png"):
         benchmark[1]
 
 
 def test_an_image_in_two_formats(folder: Path) -> None:
     Image.new("RGB", (6, 4)).save(folder / "images" / "0.jpg")
-    with pytest.raises(BenchmarkError, match=r"0 is there twice, in images/\{\}.png and images/\{\}.jpg"):
+    with pytest.raises(BenchmarkError, match=r"\b0\b.* images/\{\}\.png and images/\{\}\.jpg"):
         opened(folder)
 
 
@@ -216,7 +219,7 @@ def test_what_the_digest_stands_for(folder: Path) -> None:
     assert len(set(digests)) == 3 and opened(folder).digest() == digests[-1]
     (folder / "images" / "1.png").unlink()
     (folder / "list.txt").write_text("1\n")
-    with pytest.raises(BenchmarkError, match=r"images/1.png cannot be read"):
+    with pytest.raises(BenchmarkError, match=r"images/1\.png"):
         opened(described(folder, split="list.txt")).digest()
 
 

@@ -16,7 +16,7 @@ def test_the_table() -> None:
     assert len(IDS) == 60 and list(IDS) == sorted(set(IDS)) and IDS[0] == 0
     values = np.array([0, 2, 9, 458, 1, 459], np.uint16)  # background, aeroplane, bag, wood; two that are no class
     assert to_60(values).tolist() == [0, 1, 2, 59, 0, 0]
-    with pytest.raises(ValueError, match="holds values from 3 to 460"):
+    with pytest.raises(ValueError, match=r"\b3\b.*\b460\b"):
         to_60(np.array([3, 460]))
 
 
@@ -27,7 +27,7 @@ def test_every_validation_image(tmp_path: Path) -> None:
     labels = np.array(Image.open(folder / "SegmentationClassContext" / "2008_000001.png"))
     assert labels.shape == (10, 8) and set(np.unique(labels).tolist()) == {0, 1, 30, 59}
     assert (folder / "ImageSets/SegmentationContext/val.txt").read_text() == "2008_000000\n2008_000001\n"
-    with pytest.raises(BenchmarkError, match=r"SegmentationContext/val.txt exists, .* Delete it to make both anew"):
+    with pytest.raises(BenchmarkError, match=r"SegmentationContext/val\.txt"):
         next(convert(folder, folder / "trainval"))
 
 
@@ -38,12 +38,12 @@ def test_what_is_missing_or_damaged(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match="--annotations"):
         next(convert(folder, folder / "nowhere"))
     savemat(annotations / "2008_000001.mat", {"other": np.zeros(3)})
-    with pytest.raises(BenchmarkError, match=r"2008_000001.mat cannot be converted: 'LabelMap'"):
+    with pytest.raises(BenchmarkError, match=r"2008_000001\.mat .*'LabelMap'"):
         list(convert(folder, annotations))
     assert not (folder / "ImageSets/SegmentationContext/val.txt").exists()
     (annotations / "2008_000001.mat").unlink()
-    with pytest.raises(BenchmarkError, match=r"lacks 1 of the 2 images .* such as 2008_000001.mat"):
+    with pytest.raises(BenchmarkError, match=r"\b1 of .*\b2 .*2008_000001\.mat"):
         next(convert(folder, annotations))
     (folder / "ImageSets/Main/val.txt").unlink()
-    with pytest.raises(BenchmarkError, match="It comes with VOC2010"):
+    with pytest.raises(BenchmarkError, match=r"VOC2010.*--root"):
         next(convert(folder, annotations))

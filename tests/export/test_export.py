@@ -76,7 +76,7 @@ def test_an_export_that_differs_is_not_handed_over(
     recipe = LIBRARIES["timm"][Tiny]
     wrong = replace(recipe, any_size=recipe.any_size.replace("align_corners=False", "antialias=True"))
     monkeypatch.setattr("spar_lightning.export.exporter.recipe_of", lambda *_: wrong)
-    with pytest.raises(ExportError, match=r"(tokens|dense) at \d+ x \d+ differ by .* allowed are 1e-04"):
+    with pytest.raises(ExportError, match=r"(tokens|dense) at \d+ x \d+ .*1e-04"):
         export(student("Tiny"), "timm", tmp_path / "export")
     assert not list(tmp_path.iterdir())
 
@@ -87,7 +87,7 @@ def test_periods_that_are_not_rounded_are_noticed(
     recipe = LIBRARIES["timm"][DINOv3Text]
     wrong = replace(recipe, load="\n".join(line for line in recipe.load.splitlines() if "periods" not in line))
     monkeypatch.setattr("spar_lightning.export.exporter.recipe_of", lambda *_: wrong)
-    with pytest.raises(ExportError, match="differ by"):
+    with pytest.raises(ExportError, match=r"\d+ x \d+ .*1e-04"):
         export(student("DINOv3Text"), "timm", tmp_path / "export")
 
 
@@ -102,7 +102,7 @@ def test_a_size_that_becomes_a_number_is_refused(
 
 
 def test_places_that_do_not_exist(student: Make, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no place for Tiny\. Allowed are safetensors, timm, onnx"):
+    with pytest.raises(UserError, match=r"Tiny.*safetensors, timm, onnx"):
         export(student("Tiny"), "open_clip", tmp_path / "export")
 
 

@@ -145,7 +145,7 @@ def test_a_flipped_bit_is_found(folder: str, tar: Path, tmp_path: Path) -> None:
         start = file["tok"].id.get_chunk_info(0).byte_offset
     content[start + 100] ^= 16
     path.write_bytes(content)
-    with pytest.raises(CacheError, match=r"00000.h5 is damaged: sample \d, sa_\d"):
+    with pytest.raises(CacheError, match=r"00000\.h5 .*sa_\d"):
         fit(tar, tmp_path, cache_activations=True)
 
 
@@ -171,7 +171,7 @@ def test_a_trainable_embedding_leaves_no_prefix(tar: Path, tmp_path: Path) -> No
     assert not any((tmp_path / "shards").iterdir())  # before the teacher has run
     clip = OpenCLIP("ViT-S-32", pretrained=None)  # its norms are one group: that before the blocks, too
     set_trainable(clip, clip.parameter_groups(), ["norm"])
-    with pytest.raises(UserError, match="patch embedding trains too"):
+    with pytest.raises(UserError, match=r"data\.cache_activations: false"):
         frozen_blocks(clip, clip.depth)
 
 

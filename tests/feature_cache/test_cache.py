@@ -140,7 +140,7 @@ def test_rejected_images_are_listed_counted_and_left_out(tmp_path: Path) -> None
 
 
 def test_a_shard_of_nothing_but_rejected_images(tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match="3 of 3 images cannot be used"):
+    with pytest.raises(CacheError, match="3 of 3"):
         built(tmp_path, 3, lambda source: Rejected(source.key, source.digest, "empty"))
     cache = built(tmp_path, 4)
     assert len(cache.index) == 1 and len(cache.index.rejected()) == 3
@@ -151,29 +151,29 @@ def test_too_many_rejected_images_stop_the_build(tmp_path: Path) -> None:
     def reject_all(source: Source) -> Rejected:
         return Rejected(source.key, source.digest, "truncated")
 
-    with pytest.raises(CacheError, match=r"64 of 200 images cannot be used, the first of them\n  sa_1: truncated"):
+    with pytest.raises(CacheError, match=r"64 of 200 [\s\S]*sa_1: truncated"):
         built(tmp_path, 200, reject_all)
     assert len(list((tmp_path / "shards").iterdir())) == 1
-    with pytest.raises(CacheError, match=r"\nAllowed are 10\. Mend them, or leave them out with data.keys"):
+    with pytest.raises(CacheError, match=r"\b10\b.*data\.keys"):
         built(tmp_path, 200)
 
 
 def test_another_identity_is_refused_with_the_differences(tmp_path: Path) -> None:
     built(tmp_path, 3)
     other = {"teacher": {"stride": 16, "weights": "abc"}, "seed": 0}
-    with pytest.raises(CacheError, match=r"teacher.stride: cache 24, configuration 16\n.*data.cache") as error:
+    with pytest.raises(CacheError, match=r"teacher\.stride: .*24.*16\n.*data\.cache") as error:
         FeatureCache(tmp_path, other)
     assert "weights" not in str(error.value)
 
 
 def test_images_without_features_are_named(tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match=r"1 of 2 images have no features in .* the first of them sa_99"):
+    with pytest.raises(CacheError, match=r"1 of 2 .*sa_99"):
         built(tmp_path, 3).dataset(np.array([b"sa_1", b"sa_99"]))
 
 
 def test_another_image_under_the_same_key_is_refused(tmp_path: Path) -> None:
     cache = built(tmp_path, 3)
-    with pytest.raises(CacheError, match=r"image sa_1 in sa_000000\.tar is not the one"):
+    with pytest.raises(CacheError, match=r"sa_1 in sa_000000\.tar"):
         cache.build(collect([replace(sources(1)[0], digest="0" * 32)]), each(make))
 
 
@@ -245,7 +245,7 @@ def test_a_shard_of_another_cache_is_refused(tmp_path: Path) -> None:
     cache = built(tmp_path, 3)
     with h5py.File(tmp_path / "shards" / "00000.h5", "a") as file:
         file.attrs["fingerprint"] = "another"
-    with pytest.raises(CacheError, match="belongs to another cache"):
+    with pytest.raises(CacheError, match=r"00000\.h5"):
         cache.dataset(np.array([b"sa_1"]))[0]
 
 
@@ -268,7 +268,7 @@ def test_a_shard_that_was_exchanged_is_refused(tmp_path: Path) -> None:
     cache = built(tmp_path, 70)
     dataset = cache.dataset(np.array([b"sa_1"]))
     (tmp_path / "shards" / "00001.h5").rename(tmp_path / "shards" / "00000.h5")
-    with pytest.raises(CacheError, match=r"00000.h5 was exchanged since it was indexed: row 0 is not sa_1"):
+    with pytest.raises(CacheError, match=r"00000\.h5 .*sa_1"):
         dataset[0]
 
 
@@ -314,7 +314,7 @@ def test_two_builders_that_plan_at_the_same_moment(tmp_path: Path, monkeypatch: 
 def test_a_lost_manifest_is_not_written_for_another_identity(tmp_path: Path) -> None:
     built(tmp_path, 3)
     (tmp_path / "manifest.json").unlink()
-    with pytest.raises(CacheError, match=r"00000.h5 belongs to another cache"):
+    with pytest.raises(CacheError, match=r"00000\.h5"):
         FeatureCache(tmp_path, {"teacher": "another"})
     assert_same(built(tmp_path, 3), keys(3))
 
@@ -353,5 +353,6 @@ def test_a_mended_image_is_tried_again(tmp_path: Path) -> None:
 def test_a_shard_that_is_out_of_reach_is_not_called_damaged(tmp_path: Path) -> None:
     dataset = built(tmp_path, 3).dataset(np.array([b"sa_1"]))
     (tmp_path / "shards" / "00000.h5").unlink()
-    with pytest.raises(CacheError, match=r"00000.h5 cannot be read \(.*it may be whole"):
+    with pytest.raises(CacheError, match=r"00000\.h5") as error:
         dataset[0]
+    assert "damaged" not in str(error.value)

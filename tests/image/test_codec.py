@@ -41,7 +41,7 @@ def test_16_bits_keep_their_range() -> None:
 
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_modes_without_a_known_range_are_refused(mode: str) -> None:
-    with pytest.raises(ImageError, match=f"pixels of mode {mode} have no known range"):
+    with pytest.raises(ImageError, match=f"mode {mode}"):
         decode_image(content(PHOTO.convert("L").convert(mode), "tiff"))
 
 

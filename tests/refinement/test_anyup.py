@@ -162,7 +162,7 @@ def test_a_file_loads_strictly(tmp_path: Path) -> None:
     assert loaded.identity() != AnyUp(str(official_file(tmp_path / "other.pth", seed=2))).identity()
     del tensors["rope.freqs"]
     torch.save(tensors, path)
-    with pytest.raises(WeightsError, match=r"does not fit AnyUp: rope.freqs is missing there and \(2, 128\) here"):
+    with pytest.raises(WeightsError, match=r"AnyUp: rope\.freqs .*\(2, 128\)"):
         AnyUp(str(path))
 
 
@@ -179,14 +179,14 @@ def test_official_weights_come_from_their_release(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
     assert AnyUp().identity() == AnyUp().identity()
     assert len(asked) == 1 and asked[0].endswith("/checkpoint/anyup_paper.pth")  # the second is from disk
-    with pytest.raises(WeightsError, match=r"anyup_multi_backbone cannot be fetched from .*no network.* give its path"):
+    with pytest.raises(WeightsError, match=r"anyup_multi_backbone .*no network"):
         AnyUp("anyup_multi_backbone")
     kept = tmp_path / "hub" / "checkpoints" / "anyup_paper.pth"
     kept.write_text("<html>a page of a proxy</html>")
-    with pytest.raises(WeightsError, match=f"{kept} cannot be read as weights"):
+    with pytest.raises(WeightsError, match=f"{kept}"):
         AnyUp("anyup")
 
 
 def test_a_name_that_is_none() -> None:
-    with pytest.raises(UserError, match=r"upsampler: 'anypu' is no file. Did you mean anyup"):
+    with pytest.raises(UserError, match=r"upsampler: 'anypu' .*anyup"):
         AnyUp("anypu")

@@ -121,5 +121,5 @@ def test_presets() -> None:
 
 @pytest.mark.parametrize("wrong", [{"gamma": 0}, {"alpha": 1.0}, {"k": 0}, {"sigma": -1}])
 def test_settings_outside_their_range(wrong: dict[str, float]) -> None:
-    with pytest.raises(UserError, match="gamma must be above 0, alpha from 0 to below 1, k at least 1"):
+    with pytest.raises(UserError, match=next(iter(wrong))):
         LPOSS(**wrong)  # type: ignore[arg-type]

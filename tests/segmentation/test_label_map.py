@@ -107,11 +107,11 @@ def test_what_is_small_is_computed_once_for_two_looks(monkeypatch: pytest.Monkey
 
 def test_features_that_are_no_numbers() -> None:
     cosines = torch.tensor([[[0.1, torch.nan]], [[0.2, torch.nan]]])
-    with pytest.raises(UserError, match=r"hold NaN or infinity. Evaluate in --precision 32-true"):
+    with pytest.raises(UserError, match=r"NaN .*--precision 32-true"):
         label_map(Given(cosines), torch.arange(2), (1, 2), Thresholds())
 
 
 @pytest.mark.parametrize("wrong", [{"logit_scale": 0.0}, {"probability": 1.0}, {"area": -0.1}, {"area": 1.0}])
 def test_thresholds_outside_their_range(wrong: dict[str, float]) -> None:
-    with pytest.raises(UserError, match="logit_scale must be above 0, probability and area from 0 to below 1"):
+    with pytest.raises(UserError, match=r"logit_scale .*probability .*area"):
         Thresholds(**wrong)

@@ -35,13 +35,13 @@ def test_the_eighty_templates_are_those_of_open_clip() -> None:
 
 @pytest.mark.parametrize("wrong", ["imagenet", [], ["a photo"]])
 def test_what_is_no_template(wrong: list[str]) -> None:
-    with pytest.raises(UserError, match=r"allowed are openai_imagenet, or a list of prompts with \{\} for the name"):
+    with pytest.raises(UserError, match=r"templates.*openai_imagenet.*\{\}"):
         prompt_templates(wrong)
 
 
 @pytest.mark.parametrize("wrong", [[], {}, {"a": []}])
 def test_no_classes(wrong: list[str]) -> None:
-    with pytest.raises(UserError, match="give at least one, each with at least one name"):
+    with pytest.raises(UserError, match="classes"):
         text_classifier(Tiny(), wrong, ["{}"])
 
 
@@ -62,14 +62,14 @@ def test_classes_as_people_write_them(given: Any, expected: dict[str, tuple[str,
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ("", "number 1 of 1 has an empty name"),
-        ("cat;;dog", "number 2 of 3 has an empty name"),
-        ("cat; dog, ", "number 2 of 2 has an empty name"),
-        ("background:", "number 1 of 1 has an empty name"),
+        ("", "number 1 of 1"),
+        ("cat;;dog", "number 2 of 3"),
+        ("cat; dog, ", "number 2 of 2"),
+        ("background:", "number 1 of 1"),
         (["cat; dog"], "'cat; dog' holds a ';'"),
-        ({"cat": []}, "number 1 of 1 has an empty name"),
-        ("cat; dog; cat", "the label 'cat' is given twice"),
-        ("cat; animal: dog, cat", "the name 'cat' is given twice"),
+        ({"cat": []}, "number 1 of 1"),
+        ("cat; dog; cat", "label 'cat'"),
+        ("cat; animal: dog, cat", "name 'cat'"),
     ],
 )
 def test_classes_that_mean_nothing_are_refused(given: Any, sentence: str) -> None:
