@@ -55,7 +55,14 @@ def two_steps(config: str, arguments: list[str], photos: str, folder: Path) -> d
     return state
 
 
-@pytest.mark.parametrize("path", [p for p in CONFIGS if "quickstart" not in p], ids=lambda path: Path(path).stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=Path(path).stem, marks=[pytest.mark.slow] if "extended" in path else [])
+        for path in CONFIGS
+        if "quickstart" not in path
+    ],
+)
 def test_two_steps_with_a_small_network(path: str, photos: str, tmp_path: Path) -> None:
     family = next(name for name in VARIANTS if f"backbones.{name}" in Path(path).read_text())
     weights = two_steps(path, VARIANTS[family], photos, tmp_path)

@@ -192,7 +192,7 @@ def test_a_checkpoint_of_another_backbone_names_the_tensor() -> None:
 
 @pytest.mark.parametrize("lr", [0.0, -1.0])
 def test_a_rate_that_is_no_rate(lr: float) -> None:
-    with pytest.raises(UserError, match="lr .*weight_decay"):
+    with pytest.raises(UserError, match=r"lr .*weight_decay"):
         module(lr=lr)
 
 

@@ -51,6 +51,7 @@ def test_siglip2_single_pass(siglip2: Backbone, size: str) -> None:
     check(f"siglip2/single_{size}", siglip2)
 
 
+@pytest.mark.slow
 def test_siglip2_sliding_window(siglip2: Backbone) -> None:
     check("siglip2/slide32_560x592", SlidingWindow(siglip2, stride=32, batch_size=2))
 
@@ -63,6 +64,7 @@ def test_openclip_sliding_window(openclip: Backbone) -> None:
     check("openclip/slide24_272x304", SlidingWindow(openclip, stride=24))
 
 
+@pytest.mark.slow
 def test_dinov3_single_pass(tmp_path: Path) -> None:
     names = json.loads((DATA / "dinov3_txt_keys.json").read_text())
     prefix = "visual_model.backbone."

@@ -129,7 +129,7 @@ def test_missing_files_and_unknown_models_are_sentences(tmp_path: Path) -> None:
         OpenCLIP(MODEL, pretrained=str(tmp_path))
     with pytest.raises(ValueError, match=r"'ViT-B-61'.*ViT-B-16"):
         OpenCLIP("ViT-B-61", pretrained=None)
-    with pytest.raises(ValueError, match="OpenCLIP: .*SigLIP"):
+    with pytest.raises(ValueError, match=r"OpenCLIP: .*SigLIP"):
         OpenCLIP("coca_ViT-B-32", pretrained=None)
     with pytest.raises(ValueError, match="SigLIP2: "):
         SigLIP2("ViT-B-16", pretrained=None)

@@ -205,7 +205,9 @@ def test_goes_on_where_it_was(
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-@pytest.mark.parametrize("launcher", [[], TORCHRUN], ids=["spar", "torchrun"])
+@pytest.mark.parametrize(
+    "launcher", [pytest.param([], id="spar"), pytest.param(TORCHRUN, id="torchrun", marks=pytest.mark.slow)]
+)
 def test_two_processes_count_what_one_counts(
     launcher: list[str],
     config: Callable[[str], list[str]],

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from spar_lightning.cli import main
@@ -40,6 +41,7 @@ def test_ctrl_c_leaves_a_checkpoint_to_continue_from(small: list[str], scenes: P
         assert torch.equal(tensor, states[1]["state_dict"][name]), name
 
 
+@pytest.mark.slow
 def test_all_parameters_train_on_two_processes(spar: Spar, photos: str, tmp_path: Path) -> None:
     """No search for unused parameters: every one that is selected takes part in every step."""
     done = spar([

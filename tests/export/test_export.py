@@ -39,6 +39,7 @@ def test_libraries_give_what_the_student_gives(
     assert code == [recipe.load.lstrip("\n"), recipe.any_size.lstrip("\n")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["SigLIP2", "OpenCLIP", "DINOv3Text"])  # Tiny: tests/cli/test_docs.py
 def test_onnx_at_sizes_that_the_export_never_saw(family: str, student: Make, in_process: None, tmp_path: Path) -> None:
     made = student(family)
