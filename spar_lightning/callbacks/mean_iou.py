@@ -12,6 +12,7 @@ import logging
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal, TypedDict
@@ -28,7 +29,7 @@ from spar_lightning.evaluation.benchmark import Benchmark
 from spar_lightning.evaluation.confusion import ConfusionMatrix, Result
 from spar_lightning.evaluation.evaluator import count
 from spar_lightning.evaluation.protocol import differences, upgraded
-from spar_lightning.evaluation.timing import now
+from spar_lightning.evaluation.timing import timed
 from spar_lightning.formatting import markdown
 from spar_lightning.segmentation.config import Inference
 from spar_lightning.segmentation.segmenter import Segmenter
@@ -192,10 +193,8 @@ class MeanIoU(Callback):
         for i in range(min(TIMED_IMAGES, len(benchmark))):
             pixels = benchmark[i].image.to(device)
             for segmenter, milliseconds in zip(segmenters, times, strict=True):
-                start = now(device)
                 with trainer.precision_plugin.forward_context():
-                    segmenter(pixels)
-                milliseconds.append(1000 * (now(device) - start))
+                    milliseconds.append(timed(partial(segmenter, pixels), device)[1])
         for row, milliseconds in zip(self.rows, times, strict=True):
             row["ms"] = statistics.median(milliseconds)
 

@@ -7,6 +7,7 @@ sum is that of one process, whatever the number of ranks and restarts.
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ from spar_lightning.evaluation.environment import environment
 from spar_lightning.evaluation.partial_counts import PartialCounts
 from spar_lightning.evaluation.protocol import Protocol
 from spar_lightning.evaluation.report import Report
-from spar_lightning.evaluation.timing import now
+from spar_lightning.evaluation.timing import timed
 from spar_lightning.files.hashing import hash_json
 from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.segmenter import Segmenter
@@ -52,10 +53,9 @@ def count(
     """
     for image, index in zip(images, indices, strict=False):
         pixels = image.image.to(device)
-        start = now(device)
         with precision():
-            predicted = segmenter(pixels)
-        counts.update(predicted, image.labels.to(device), index, 1000 * (now(device) - start))
+            predicted, milliseconds = timed(partial(segmenter, pixels), device)
+        counts.update(predicted, image.labels.to(device), index, milliseconds)
         yield
 
 

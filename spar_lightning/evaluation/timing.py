@@ -10,12 +10,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from spar_lightning.segmentation.segmenter import Segmenter
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -61,16 +63,21 @@ class Timing:
         peak = Peak(image.device)
         times = []
         for _ in range(warm_ups + repeats):
-            start = now(image.device)
             with precision():
-                segmenter.run_network(pixels)
-            times.append(1000 * (now(image.device) - start))
+                times.append(timed(lambda: segmenter.run_network(pixels), image.device)[1])
         counted = times[warm_ups:]
         first, third = statistics.quantiles(counted, n=4, method="inclusive")[::2] if repeats > 1 else counted * 2
         height, width = pixels.shape[-2:]
         count = 1 if segmenter.windows is None else segmenter.windows.count(height, width)
         patches = height * width // segmenter.backbone.patch_size**2
         return cls(statistics.median(counted), (first, third), (height, width), patches, count, peak.mebibytes())
+
+
+def timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
+    """Return the result of a call, and the milliseconds until the device has finished it."""
+    start = now(device)
+    result = run()
+    return result, 1000 * (now(device) - start)
 
 
 def now(device: torch.device) -> float:
