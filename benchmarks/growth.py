@@ -99,13 +99,13 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ViT-B-16-SigLIP2-512")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = SigLIP2(given.model, pretrained=None).to(device)
-    pixels(backbone, given.rounds, device)
-    windows(backbone, given.rounds, device)
-    classes(given.rounds, device)
+    pixels(backbone, given.repeats, device)
+    windows(backbone, given.repeats, device)
+    classes(given.repeats, device)
 
 
 if __name__ == "__main__":

@@ -42,18 +42,18 @@ def compare(commands: dict[str, list[str]], rounds: int) -> None:
 def main() -> None:
     """Both commands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
     spar, python = shutil.which("spar"), sys.executable
     assert spar, "spar is not on the PATH: pip install -e ."
-    compare({"python -c pass": [python, "-c", "pass"], "spar --help": [spar, "--help"]}, 5 * given.rounds)
+    compare({"python -c pass": [python, "-c", "pass"], "spar --help": [spar, "--help"]}, 5 * given.repeats)
     with tempfile.TemporaryDirectory(prefix="startup-") as place:
         quickstart = str(resources.files("spar_lightning.configs") / "quickstart.yaml")
         where = ["--run_dir", str(Path(place) / "run"), "--data.root", str(Path(place) / "scenes")]
         fit = [spar, "fit", "--config", quickstart, *where, *FIT]
         seconds(fit)  # draws the scenes and computes the features
         imports = {f"import {name}": [python, "-c", f"import {name}"] for name in ("torch", "lightning.pytorch")}
-        compare({**imports, "spar fit, one step": fit}, given.rounds)
+        compare({**imports, "spar fit, one step": fit}, given.repeats)
 
 
 if __name__ == "__main__":

@@ -37,10 +37,14 @@ WAYS = {
     "single pass, after (SPAR)": ["--weights"],
 }
 REFINEMENTS = {
-    "none": "none",
-    "none, on the patch grid": "{alpha: 0}",  # what LPOSS starts from: a share of 0 comes from the neighbours
+    "none": ["null"],
+    "none, on the patch grid": [
+        "LPOSS",
+        "--refine.alpha",
+        "0",
+    ],  # what LPOSS starts from: a share of 0 comes from the neighbours
     "LPOSS, gamma 1": ["LPOSS"],
-    "LPOSS, gamma 3": "{gamma: 3}",
+    "LPOSS, gamma 3": ["LPOSS", "--refine.gamma", "3"],
     "LPOSS, gamma 10": ["LPOSS", "--refine.preset", "spar"],
 }
 STRIDES, AREAS = "64,48,32,24,16,12,8", "64,96,128,160,192,256"

@@ -161,10 +161,10 @@ class Distillation(LightningModule, Teacher):
 
     def _features(self, batch: list[Sample] | list[ActivationSample]) -> tuple[list[Tensor], list[Tensor]]:
         """Features (h, w, d) of the student and of the teacher, image by image."""
-        if prefixed := [sample for sample in batch if isinstance(sample, ActivationSample)]:
-            targets = [sample.features for sample in prefixed]
+        if cached := [sample for sample in batch if isinstance(sample, ActivationSample)]:
+            targets = [sample.features for sample in cached]
             dtype = next(self.student.parameters()).dtype
-            tokens = [sample.tokens[None].to(dtype) for sample in prefixed]
+            tokens = [sample.tokens[None].to(dtype) for sample in cached]
             grids = [(target.shape[0], target.shape[1]) for target in targets]
             return features_of(self.student, tokens, grids, self.frozen_blocks), targets
         samples = [sample for sample in batch if isinstance(sample, Sample)]

@@ -7,7 +7,7 @@ of its file; for any other weights a configuration has to. Each of them holds th
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from spar_lightning.backbones.checkpoints import STUDENT, load_weights
 from spar_lightning.backbones.registry import find_backbone, plugins
 from spar_lightning.backbones.weights import SUFFIXES, without_weights
 from spar_lightning.configs import find
-from spar_lightning.configs.renamed import check_renamed, upgraded
+from spar_lightning.configs.renamed import check_renamed, upgraded, written_by_a_run
 from spar_lightning.errors import UserError, user_error
 from spar_lightning.segmentation.config import Inference, InferenceConfig, check_names
 from spar_lightning.segmentation.prompts import TextClassifier, parse_classes
@@ -53,7 +53,7 @@ def load(
         config: YAML file whose model block describes the network of the weights.
         backbone: Arguments of the backbone that differ from those of the run, such as {"text_weights": path}.
         inference: Settings of `InferenceConfig` that differ from those of the run, such as `inference="sliding"`,
-            `stride=16` or `refine=LPOSS("spar")`.
+            `stride=16` or `refine=LPOSS("spar")`; `refine=None` turns the refinement of the run off.
 
     Raises:
         UserError: A file, class or setting is missing or does not fit.
@@ -144,8 +144,11 @@ def load_student(
     Raises:
         UserError: As for `load`.
     """
-    path, changed = Path(source), dict(inference or {})
-    check_names(changed, "load")
+    path, given = Path(source), dict(inference or {})
+    check_names(given, "load")
+    # None is a setting where it is the default (no refinement); elsewhere it means as in the run.
+    defaults = {field.name: field.default for field in fields(InferenceConfig)}
+    changed = {key: value for key, value in given.items() if value is not None or defaults[key] is None}
     plugins()  # once imported, their classes have short names
     if config is not None:
         content = _read_configuration(Path(find(str(config))))
@@ -176,7 +179,7 @@ def _recorded(path: Path) -> dict[str, Any]:
     folder = path.absolute().parent
     run = folder.parent if folder.name == "checkpoints" else path
     if (run / "config.yaml").is_file():
-        return _read_configuration(run / "config.yaml", of_run=True)
+        return _read_configuration(run / "config.yaml")
     file = path / STUDENT if path.is_dir() else path
     if file.suffix == ".safetensors" and file.is_file():
         try:
@@ -192,7 +195,7 @@ def _recorded(path: Path) -> dict[str, Any]:
     )
 
 
-def _read_configuration(path: Path, of_run: bool = False) -> dict[str, Any]:
+def _read_configuration(path: Path) -> dict[str, Any]:
     """Read a YAML file of `spar fit` that names a backbone; one that a run wrote may be of an older version."""
     if not path.is_file():
         raise UserError(f"There is no configuration {path}. Give the YAML file of the run.")
@@ -203,7 +206,7 @@ def _read_configuration(path: Path, of_run: bool = False) -> dict[str, Any]:
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict) or not model.get("backbone"):
         raise UserError(f"{path} has no model.backbone. Give a configuration of spar fit.")
-    if of_run:
+    if written_by_a_run(path):
         return upgraded(content)
     check_renamed(content, str(path))
     return dict(content)

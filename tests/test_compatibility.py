@@ -51,21 +51,21 @@ def test_a_student_is_loaded(older: Path) -> None:
     saved = torch.load("run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(saved[f"student.{name}"], t) for name, t in segmenter.backbone.state_dict().items())
     assert segmenter.features("photos/0.png").shape == (5, 6, 32)
+    for source in ("run", "run/checkpoints/last.ckpt"):  # with the run's own configuration named, too
+        assert spar.load(source, config="run/config.yaml", refine=None, stride=None).config.refine is None
 
 
 def test_what_a_user_wrote_names_the_new_key(older: Path, capsys: Capture) -> None:
-    for old, new in (
-        ("model.geometry", "model.patch_fit"),
-        ("data.prefix", "data.cache_activations"),
-        ("model.refine: lposs_spar", "preset: spar"),
+    for block, key, new in (
+        ("model", "geometry", "patch_fit"),
+        ("model", "refine", "preset: spar"),
+        ("data", "prefix", "cache_activations"),
     ):
         assert main(["fit", "--config", "mine.yaml"]) == 2
         error = capsys.readouterr().err
-        assert old in error and new in error
+        assert "mine.yaml" in error and key in error and new in error
         content = yaml.safe_load(Path("mine.yaml").read_text())
-        for block, key in (("model", "geometry"), ("data", "prefix")):
-            if old == f"{block}.{key}":
-                (content[block].get("init_args") or content[block]).pop(key)
+        del content[block].get("init_args", content[block])[key]
         Path("mine.yaml").write_text(yaml.safe_dump(content))
 
 

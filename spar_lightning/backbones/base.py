@@ -1,4 +1,4 @@
-"""The contract of a backbone: what the rest of the house asks of a vision-language ViT.
+"""The interface of a backbone: what the other modules need of a vision-language ViT.
 
 A plugin author subclasses `Backbone` and fills in the abstract methods. The pass through the
 network is cut in three (`embed`, `run_blocks`, `project`) so that the frozen part of a student can

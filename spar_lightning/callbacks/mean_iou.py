@@ -134,9 +134,9 @@ class MeanIoU(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        counts = self._counts[dataloader_idx]
-        for predicted, image in zip(outputs["labels"], batch, strict=True):
-            counts.update(predicted, image.labels, len(counts.images))
+        for predicted, image in zip(outputs["labels"], batch, strict=True):  # one image, of this rank's share
+            index = trainer.global_rank + trainer.world_size * batch_idx
+            self._counts[dataloader_idx].update(predicted, image.labels, index)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         counts = zip(_data(trainer).benchmarks, self._counts, strict=True)
@@ -166,7 +166,8 @@ class MeanIoU(Callback):
                 continue
             counts = ConfusionMatrix(len(benchmark.classes), device)
             images = (image for batch in islice(loader, limit) for image in batch)
-            steps = count(_segmenter(trainer, stage, benchmark), images, itertools.count(), counts, device, precision)
+            indices = itertools.count(trainer.global_rank, trainer.world_size)
+            steps = count(_segmenter(trainer, stage, benchmark), images, indices, counts, device, precision)
             title = f"{TITLES[stage]}: {benchmark.name}"
             for _ in tqdm(steps, title, limit, leave=False, unit="image", disable=not trainer.is_global_zero):
                 pass
@@ -187,10 +188,12 @@ class MeanIoU(Callback):
         """Measure milliseconds per image of all rows, in alternation on the first images of the last benchmark."""
         if not self.rows:
             return
-        benchmark, device = _data(trainer).benchmarks[-1], trainer.strategy.root_device
+        last, images = list(self.rows[-1]["images"].items())[-1]
+        benchmark = next(benchmark for benchmark in _data(trainer).benchmarks if benchmark.name == last)
+        device = trainer.strategy.root_device
         segmenters = [_segmenter(trainer, row["stage"], benchmark) for row in self.rows]
         times: list[list[float]] = [[] for _ in self.rows]
-        for i in range(min(TIMED_IMAGES, len(benchmark))):
+        for i in range(min(TIMED_IMAGES, images)):
             pixels = benchmark[i].image.to(device)
             for segmenter, milliseconds in zip(segmenters, times, strict=True):
                 with trainer.precision_plugin.forward_context():

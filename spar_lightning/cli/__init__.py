@@ -66,7 +66,7 @@ def main(args: Sequence[str] | None = None) -> int:
         hint = nearest(command, COMMANDS)
         return _fail("spar", f"There is no command {command!r}. {hint}Allowed are {', '.join(COMMANDS)}.")
     try:
-        check_options(given[1:])
+        check_options(command, given[1:])
         code: int = import_module(f"spar_lightning.cli.{command}").run(given[1:])
     except ValueError as error:
         if cause := user_error(error):

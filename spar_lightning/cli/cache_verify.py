@@ -67,7 +67,7 @@ def verify(root: Path) -> int:
 
 
 def _damaged(folder: Path) -> list[str]:
-    """What is wrong with the shards of a cache or of a cached activations; prints how many are whole."""
+    """What is wrong with the shards of a cache or of cached activations; prints how many are whole."""
     expected = read_manifest(folder)["fingerprint"]
     paths = [folder / "shards" / name for name in sorted(shard_names(folder))]
     damaged, samples = [], 0

@@ -28,7 +28,6 @@ from spar_lightning.cli.evaluate_options import OPTIONS, OUT
 from spar_lightning.cli.evaluate_sweep import Sweep, check_folder, figures, numbers
 from spar_lightning.cli.lightning_cli import SparCLI, with_run_config
 from spar_lightning.cli.validate import weights_options
-from spar_lightning.configs.renamed import check_options
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
 from spar_lightning.distributed import is_first_process, world_size
@@ -121,7 +120,7 @@ class EvaluateCLI(SparCLI):
             raise
 
     def _fabric(self) -> Fabric:
-        """Devices and processes as the Trainer's settings say, precision as the verb's."""
+        """Devices and processes as the Trainer's settings say, precision as the command's."""
         settings = self.config_init.evaluate.trainer
         if settings.strategy not in ("auto", "ddp"):
             log.warning("trainer.strategy is ignored: an evaluation shares images out and needs no gradients.")
@@ -177,16 +176,19 @@ def ended(process: "subprocess.Popen[bytes]") -> int | None:
 
 def run(args: Sequence[str]) -> int:
     """Evaluate, or with --check, --prepare, --compare and --figures look at data and results."""
-    check_options(args)
     others = ArgumentParser("spar evaluate", add_help=False, allow_abbrev=False, parents=[weights_options()])
     others.add_argument("--check", type=Path)
     others.add_argument("--prepare")
     others.add_argument("--compare", type=Path, nargs=2)
     others.add_argument("--figures", type=Path, nargs="+")
+    others.add_argument("--stride")
+    others.add_argument("--strides")
     chosen, rest = others.parse_known_args(args)
     looks = chosen.check or chosen.prepare or chosen.compare or chosen.figures
     if looks and (unused := [f"--{name}" for name in ("weights", "config") if getattr(chosen, name)]):
         raise UserError(f"--check, --prepare, --compare and --figures take no {' and '.join(unused)}: leave it out.")
+    if chosen.stride and chosen.strides:
+        raise UserError("--stride and --strides exclude each other. Give one of them.")
     if chosen.check:
         return check(chosen.check, rest)
     if chosen.prepare:

@@ -20,7 +20,7 @@ EPILOG = """examples:
 
 
 def run(args: Sequence[str]) -> int:
-    """Run the verb."""
+    """Run the command."""
     parser = ArgumentParser(
         "spar export", description=DESCRIPTION, epilog=EPILOG, formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -149,7 +149,7 @@ def _without_start(args: Sequence[str]) -> list[str]:
 
 
 def run(args: Sequence[str]) -> int:
-    """Run the verb; 130 where Ctrl-C stopped it."""
+    """Run the command; 130 where Ctrl-C stopped it."""
     try:
         cli = FitCLI(args)
     except SystemExit as exit:

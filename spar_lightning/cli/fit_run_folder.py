@@ -119,6 +119,8 @@ class RunFolder:
         level = loggers[1].level
         loggers[1].setLevel(logging.INFO)
         logging.captureWarnings(True)
+        screen = logging.StreamHandler()  # where they would go without being captured
+        loggers[2].addHandler(screen)
         for logger in loggers:
             logger.addHandler(handler)
         try:
@@ -126,12 +128,7 @@ class RunFolder:
         finally:
             for logger in loggers:
                 logger.removeHandler(handler)
+            loggers[2].removeHandler(screen)
             logging.captureWarnings(False)
             loggers[1].setLevel(level)
             handler.close()
-
-    @staticmethod
-    def wrote(config: Path) -> bool:
-        """Return whether a file is the configuration that a run wrote into its folder."""
-        name = config.name == "config.yaml" or config.match("config-resume-*.yaml")
-        return name and (config.parent / "train.log").exists()

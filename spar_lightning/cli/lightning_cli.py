@@ -5,6 +5,7 @@ LightningCLI adds none of its own.
 """
 
 import logging
+import os
 import re
 import sys
 import warnings
@@ -22,10 +23,9 @@ from spar_lightning.backbones.registry import plugins
 from spar_lightning.callbacks.mean_iou import MeanIoU
 from spar_lightning.callbacks.progress_bar import FitProgress
 from spar_lightning.callbacks.run_plots import RunPlots
-from spar_lightning.cli.fit_run_folder import RunFolder
 from spar_lightning.cli.parser import Parser
 from spar_lightning.configs import find
-from spar_lightning.configs.renamed import check_options, check_renamed, upgraded
+from spar_lightning.configs.renamed import check_renamed, upgraded, written_by_a_run
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import UserError
@@ -111,9 +111,8 @@ def prepare(args: Sequence[str]) -> list[str]:
     config.yaml that an older version wrote into a run folder is replaced by its content in today's keys.
 
     Raises:
-        UserError: An option or a key is an old one.
+        UserError: A configuration has an old key.
     """
-    check_options(args)
     configs: list[str] = []
     others: list[str] = []
     rest = iter(args)
@@ -129,18 +128,17 @@ def prepare(args: Sequence[str]) -> list[str]:
 
 def _configuration(given: str) -> str:
     """Return the path of a configuration, or the content of a run's own where an older version wrote it."""
-    path = Path(find(given))
-    if not path.is_file():
-        return str(path)
+    found = find(given)
+    path = Path(found) if os.path.isfile(found) else None  # otherwise a URL or the configuration itself
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8") if path else found)
     except (yaml.YAMLError, UnicodeDecodeError):
-        return str(path)  # the parser says where
-    if RunFolder.wrote(path):
+        return found  # the parser says where
+    if path is not None and written_by_a_run(path) and isinstance(content, dict):
         newer = upgraded(content)
-        return str(path) if newer == content else yaml.safe_dump(newer, sort_keys=False)
-    check_renamed(content, str(path))
-    return str(path)
+        return found if newer == content else yaml.safe_dump(newer, sort_keys=False)
+    check_renamed(content, found if path else "--config")
+    return found
 
 
 def with_run_config(args: Sequence[str], weights: str | None, config: str | None) -> list[str]:
@@ -185,7 +183,6 @@ def _silence() -> None:
         "Total length of .* across ranks is zero",  # no validation sets are configured
         "It is recommended to use `self.log.*sync_dist=True",  # MeanIoU logs what is summed over processes already
         "LightningCLI's args parameter is intended to run from within Python",  # main(args) is that
-        "Be aware that when using `ckpt_path`, callbacks used to create",  # validate needs those of mIoU alone
         ".*Checkpoint directory .* exists and is not empty",  # RunFolder has decided about that
     ):
         warnings.filterwarnings("ignore", message)

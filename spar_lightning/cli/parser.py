@@ -39,7 +39,8 @@ class Parser(LightningArgumentParser):
         self.allow_abbrev = False  # argparse would take --model.strid for --model.stride
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        print(f"{self.prog.split(' [')[0]}: error: {explain(message, self._own())}", file=sys.stderr)
+        prog = self.prog.split(" [")[0] if self.prog.startswith("spar") else "spar"
+        print(f"{prog}: error: {explain(message, self._own())}", file=sys.stderr)
         sys.exit(2)
 
     def _own(self) -> set[str]:
@@ -72,6 +73,12 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
             f"{found[1]}: no class is called {found[2]!r}. {nearest(found[2], classes)}"
             f"Allowed are {', '.join([*classes, ''])}and the full path of any other class: package.module.Class."
         )
+    if found := re.search(r'key "([\w.]+)": .*Expected a typing\.Literal\[(.+?)\].*value: (\S+)$', text):
+        allowed = [name.strip("'") for name in found[2].split(", ")]
+        return f"{found[1]}: got {found[3]!r}. {nearest(found[3], allowed)}Allowed are {', '.join(allowed)}."
+    if found := re.search(r'key "([\w.]+)": .*\.(\w+) is abstract', text):
+        known = [cls.__name__ for base in BASES.values() if base.__name__ == found[2] for cls in subclasses(base)]
+        return f"{found[1]} has settings but no class. Give it first: --{found[1]} CLASS, of {', '.join(known)}."
     if "arguments are required" in text:
         return f"{text}. They usually come from a file: --config quickstart."
     return re.sub(r'^Parser key "([\w.]+)":', r"\1:", text)

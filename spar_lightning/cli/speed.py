@@ -62,7 +62,7 @@ class SpeedCLI(SparCLI):
         check_at_least(1, **{f"--{name}": config[name] for name in ("repeats", "height", "width")})
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        # The precision is the verb's own; that of training may not exist here.
+        # The precision is the command's own; that of training may not exist here.
         return super().instantiate_trainer(logger=False, enable_checkpointing=False, precision="32-true", **kwargs)
 
     def speed(self, model: Distillation, datamodule: SA1B) -> None:

@@ -63,6 +63,6 @@ def run(args: Sequence[str]) -> int:
 def weights_options() -> ArgumentParser:
     """Return a parser of the options that decide which configuration is read."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--weights", "--config"):
-        parser.add_argument(name)
+    parser.add_argument("--weights")
+    parser.add_argument("--config", "-c")
     return parser

@@ -1,5 +1,6 @@
 """The YAML files that ship, as data of the package, and how they are found by name."""
 
+import os
 from importlib import resources
 from pathlib import Path
 
@@ -13,4 +14,4 @@ def shipped() -> dict[str, Path]:
 def find(given: str) -> str:
     """Return the path of the shipped configuration of this name, unless a file has that name; otherwise `given`."""
     known = shipped()
-    return str(known[given]) if given in known and not Path(given).is_file() else given
+    return str(known[given]) if given in known and not os.path.isfile(given) else given

@@ -96,6 +96,10 @@ class SA1B(LightningDataModule):
             )
         self.shards = shards
         self.cache = None if cache is None else Path(cache)
+        if not isinstance(augmentation, Augmentation):
+            raise UserError(
+                f"data.augmentation must be an Augmentation such as Augmentation('text'), not {augmentation!r}."
+            )
         self.augmentation = augmentation
         self.benchmarks = opened_later(benchmarks, benchmark_root)
         self.max_images, self.fraction, self.chosen = max_images, fraction, keys

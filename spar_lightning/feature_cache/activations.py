@@ -33,7 +33,7 @@ ALGORITHM = 1  # raised by hand when the same weights and images give other toke
 
 
 class ActivationCache:
-    """cached activations of the samples of a feature cache.
+    """Cached activations of the samples of a feature cache.
 
     Args:
         cache: Whose images they are.

@@ -40,7 +40,7 @@ class Entry(NamedTuple):
     """A finished sample: lossless bytes of the image that the teacher saw, features (h, w, d), and how it was made.
 
     `digest` is that of the source image, as `Source` has it. `content` may be empty, and `features` the tokens
-    (1, T, D) of a cached activations.
+    (1, T, D) of cached activations.
     """
 
     key: str

@@ -9,6 +9,7 @@ in place; the attention runs in bands of rows.
 Shapes: C maps, H x W pixels of the image, h x w patches, 128 channels inside.
 """
 
+from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
 from typing import Final
@@ -53,8 +54,7 @@ class AnyUp(nn.Module):
         self.cross_decode = WindowAttention(WIDTH)
         self.rope = Rotation()
         if weights is not None:
-            check_weights(weights)
-            tensors = read(str(official(weights)) if weights in OFFICIAL else weights)
+            tensors = _tensors(weights)
             check_fit(tensors, self.state_dict(), weights, "AnyUp")
             self.load_state_dict(tensors)
         self.eval().requires_grad_(False)
@@ -98,6 +98,19 @@ class AnyUp(nn.Module):
         """The image (3, H, W) as 128 channels (128, H, W)."""
         encoded: Tensor = self.rope(self.image_encoder(image))
         return encoded
+
+
+def _tensors(weights: str) -> dict[str, Tensor]:
+    """Read the weights, once per process and file: every segmenter builds its own upsampler from them."""
+    check_weights(weights)
+    path = official(weights) if weights in OFFICIAL else Path(weights)
+    stat = path.stat()
+    return _read(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(2)
+def _read(path: str, size: int, time: int) -> dict[str, Tensor]:
+    return read(path)
 
 
 def official(name: str) -> Path:

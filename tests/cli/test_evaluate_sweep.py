@@ -206,6 +206,10 @@ def test_refusals(sweep: list[str], tmp_path: Path, capsys: Capture) -> None:
     assert "--strides" in sentence([*plain, "--strides", "8;4"], capsys)
     assert "--sweep" in sentence([*plain, "--sweep", "0"], capsys)
     assert "stride 80" in sentence([*plain, "--strides", "64,80"], capsys)
+    assert "--stride and --strides" in sentence([*sweep, "--stride", "8"], capsys)
+    with pytest.raises(SystemExit):
+        main([*plain, "--refine.gamma", "3"])
+    assert "--model.refine CLASS, of LPOSS" in capsys.readouterr().err
     assert "--out" in sentence([*plain, "--out", __file__], capsys)
     unused = ["evaluate", "--figures", "a", "--weights", "b", "--out", "c"]
     assert "--weights" in sentence(unused, capsys)

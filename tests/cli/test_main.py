@@ -41,11 +41,11 @@ def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_was_renamed_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     for args, new in (
         (["benchmark", "all"], "spar speed"),
-        (["fit", "--model.geometry", "paper"], "--model.patch_fit"),
-        (["fit", "--data.prefix=true"], "--data.cache_activations"),
-        (["fit", "--data.augmentation", "text"], "--data.augmentation.preset text"),
-        (["fit", "--model.refine", "lposs_spar"], "--model.refine LPOSS --model.refine.preset spar"),
-        (["evaluate", "--refine=none"], "--refine null"),
+        (["fit", "--model.geometry", "paper"], "patch_fit: paper"),
+        (["fit", "--data.prefix=true"], "cache_activations: true"),
+        (["fit", "--data.augmentation", "text"], "preset: text"),
+        (["fit", "--model.refine", "lposs_spar"], "preset: spar"),
+        (["evaluate", "--refine=none"], "refine: null"),
         (["validate", "--ckpt_path", "x.ckpt"], "--weights"),
         (["speed", "all", "--rounds", "3"], "--repeats"),
         (["predict", "x.jpg", "--max-side", "9"], "--max_side"),

@@ -1,0 +1,35 @@
+"""Every setting of inference that changes a result changes its protocol."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from spar_lightning.backbones import Tiny
+from spar_lightning.evaluation.protocol import Protocol, differences, upgraded
+from spar_lightning.refinement import LPOSS, AnyUp
+from spar_lightning.segmentation.config import InferenceConfig
+
+
+def test_every_setting_is_part_of_it(tmp_path: Path) -> None:
+    torch.save(AnyUp(None).state_dict(), tmp_path / "anyup.pth")
+    others = {
+        "inference": "single", "stride": 8, "templates": ["{}"], "patch_fit": "paper", "refine": LPOSS(),
+        "upsampler": str(tmp_path / "anyup.pth"),
+    }  # fmt: skip
+    plain = {"inference": "sliding", "stride": 16}
+    content = Protocol(Tiny(), InferenceConfig(**plain), "32-true").content()  # type: ignore[arg-type]
+    for field in fields(InferenceConfig):  # a new one fails here until the protocol has it
+        if field.name != "window_batch":  # which changes nothing
+            config = InferenceConfig(**{**plain, field.name: others[field.name]})  # type: ignore[arg-type]
+            assert Protocol(Tiny(), config, "32-true").content() != content, field.name
+
+
+def test_a_stride_is_no_part_of_a_single_pass() -> None:
+    one, other = (Protocol(Tiny(), InferenceConfig(stride=stride), "32-true").content() for stride in (8, 16))
+    assert one == other
+
+
+def test_those_of_version_1_compare_with_todays() -> None:
+    older = {"geometry": "aligned", "backbone": "spar_lightning.backbones.tiny.Tiny"}
+    assert differences(upgraded(older), {"patch_fit": "aligned", "family": "Tiny"}) == []
