@@ -74,7 +74,7 @@ class ConfusionMatrix:
     def all_ranks(self) -> "ConfusionMatrix":
         """Return the sum over all ranks, on the CPU. Collective."""
         mine = self.merge()
-        if not torch.distributed.is_initialized():
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return mine
         gathered: list[ConfusionMatrix] = [mine] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(gathered, mine)
