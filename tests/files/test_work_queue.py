@@ -1,5 +1,7 @@
 """Every item is done once among all processes, and a dead worker's is taken over."""
 
+import functools
+import multiprocessing
 import os
 import signal
 import threading
@@ -30,11 +32,11 @@ def finish(claims: Claims, name: str) -> None:
         file.write(f"{os.getpid()}\n")
 
 
-def work(claims: Claims, names: list[str], seconds: float = 0.0) -> None:
+def work(claims: Claims, names: list[str], before: Callable[[], object] = lambda: None) -> None:
     done = claims.folder.parent / "done"
 
     def make(name: str) -> Callable[[], None]:
-        time.sleep(seconds)
+        before()
         return lambda: finish(claims, name)
 
     share(names, claims, lambda: set(os.listdir(done)), make)
@@ -64,11 +66,12 @@ def test_a_claim_is_given_back_after_an_error(claims: Claims) -> None:
 
 def test_processes_share_the_work(claims: Claims) -> None:
     names = [f"{i:02d}" for i in range(20)]
+    all_hold_one = multiprocessing.Barrier(3)
     children = []
     for _ in range(3):
         pid = os.fork()
         if pid == 0:
-            work(claims, names, seconds=0.02)
+            work(claims, names, functools.cache(lambda: all_hold_one.wait(60)))  # once in each process
             os._exit(0)
         children.append(pid)
     assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0, 0, 0]
