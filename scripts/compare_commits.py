@@ -119,7 +119,7 @@ def numbers(folder: Path) -> Iterator[tuple[str, Any]]:
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Whether two results are the same; NaN equals itself."""
+    """Return whether two results are the same; NaN equals itself."""
     if isinstance(one, np.ndarray):
         return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
     return bool(one == other)

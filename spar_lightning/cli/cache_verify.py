@@ -67,7 +67,7 @@ def verify(root: Path) -> int:
 
 
 def _damaged(folder: Path) -> list[str]:
-    """What is wrong with the shards of a cache or of cached activations; prints how many are whole."""
+    """Return the faults in the shards of a cache or of cached activations; print how many shards are valid."""
     expected = read_manifest(folder)["fingerprint"]
     paths = [folder / "shards" / name for name in sorted(shard_names(folder))]
     damaged, samples = [], 0

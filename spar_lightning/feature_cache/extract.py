@@ -55,7 +55,7 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: in
 
 
 class Teacher(ABC):
-    """What the feature cache needs of the module that trains; `Distillation` implements it.
+    """Interface of the feature cache to the module that trains; `Distillation` implements it.
 
     Attributes:
         student: The network that is trained; normalization, patch size and widths are those of the teacher.

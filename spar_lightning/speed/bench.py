@@ -1,4 +1,4 @@
-"""What all measurements of `spar speed` share: the network, the device, the precision, the number of repeats."""
+"""Settings that all measurements of `spar speed` share: network, device, precision and number of repeats."""
 
 import copy
 from collections.abc import Callable
