@@ -1,9 +1,9 @@
-"""Two processes that build one cache together, against one process.
+"""Benchmark of a cache build: two processes that build one cache together, compared with one process.
 
     python benchmarks/building.py
 
-A ratio within one run, of processes with one thread each; it says something only where two cores are
-free. Counts as well how often an image was computed: once.
+Prints the ratio of the build times, with one thread per process. The ratio is meaningful only if two cores are free.
+Also checks that the two processes computed each image exactly once.
 """
 
 import argparse
@@ -33,7 +33,7 @@ AUGMENTATION = Augmentation("released", (160, 128), (0.7, 1.0), min_side=64, mul
 
 
 def build(root: Path, images: Images, processes: int) -> float:
-    """Seconds until `processes` processes, forked now, have built a cache together."""
+    """Return the seconds that `processes` forked processes need to build a cache together."""
 
     def work() -> None:
         teacher = Distillation(Tiny(), stride=16)
@@ -56,7 +56,7 @@ def build(root: Path, images: Images, processes: int) -> float:
 
 
 def fork(work: Callable[[], None]) -> int:
-    """Pid of a process that does the work."""
+    """Run `work` in a forked process and return its process ID."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -69,7 +69,7 @@ def fork(work: Callable[[], None]) -> int:
 
 
 def main() -> int:
-    """Build by turns, and print the ratio."""
+    """Run both builds alternately and print the ratio of their times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=3)
@@ -81,14 +81,14 @@ def main() -> int:
         images = scan_all(list(scenes.shards), Path(place), show=False)
         times = {1: list[float](), 2: list[float]()}
         for repeat in range(given.repeats):
-            for processes in times:  # in turn, so that the machine's moods fall on both
+            for processes in times:  # alternately, so that machine noise affects both
                 times[processes].append(build(Path(place) / f"{processes}-{repeat}", images, processes))
         one, two = (statistics.median(times[n]) for n in (1, 2))
         made = [(Path(place) / f"2-{repeat}" / "made").read_text().split() for repeat in range(given.repeats)]
     once = all(len(keys) == len(set(keys)) == given.images for keys in made)
     print(
         f"building {given.images} images: {one:.1f} s with one process, {two:.1f} s with two, ratio {two / one:.2f}; "
-        f"the two made each image {'once' if once else 'NOT ONCE'}"
+        f"the two computed each image {'once' if once else 'NOT ONCE'}"
     )
     return 0 if once else 1
 

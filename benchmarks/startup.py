@@ -1,9 +1,10 @@
-"""How long `spar --help` and `spar fit` take to begin, against an empty Python start and the imports of libraries.
+"""Benchmark of the start-up time of `spar --help` and `spar fit`.
 
     python benchmarks/startup.py
 
-Ratios of medians, by turns. `spar fit` runs one step on rendered scenes whose features are there, without validation
-and pictures; `import lightning.pytorch` is what it can never be faster than.
+They are compared with an empty Python process and with the imports of libraries, in interleaved repeats. Ratios are
+ratios of medians. `spar fit` runs one step on synthetic images with cached features, without validation and pictures.
+It cannot be faster than `import lightning.pytorch`.
 """
 
 import argparse
@@ -21,14 +22,14 @@ FIT = ["--data.train_scenes", "8", "--data.val_scenes", "1", "--data.val_sizes",
 
 
 def seconds(command: list[str]) -> float:
-    """Wall time of one process."""
+    """Return the wall time of a command in seconds."""
     start = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
 def compare(commands: dict[str, list[str]], rounds: int) -> None:
-    """Measure and print; the last is compared with the others."""
+    """Time the commands and print the results. The last command is compared with the others."""
     times: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(rounds):
         for name, command in commands.items():
@@ -40,7 +41,7 @@ def compare(commands: dict[str, list[str]], rounds: int) -> None:
 
 
 def main() -> None:
-    """Both commands."""
+    """Measure both commands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
@@ -51,7 +52,7 @@ def main() -> None:
         quickstart = str(resources.files("spar_lightning.configs") / "quickstart.yaml")
         where = ["--run_dir", str(Path(place) / "run"), "--data.root", str(Path(place) / "scenes")]
         fit = [spar, "fit", "--config", quickstart, *where, *FIT]
-        seconds(fit)  # draws the scenes and computes the features
+        seconds(fit)  # warm-up: renders the images and computes the features
         imports = {f"import {name}": [python, "-c", f"import {name}"] for name in ("torch", "lightning.pytorch")}
         compare({**imports, "spar fit, one step": fit}, given.repeats)
 

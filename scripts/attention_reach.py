@@ -1,8 +1,8 @@
-"""Find out why the single pass of `Tiny` falls at three times its window, and write docs/attention_reach.md.
+"""Measure why the single pass of `Tiny` loses accuracy at three times its window, and write docs/attention_reach.md.
 
-Nothing is trained: the pretrained network sees each scene in one pass while one thing at a time is
-put right by hand (positions, sharpness of the attention, how far it reaches). What mends the single
-pass is what a student has to learn.
+Nothing is trained. The pretrained network segments each image in a single pass, with one change at a time: positions,
+sharpness of the attention, or range of the attention. The changes that improve the single pass show what a student
+has to learn.
 
     python scripts/attention_reach.py            # about two minutes on two cores
 """
@@ -23,25 +23,25 @@ from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.segmenter import Segmenter
 
 ROOT = Path(__file__).parents[1]
-PAGE = """# What the single pass lacks
+PAGE = """# Why the single pass of Tiny loses accuracy
 
-Written by `python scripts/attention_reach.py`: {images} scenes of {side} x {side} px (seed {seed}), the
-pretrained `Tiny` (window 64 px, 8 x 8 patches), nothing trained. mIoU in percent: over all classes, and
-the mean over the {textures} textures and the {shapes} shapes.
+Written by `python scripts/attention_reach.py`: {images} synthetic images of {side} x {side} px (seed {seed}) and
+the pretrained `Tiny` (window 64 px, 8 x 8 patches), without training. mIoU in percent over all classes, and
+the mean IoU of the {textures} textures and of the {shapes} shapes.
 
-| the whole image at once, with | mIoU | textures | shapes |
+| single pass over the whole image, with | mIoU | textures | shapes |
 | --- | --- | --- | --- |
 {rows}
 
-Where patches stand matters little to `Tiny`: with the position table repeated every window instead of
-stretched over the image it is as lost. What it lacks is a limit to its attention: in pretraining no patch
-was further than seven away, at three times the window one can look across the whole image, and mixes in
-what lies there. A student mends what its trained blocks can mend.
+Positions matter little to `Tiny`: mIoU is almost the same whether the positional embedding is interpolated over
+the image or repeated every window. The range of the attention matters. In pretraining, patches were at most seven
+patches apart. At three times the window, a patch attends to the whole image and mixes in unrelated content. A
+student can correct this only in its trained blocks.
 """
 
 
 class Reach(Attention):
-    """`Attention` over the patches at most `patches` away per axis, with its logits multiplied by `sharpness`."""
+    """`Attention` limited to patches at most `patches` away along each axis, with logits multiplied by `sharpness`."""
 
     def __init__(self, attention: Attention, grid: int, patches: int, sharpness: float) -> None:
         super().__init__(attention.proj.in_features, attention.heads)
@@ -52,6 +52,7 @@ class Reach(Attention):
         self.near = (near[:, None, :, None] & near[None, :, None, :]).reshape(grid**2, grid**2)
 
     def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Return the tokens (B, T, D) after attention. All images have the same grid."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(self.sharpness * q, k, v, attn_mask=self.near)
         mixed: Tensor = self.proj(out.transpose(1, 2).flatten(2))
@@ -59,7 +60,7 @@ class Reach(Attention):
 
 
 class Repeated(Tiny):
-    """`Tiny` with its position table repeated, not stretched."""
+    """`Tiny` with its positional embedding repeated instead of interpolated."""
 
     def _positions(self, h: int, w: int) -> Tensor:
         side = self.window // self.patch_size
@@ -69,7 +70,7 @@ class Repeated(Tiny):
 
 
 def changed(grid: int, blocks: Sequence[int], patches: int | None = None, sharpness: float = 1.0) -> Tiny:
-    """`Tiny` with another attention in some of its blocks."""
+    """Return `Tiny` with `Reach` as the attention of some blocks."""
     backbone = Tiny()
     for i in blocks:
         block = backbone.blocks[i]
@@ -79,6 +80,7 @@ def changed(grid: int, blocks: Sequence[int], patches: int | None = None, sharpn
 
 
 def main() -> None:
+    """Measure all cases and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -88,12 +90,12 @@ def main() -> None:
     grid, all_blocks = side // Tiny.patch_size, range(6)
     scenes = [render(args.seed, VALIDATION + i, side, side) for i in range(args.images)]
     cases = {
-        "nothing changed": Segmenter(Tiny(), CLASSES),
-        "positions repeated every window": Segmenter(Repeated(), CLASSES),
+        "no change": Segmenter(Tiny(), CLASSES),
+        "positional embedding repeated every window": Segmenter(Repeated(), CLASSES),
         "attention logits times 1.5": Segmenter(changed(grid, all_blocks, sharpness=1.5), CLASSES),
-        "attention at most 4 patches away, blocks 0 to 2": Segmenter(changed(grid, all_blocks[:3], 4), CLASSES),
-        "attention at most 4 patches away, blocks 3 to 5": Segmenter(changed(grid, all_blocks[3:], 4), CLASSES),
-        "attention at most 4 patches away, all blocks": Segmenter(changed(grid, all_blocks, 4), CLASSES),
+        "attention limited to 4 patches, blocks 0 to 2": Segmenter(changed(grid, all_blocks[:3], 4), CLASSES),
+        "attention limited to 4 patches, blocks 3 to 5": Segmenter(changed(grid, all_blocks[3:], 4), CLASSES),
+        "attention limited to 4 patches, all blocks": Segmenter(changed(grid, all_blocks, 4), CLASSES),
         "(sliding window, stride 16)": Segmenter(Tiny(), CLASSES, InferenceConfig("sliding", stride=16)),
     }
     rows = []

@@ -1,11 +1,16 @@
-"""Compare the results of two commits: the same commands in both, then every number bit for bit.
+"""Compare the results of two commits bit for bit, after running the same commands with both.
 
     python scripts/compare_commits.py 0269bb7 HEAD --quickstart
 
-Each commit is checked out into a temporary worktree and run by this Python (PYTHONPATH), one thread per process.
-Compared are: features of all families with seeded weights; shards, losses, weights and optimizer state of a short
-cached fit; confusion matrices of evaluations (single pass, sliding window, LPOSS); predictions; exports; with
---quickstart the table of the whole quickstart. Exits with 1 if anything differs.
+Each commit is checked out into a temporary worktree and run by this Python (PYTHONPATH), with one thread per process.
+The script compares
+
+- features of all families with seeded weights,
+- shards, losses, weights and optimizer state of a short cached fit,
+- confusion matrices of evaluations (single pass, sliding window, LPOSS), predictions and exports,
+- with --quickstart, the table of the whole quickstart.
+
+It exits with status 1 if anything differs.
 """
 
 import argparse
@@ -59,7 +64,14 @@ CLASSES: Final = "disc; ring; square, diamond; background: plain, grain, waves, 
 
 
 def run_all(checkout: Path, folder: Path, spelling: str, quickstart: bool) -> None:
-    """Run every command with the package of a checkout; results are written to `folder`."""
+    """Run all commands with the package of a checkout and write the results to `folder`.
+
+    Args:
+        checkout: Worktree of the commit.
+        folder: New folder for the results.
+        spelling: `old` or `new`, the spelling of options that the commit understands.
+        quickstart: Also run the whole quickstart.
+    """
     folder.mkdir(parents=True)
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
                    "SPAR_CACHE": str(folder / "text")}  # fmt: skip
@@ -67,7 +79,7 @@ def run_all(checkout: Path, folder: Path, spelling: str, quickstart: bool) -> No
     def python(*args: str) -> None:
         done = subprocess.run([sys.executable, *args], cwd=folder, env=environment, capture_output=True, text=True)
         if done.returncode:
-            sys.exit(f"{checkout}: {' '.join(args[:6])} ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
+            sys.exit(f"{checkout}: {' '.join(args[:6])} failed with {done.returncode}\n{done.stdout}\n{done.stderr}")
 
     def spar(*args: str) -> None:
         python("-m", "spar_lightning", *args)
@@ -90,7 +102,7 @@ def run_all(checkout: Path, folder: Path, spelling: str, quickstart: bool) -> No
 
 
 def numbers(folder: Path) -> Iterator[tuple[str, Any]]:
-    """Every result of a commit by name: bytes, arrays, and plain data."""
+    """Yield name and value of every result of a commit: arrays and plain data."""
     for path in sorted(folder.rglob("*.safetensors")):
         yield from ((f"{path.relative_to(folder)} {name}", t.numpy()) for name, t in load_file(path).items())
     for path in sorted((folder / "scenes").rglob("shards/*.h5")):
@@ -126,11 +138,12 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def main() -> None:
+    """Run both commits and compare their results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("old", help="commit with the options of 0269bb7")
-    parser.add_argument("new", help="commit with the options of this script's own")
-    parser.add_argument("--quickstart", action="store_true", help="compare the whole quickstart, too (minutes)")
-    parser.add_argument("--keep", type=Path, help="folder for the results; a side that is there is not run again")
+    parser.add_argument("old", help="commit that uses the option names of 0269bb7")
+    parser.add_argument("new", help="commit that uses the current option names")
+    parser.add_argument("--quickstart", action="store_true", help="also compare the whole quickstart (takes minutes)")
+    parser.add_argument("--keep", type=Path, help="folder for the results; existing results are reused")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         place = given.keep.absolute() if given.keep else Path(temporary)

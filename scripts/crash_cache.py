@@ -1,11 +1,12 @@
-"""Kill builders of a cache at random moments until at least `--kills` have died, and look at what is left.
+"""Kill processes that build a feature cache at random moments, and check the shards that they leave.
 
     python scripts/crash_cache.py --kills 100
 
-Each build has two processes, which are killed with SIGKILL and started again until the cache is
-complete. After every kill all published shards must still be there, byte by byte as they were
-published, and whole; at the end the cache must equal, sample by sample, one that was built
-undisturbed. Prints its figures and exits with 1 if anything is damaged, lost or different.
+Each build has two processes. They are killed with SIGKILL and started again until the cache is complete, and builds
+are repeated until there were at least `--kills` kills. After every kill, all published shards must exist, be valid,
+and have the same bytes as when they were published. At the end of a build, every sample must be equal to that of a
+cache which was built without kills. The script prints its counts and exits with status 1 if a shard is damaged or
+lost, or a sample differs.
 """
 
 import argparse
@@ -36,7 +37,7 @@ SMALL = Augmentation("small", (96, 64))
 
 
 def build(root: Path, tars: list[str]) -> FeatureCache:
-    """What a process of `spar cache` does: scan, then build."""
+    """Index the shards and build the cache, as a process of `spar cache` does."""
     teacher = Distillation(Tiny(), stride=32)
     make = TeacherFeatures(teacher, SMALL, 0, "float16", torch.device("cpu"), torch.no_grad)
     images = scan_all(tars, root, show=False)
@@ -46,7 +47,7 @@ def build(root: Path, tars: list[str]) -> FeatureCache:
 
 
 def start(root: Path, tars: list[str]) -> int:
-    """Pid of a builder in a process of its own; forked, because Python would start longer than it builds."""
+    """Fork a builder and return its process ID; starting a new Python would take longer than the build."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -59,13 +60,13 @@ def start(root: Path, tars: list[str]) -> int:
 
 
 class Published:
-    """The shards that were seen, and whether they stay as they are."""
+    """Published shards of a cache, with counts of those that were damaged or lost later."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.seen, self.damaged, self.lost = root, dict[str, str](), 0, 0
 
     def look(self, fingerprint: str) -> None:
-        """Count shards that are damaged, changed or gone."""
+        """Update the counts: shards that are invalid or have changed are damaged, missing ones are lost."""
         folder = self.root / "shards"
         found = {path.name: path for path in folder.iterdir()} if folder.exists() else {}
         self.lost += len(self.seen.keys() - found.keys())
@@ -81,7 +82,7 @@ class Published:
 
 
 def differences(one: FeatureCache, other: FeatureCache, keys: "np.ndarray[tuple[int], np.dtype[np.bytes_]]") -> int:
-    """Number of samples that are not equal in image and features."""
+    """Return the number of samples whose key, image or features differ."""
     pairs = zip(one.dataset(keys), other.dataset(keys), strict=True)  # type: ignore[call-overload]
     return sum(
         not (a.key == b.key and torch.equal(a.image, b.image) and torch.equal(a.features, b.features)) for a, b in pairs
@@ -89,6 +90,7 @@ def differences(one: FeatureCache, other: FeatureCache, keys: "np.ndarray[tuple[
 
 
 def main() -> int:
+    """Build, kill and check until enough processes were killed; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--images", type=int, default=700)
@@ -110,12 +112,12 @@ def main() -> int:
             published = Published(root)
             alive = {start(root, tars) for _ in range(PROCESSES)}
             while alive:
-                # Long enough that a shard is finished now and then; the moment within it is chance.
+                # Long enough that some shards are finished; the moment within a shard is random.
                 time.sleep(dice.uniform(0, 1.5 * undisturbed * 64 / given.images))
-                for pid in list(alive):  # who has finished
+                for pid in list(alive):  # processes that have finished
                     done, status = os.waitpid(pid, os.WNOHANG)
                     if done and os.waitstatus_to_exitcode(status):
-                        raise RuntimeError(f"a builder failed by itself, with status {status}")
+                        raise RuntimeError(f"a builder failed with status {status} before it was killed")
                     if done:
                         alive.remove(pid)
                 if alive:
@@ -132,7 +134,7 @@ def main() -> int:
             damaged, lost, builds = damaged + published.damaged, lost + published.lost, builds + 1
             print(f"build {builds}: {kills} kills so far, {len(published.seen)} shards", flush=True)
     print(
-        f"{kills} kills over {builds} whole builds of {given.images} images with {PROCESSES} processes: "
+        f"{kills} kills over {builds} complete builds of {given.images} images with {PROCESSES} processes: "
         f"{damaged} published shards damaged, {lost} lost; "
         f"{different} of {builds * len(keys)} samples differ from the undisturbed cache "
         f"(built in {undisturbed:.1f} s)"

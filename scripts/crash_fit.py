@@ -1,9 +1,9 @@
-"""Kill `spar fit` at random steps, resume it, and compare the weights with a run that was never stopped.
+"""Kill `spar fit` at random steps, resume it, and compare its final weights with those of an uninterrupted run.
 
     python scripts/crash_fit.py --kills 20 --processes 1 --workers 2
 
-Every process of a run gets SIGKILL at once, as when a machine dies; the run goes on with
-`--resume auto` from what lies on the disk. Prints its figures and exits with 1 unless all weights are
+All processes of a run are killed with SIGKILL at once, as in a crash of the machine. The run is then continued with
+`--resume auto` from the last checkpoint. The script prints its counts and exits with status 1 unless all weights are
 bit-identical.
 """
 
@@ -26,7 +26,7 @@ QUICKSTART = Path(__file__).parents[1] / "spar_lightning" / "configs" / "quickst
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a free TCP port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -34,7 +34,13 @@ def free_port() -> int:
 
 
 def start(args: list[str], processes: int, log: Path) -> list[int]:
-    """Pids of the processes of one `spar fit`, forked, because Python would start longer than it trains."""
+    """Fork the ranks of one `spar fit` and return their process IDs; starting a new Python would take longer.
+
+    Args:
+        args: Arguments of `spar`.
+        processes: Number of ranks.
+        log: File to which the processes append their output.
+    """
     port, pids = free_port(), []
     for rank in range(processes):
         pid = os.fork()
@@ -44,11 +50,11 @@ def start(args: list[str], processes: int, log: Path) -> list[int]:
                 output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 os.dup2(output, 1)
                 os.dup2(output, 2)
-                if processes > 1:  # what torchrun sets
+                if processes > 1:  # the variables that torchrun sets
                     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0")
                     os.environ.update(WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes))
                     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="crash_fit")
-                os.setsid()  # loader processes die with it
+                os.setsid()  # so that loader processes are killed with it
                 code = spar(args)
             finally:
                 os._exit(code)
@@ -57,7 +63,7 @@ def start(args: list[str], processes: int, log: Path) -> list[int]:
 
 
 def kill(pids: list[int]) -> bool:
-    """Kill a run and its loader processes; False if it had ended by itself."""
+    """Kill a run and its loader processes; return False if it had already ended."""
     killed = True
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
@@ -65,29 +71,30 @@ def kill(pids: list[int]) -> bool:
     for pid in pids:
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if code not in (0, -signal.SIGKILL):
-            raise RuntimeError(f"spar fit failed by itself, with code {code}")
+            raise RuntimeError(f"spar fit failed with exit code {code} before it was killed")
         killed &= code == -signal.SIGKILL
     return killed
 
 
 def ended(pid: int) -> bool:
-    """Whether a process has ended, without reaping it."""
+    """Return whether a process has ended, without reaping it."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    """The student at the end of a run."""
+    """Return the weights of the student in the last checkpoint of a run."""
     state: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     return state
 
 
 def step(run: Path) -> int:
-    """Where the last checkpoint of a run stands."""
+    """Return the optimizer step of the last checkpoint of a run; 0 if it has none."""
     path = run / "checkpoints" / "last.ckpt"
     return int(torch.load(path, weights_only=True)["global_step"]) if path.exists() else 0
 
 
 def main() -> int:
+    """Train, kill and resume until enough runs were killed; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1)
@@ -126,7 +133,7 @@ def main() -> int:
                 if any(map(ended, pids)):
                     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
                     if any(codes):
-                        raise RuntimeError(f"spar fit failed by itself, with codes {codes}:\n{log.read_text()[-3000:]}")
+                        raise RuntimeError(f"spar fit failed with exit codes {codes}:\n{log.read_text()[-3000:]}")
                     break
                 kills += kill(pids)
                 saved.add(step(run))
@@ -136,7 +143,7 @@ def main() -> int:
             runs += 1
             print(f"run {runs}: {kills} kills so far, checkpoints resumed from: {sorted(saved)}", flush=True)
     print(
-        f"{kills} kills over {runs} runs of {steps} steps, {given.processes} processes with {given.workers} loader "
+        f"{kills} kills over {runs} runs of {steps} steps, {given.processes} ranks with {given.workers} loader "
         f"workers each, resumed from {len(saved)} different steps: {different} of {runs * len(whole)} tensors "
         "differ from the uninterrupted run"
     )

@@ -1,5 +1,7 @@
-"""Train a small student of each family for two steps, export it to every library that has a place for it, and write
-docs/exports.md: what each library, in a process of its own, gives at five sizes.
+"""Measure how far the outputs of exports differ from those of the student, and write docs/exports.md.
+
+A small student of each family is trained for two steps and exported to every library that supports it. Each library
+runs in a separate process on images of five sizes.
 
     python scripts/measure_exports.py                      # a quarter of an hour on two cores
     python scripts/measure_exports.py --out /tmp/exports.md
@@ -38,20 +40,20 @@ PAGE: Final = """\
 # Exports, measured
 
 Written by `python scripts/measure_exports.py`: {families}, each with random weights (`Tiny` with its own)
-and trained for two steps, then written by `spar export`. The library loads the folder in a process of its own, by the
-code of the README in that folder, and gets images of five sizes: the native one, a smaller, a larger, a long one, and
-one of 2 x 3 patches. Largest absolute difference from the student, fp32.
+and trained for two steps, then exported with `spar export`. The library loads the folder in a separate process with the
+code of the README in that folder. It gets images of five sizes: native, smaller, larger, elongated, and 2 x 3 patches.
+The table lists the largest absolute difference from the student in fp32.
 
 {packages}; {machine}.
 
 {table}
 
-An export is refused above 1e-4, in ONNX above 1e-3. Not measured: real weights, larger models, GPUs.
+An export is rejected if the difference is above 1e-4 (ONNX: 1e-3). Not measured: real weights, larger models, GPUs.
 """
 
 
 def train(family: str, arguments: dict[str, str], folder: Path) -> Path:
-    """Two steps on two images; returns the run folder."""
+    """Train for two steps on two images and return the run folder."""
     photos = folder / "photos"
     photos.mkdir(exist_ok=True)
     for i in range(2):
@@ -65,7 +67,7 @@ def train(family: str, arguments: dict[str, str], folder: Path) -> Path:
         "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--run_dir", str(run),
     ])  # fmt: skip
     if code:
-        sys.exit(f"The student of {family} could not be trained.")
+        sys.exit(f"Training the student of {family} failed.")
     return run
 
 
@@ -82,7 +84,7 @@ def main() -> int:
                 student = load_student(run)
                 try:
                     recipe_of(student.backbone, library)
-                except UserError:  # the library has no place for this family
+                except UserError:  # the library does not support this family
                     continue
                 found = export(student, library, Path(place) / f"{family}-{library}")
                 for output in sorted({each.output for each in found}):

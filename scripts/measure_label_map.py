@@ -1,11 +1,11 @@
-"""Peak memory of segmentation beyond that of the network, at many classes and a large image.
+"""Measure the peak memory of segmentation beyond that of the network, for many classes and a large image.
 
-    python scripts/measure_label_map.py                      # 150 classes, 2048 x 2048, both ways of inference
+    python scripts/measure_label_map.py                      # 150 classes, 2048 x 2048, single-pass and sliding
     python scripts/measure_label_map.py --classes 1000 --stride 128
 
-Each number is the peak of a process of its own: one that runs the network alone, with the windows and batches
-of the segmentation, and one that segments. The network is a convolution with the sizes of SigLIP2 ViT-B/16 at
-512 px (patch 16, 768 channels), so that little but the segmentation is measured.
+Each number is the peak of a separate process. One process runs the network alone, with the same windows and batches as
+the segmentation; the other segments. The network is a convolution with the dimensions of SigLIP2 ViT-B/16 at 512 px
+(patch 16, 768 channels), so that segmentation dominates the measurement.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from spar_lightning.sliding_window import SlidingWindow
 
 
 class Convolution(Tiny):
-    """Patches of 16 pixels to 768 channels, in windows of 512."""
+    """Convolution from patches of 16 x 16 pixels to 768 channels, with a window of 512 pixels."""
 
     patch_size, window, embed_dim = 16, 512, 768
 
@@ -35,13 +35,14 @@ class Convolution(Tiny):
         self.conv = nn.Conv2d(3, 768, 16, stride=16)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return features (B, h, w, 768) of images (B, 3, H, W)."""
         features: Tensor = self.conv(images).permute(0, 2, 3, 1)
         return features
 
 
 @torch.no_grad()
 def work(what: str, inference: Inference, classes: int, side: int, stride: int) -> None:
-    """Segment, or run the network alone; print peak memory in MiB and seconds."""
+    """Segment, or run the network alone, and print the peak memory in MiB and the seconds."""
     torch.manual_seed(0)
     network = Convolution()
     image = torch.randint(256, (3, side, side), dtype=torch.uint8)
@@ -61,10 +62,11 @@ def work(what: str, inference: Inference, classes: int, side: int, stride: int) 
 
 
 def main() -> None:
+    """Measure all cases in separate processes and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, default=150)
-    parser.add_argument("--side", type=int, default=2048, help="pixels")
-    parser.add_argument("--stride", type=int, default=24, help="pixels")
+    parser.add_argument("--side", type=int, default=2048, help="side of the square image in pixels")
+    parser.add_argument("--stride", type=int, default=24, help="stride of the sliding windows in pixels")
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     sizes = ["--classes", str(args.classes), "--side", str(args.side), "--stride", str(args.stride)]

@@ -1,10 +1,10 @@
-"""Peak resident memory of planning, caching and training over 2 000 and over 20 000 small images.
+"""Measure the peak resident memory of planning, caching and training with 2,000 and with 20,000 small images.
 
     python scripts/measure_memory.py
 
-The teacher is a stub, so that the lists, the cache and the loaders are what is measured. Each stage of
-each size runs in a process of its own. Prints a table and exits with 1 if a stage over the larger set
-takes more than a tenth more than over the smaller one.
+The teacher is a stub, so that the measurement covers the lists, the cache and the loaders. Each stage of each size runs
+in a separate process. The script prints a table and exits with status 1 if a stage takes over 10 % more memory for the
+larger set than for the smaller one.
 """
 
 import argparse
@@ -37,24 +37,26 @@ ALLOWED = 1.1
 
 
 class Patches(nn.Module):
-    """Features that cost nothing: the patches themselves, cut to `CHANNELS`."""
+    """Network without computation: features are the pixels of a patch, cut to `CHANNELS`."""
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return features (B, h, w, CHANNELS) of images (B, 3, H, W)."""
         patches = nn.functional.pixel_unshuffle(images, PATCH)[:, :CHANNELS]
         return patches.permute(0, 2, 3, 1)
 
 
 class Stub(TeacherFeatures):
-    """Makes samples with such features."""
+    """Teacher that takes its features from `Patches`."""
 
     @torch.no_grad()
     def features(self, image: Tensor) -> Tensor:
+        """Return features (h, w, CHANNELS) of an image (3, H, W)."""
         features: Tensor = Patches()(image[None].float())[0]
         return features
 
 
 def write_tars(folder: Path, count: int) -> list[str]:
-    """Small JPEG images in SA-1B's layout, in a new folder."""
+    """Write small JPEG images in the layout of SA-1B to a new folder and return the paths of the tars."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     paths = []
@@ -70,7 +72,7 @@ def write_tars(folder: Path, count: int) -> list[str]:
 
 
 def plan(tars: list[str], root: Path) -> None:
-    """Scan the shards."""
+    """Index the shards."""
     scan_all(tars, root, show=False)
 
 
@@ -83,7 +85,7 @@ def cache(tars: list[str], root: Path) -> None:
 
 
 def train(tars: list[str], root: Path) -> None:
-    """Two epochs of a linear student through the loader, with two workers."""
+    """Train a linear student for two epochs from a loader with two workers."""
     dataset = FeatureCache(root, {"teacher": "stub"}).dataset(scan_all(tars, root, show=False).keys)
     order = EpochOrder(len(dataset), 4, 0, 1, seed=0)
     loader = ResumableLoader(dataset, order, num_workers=2)
@@ -100,7 +102,7 @@ def train(tars: list[str], root: Path) -> None:
 
 
 def peak(stage: Callable[[list[str], Path], None], tars: list[str], root: Path) -> int:
-    """Bytes of resident memory at the peak of a stage, of its largest process."""
+    """Run a stage in a forked process and return the peak resident memory of its largest process in bytes."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -121,6 +123,7 @@ def peak(stage: Callable[[list[str], Path], None], tars: list[str], root: Path) 
 
 
 def main() -> int:
+    """Measure all stages and print a table; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs=2, default=[2000, 20000])
     few, many = parser.parse_args().images

@@ -1,11 +1,11 @@
-"""Run the quickstart over several seeds of scenes and distillation, and write docs/quickstart.md.
+"""Run the quickstart with several seeds of images and distillation, and write docs/quickstart.md.
 
     python scripts/measure_quickstart.py                       # seeds 101 102 103, about six minutes each
-    python scripts/measure_quickstart.py --jobs 2              # two seeds at once, the cores shared between them
-    python scripts/measure_quickstart.py --jobs 2 --reuse      # the page again, from runs that have ended
+    python scripts/measure_quickstart.py --jobs 2              # two seeds at once, which share the cores
+    python scripts/measure_quickstart.py --jobs 2 --reuse      # write the page again from finished runs
     python scripts/measure_quickstart.py --seeds 7 8 --out /tmp/page.md
 
-Each run is the command that a user types, in a process of its own, with another seed.
+Each seed is a separate process that runs the same command as a user.
 """
 
 import argparse
@@ -30,7 +30,7 @@ TEACHER_LEAD, STUDENT_LEAD, STUDENT_SHARE = 5.0, 4.0, 0.6  # mIoU points, mIoU p
 
 
 def measure(seed: int, runs: Path, threads: int, reuse: bool) -> dict[str, Any]:
-    """Run one seed and return its rows by stage, with the wall time from the first file to the last in seconds."""
+    """Run one seed and return its results by stage, with the seconds between its first and its last file."""
     folder = runs / f"quickstart-seed-{seed}"
     if not (reuse and (folder / "results.json").exists()):
         run(seed, runs, folder, threads)
@@ -40,8 +40,8 @@ def measure(seed: int, runs: Path, threads: int, reuse: bool) -> dict[str, Any]:
 
 
 def run(seed: int, runs: Path, folder: Path, threads: int) -> None:
-    """The command that a user types, on scenes of its own."""
-    shutil.rmtree(runs / "scenes" / f"seed-{seed}", ignore_errors=True)  # drawing and caching are part of the time
+    """Run `spar fit` with a seed, as a user does, on newly rendered images."""
+    shutil.rmtree(runs / "scenes" / f"seed-{seed}", ignore_errors=True)  # rendering and caching are part of the time
     command = [
         *(sys.executable, "-m", "spar_lightning", "fit", "--config", str(CONFIG)),
         *("--seed_everything", str(seed), "--data.seed", str(seed)),
@@ -51,13 +51,13 @@ def run(seed: int, runs: Path, folder: Path, threads: int) -> None:
 
 
 def leads(run: dict[str, Any]) -> tuple[float, float, float]:
-    """Lead of the teacher, lead of the student, and its share of the teacher's, at three times the window."""
+    """Return three values at three times the window: lead of the teacher, lead of the student, and their ratio."""
     before, teacher, after = (run[stage]["miou"][LARGE] for stage in ("before", "teacher", "after"))
     return teacher - before, after - before, (after - before) / (teacher - before)
 
 
 def verdict(runs: list[dict[str, Any]]) -> str:
-    """Which of the three aims each seed reaches."""
+    """Return table rows that show for each seed whether it reaches all three targets."""
     rows = []
     for run in runs:
         teacher, student, share = leads(run)
@@ -67,7 +67,7 @@ def verdict(runs: list[dict[str, Any]]) -> str:
 
 
 def page(runs: list[dict[str, Any]], jobs: int, threads: int) -> str:
-    """The text of docs/quickstart.md."""
+    """Return the text of docs/quickstart.md."""
     rows = []
     for run in runs:
         for stage, title in (
@@ -77,7 +77,7 @@ def page(runs: list[dict[str, Any]], jobs: int, threads: int) -> str:
         ):
             small, large = (run[stage]["miou"][name] for name in (SMALL, LARGE))
             rows.append(f"| {run['seed']} | {title} | {small:.1f} | {large:.1f} | {run[stage]['ms']:.1f} |")
-    # Both single passes cost the same; the first is timed right before the teacher, on a machine as busy.
+    # Both single passes cost the same. The first is timed right before the teacher, so the machine load is similar.
     ratio = statistics.median(run["teacher"]["ms"] / run["before"]["ms"] for run in runs)
     minutes = ", ".join(f"{run['seconds'] / 60:.1f}" for run in runs)
     images = runs[0]["after"]["images"]
@@ -109,6 +109,7 @@ def _processor() -> str:
 
 
 def main() -> None:
+    """Run all seeds and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102, 103])
     parser.add_argument("--jobs", type=int, default=1)

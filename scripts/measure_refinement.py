@@ -1,10 +1,10 @@
 """Measure LPOSS and AnyUp, sweep Tiny over strides and areas, and write docs/refinement.md with its figures.
 
-    spar fit --config configs/quickstart.yaml                     # the student that is measured, a few minutes
-    python scripts/measure_refinement.py                          # of runs/quickstart, about a quarter of an hour
+    spar fit --config configs/quickstart.yaml                     # train the student that is measured, a few minutes
+    python scripts/measure_refinement.py                          # measure runs/quickstart, about 15 minutes
     python scripts/measure_refinement.py --run runs/other --scenes data/scenes/seed-1 --out /tmp/refinement.md
 
-Results are those of `spar evaluate`, below runs/refinement; what is there already is not measured again.
+Results are written by `spar evaluate` to runs/refinement. Results that exist are not measured again.
 """
 
 import argparse
@@ -42,31 +42,31 @@ REFINEMENTS = {
         "LPOSS",
         "--refine.alpha",
         "0",
-    ],  # what LPOSS starts from: a share of 0 comes from the neighbours
+    ],  # the input of LPOSS: with alpha 0, neighbors have no influence
     "LPOSS, gamma 1": ["LPOSS"],
     "LPOSS, gamma 3": ["LPOSS", "--refine.gamma", "3"],
     "LPOSS, gamma 10": ["LPOSS", "--refine.preset", "spar"],
 }
 STRIDES, AREAS = "64,48,32,24,16,12,8", "64,96,128,160,192,256"
-SIZES = ((672, 896), (1024, 2048))  # Pascal VOC and Cityscapes by the paper's protocol, patches of 16
+SIZES = ((672, 896), (1024, 2048))  # Pascal VOC and Cityscapes in the paper's protocol, multiples of 16
 NAMES, CHANNELS, PATCH = 150, 768, 16
-LIMIT = 4096  # MiB, of the process
+LIMIT = 4096  # peak memory of the process in MiB
 
 
 def evaluate(run: Path, scenes: Path, out: Path, *more: str) -> None:
-    """`spar evaluate`, with what it prints left to it."""
+    """Run `spar evaluate` with the configuration of a run."""
     args = ["evaluate", "--config", str(run / "config.yaml"), "--data.root", str(scenes.parent), *more]
     if spar([*args, "--out", str(out)]):
-        sys.exit(f"spar {' '.join(args)} has failed.")
+        sys.exit(f"spar {' '.join(args)} failed.")
 
 
 def scores(run: Path, scenes: Path, results: Path) -> str:
-    """A row for each way of inference and refinement."""
+    """Return a table with one row per mode of inference and refinement."""
     lines = [["inference", "refinement", "mIoU at the window's size", "mIoU at 3x the window", "ms per image (3x)"]]
     for way, options in WAYS.items():
         for title, refine in REFINEMENTS.items():
             if title == "none, on the patch grid" and "sliding" not in way:
-                continue  # a single pass is on the patch grid anyway
+                continue  # a single pass is always on the patch grid
             given = [*options, str(run)] if options == ["--weights"] else options
             out = results / f"{way} {title}".replace(", ", "-").replace(" ", "_")
             evaluate(run, scenes, out, *given, "--refine", *refine)
@@ -78,7 +78,7 @@ def scores(run: Path, scenes: Path, results: Path) -> str:
 
 @torch.no_grad()
 def work(what: str, height: int, width: int) -> None:
-    """Refine random maps of an image of this size; print the peak of the process, what it was before, and seconds."""
+    """Refine random maps of an image; print the peak memory of the process, its value before, and the seconds."""
     torch.manual_seed(0)
     maps, upsampler = torch.rand(NAMES, height // PATCH, width // PATCH), AnyUp(None)
     features, image = torch.randn(height // PATCH, width // PATCH, CHANNELS), torch.rand(3, height, width)
@@ -91,12 +91,12 @@ def work(what: str, height: int, width: int) -> None:
 
 
 def peak() -> float:
-    """Of this process, in MiB."""
+    """Return the peak memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def costs() -> str:
-    """A row for each refinement and size, of a process of its own."""
+    """Return a table with one row per refinement and size, each measured in a separate process."""
     lines = [
         ["refinement", "image", "peak of the process, MiB", "before it, MiB", "seconds", "the published mask, MiB"]
     ]
@@ -106,7 +106,7 @@ def costs() -> str:
             out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             highest, before, seconds = (float(number) for number in out.split())
             if highest > LIMIT:
-                sys.exit(f"{what} takes {highest:.0f} MiB at {height} x {width}, more than {LIMIT}.")
+                sys.exit(f"{what} takes {highest:.0f} MiB at {height} x {width}. Allowed are {LIMIT} MiB.")
             mask = height * width * (height // PATCH) * (width // PATCH) / 2**20  # booleans
             row = [what, f"{height} x {width}", f"{highest:.0f}", f"{before:.0f}", f"{seconds:.1f}"]
             lines.append([*row, f"{mask:.0f}" if what == "AnyUp" else "-"])
@@ -114,7 +114,7 @@ def costs() -> str:
 
 
 def sweep(run: Path, scenes: Path, results: Path, pictures: Path) -> tuple[str, str]:
-    """The tables of both figures; the pictures are copied beside the page."""
+    """Run the sweeps, copy their figures to the folder of the page, and return the tables by stride and by area."""
     more = ["--benchmarks", str(scenes / LARGE), "--weights", str(run), "--inference", "sliding"]
     evaluate(run, scenes, results / "sweep", *more, "--strides", STRIDES, "--sweep", AREAS)
     for figure in ("strides", "areas"):
@@ -125,7 +125,7 @@ def sweep(run: Path, scenes: Path, results: Path, pictures: Path) -> tuple[str, 
 
 
 def page(facts: dict[str, Any]) -> str:
-    """The text of docs/refinement.md."""
+    """Return the text of docs/refinement.md."""
     path = Path("/proc/cpuinfo")
     models = [line.split(": ", 1)[1] for line in path.read_text().splitlines() if line.startswith("model name")]
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "lightning"))
@@ -135,6 +135,7 @@ def page(facts: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    """Measure everything and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--scenes", type=Path, default=Path("data/scenes/seed-0"))

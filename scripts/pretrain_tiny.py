@@ -1,9 +1,9 @@
 """Pretrain the `Tiny` backbone and write the two files that ship in the package.
 
-As real vision-language models are, it is trained at one fixed resolution: random 64 x 64 crops of
-rendered scenes. Each patch token is drawn to the text embeddings of what the patch shows, by
-cross-entropy over the class names in random prompt templates, with the share of each class in the
-patch as the target. Seeded; on two CPU cores it took 53 minutes beside other work.
+As real vision-language models, it is trained at one fixed resolution, on random 64 x 64 crops of synthetic images.
+Each patch token is aligned with the text embeddings of the classes in the patch. The loss is the cross-entropy over
+the class names in random prompt templates; the target is the fraction of each class in the patch. The seed is fixed.
+Pretraining took 53 minutes on two CPU cores that were also used by other processes.
 
     python scripts/pretrain_tiny.py            # writes spar_lightning/backbones/tiny.safetensors
 """
@@ -25,19 +25,19 @@ from spar_lightning.backbones.tiny import Tiny, WordEncoder
 from spar_lightning.datasets.scene_renderer import CLASSES, render
 
 PACKAGE = Path(__file__).parents[1] / "spar_lightning" / "backbones"
-SEED = 20260  # of the scenes seen in pretraining; no other part of the project uses it
+SEED = 20260  # seed of the pretraining images; not used anywhere else in the project
 CANVAS = 192
 TEMPLATES = ["{}", *(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)]
 
 
 def vocabulary() -> list[str]:
-    """Every word of the class names and of the prompt templates."""
+    """Return all words of the class names and of the prompt templates, sorted."""
     texts = [*CLASSES, *TEMPLATES]
     return sorted({word for text in texts for word in re.findall(r"\w+", text.lower())})
 
 
 def render_bank(scenes: int) -> tuple[Tensor, Tensor]:
-    """Images (n, 3, 192, 192) and labels (n, 192, 192), uint8."""
+    """Return synthetic images (n, 3, 192, 192) and labels (n, 192, 192), uint8."""
     draw = partial(render, SEED, height=CANVAS, width=CANVAS)
     images = torch.empty(scenes, 3, CANVAS, CANVAS, dtype=torch.uint8)
     labels = torch.empty(scenes, CANVAS, CANVAS, dtype=torch.uint8)
@@ -49,7 +49,7 @@ def render_bank(scenes: int) -> tuple[Tensor, Tensor]:
 
 
 def crops(images: Tensor, labels: Tensor, batch: int, side: int) -> tuple[Tensor, Tensor]:
-    """A batch of random crops, half of them mirrored."""
+    """Return a batch of random crops and their labels, mirrored with probability 0.5."""
     picks = torch.randint(len(images), (batch,)).tolist()
     corners = torch.randint(CANVAS - side + 1, (batch, 2)).tolist()
     views = [(n, slice(y, y + side), slice(x, x + side)) for n, (y, x) in zip(picks, corners, strict=True)]
@@ -61,18 +61,19 @@ def crops(images: Tensor, labels: Tensor, batch: int, side: int) -> tuple[Tensor
 
 
 def patch_shares(labels: Tensor, patch: int) -> Tensor:
-    """Share of each class in each patch: (B, H, W) -> (B, h, w, C)."""
+    """Return the fraction of each class in each patch: (B, H, W) -> (B, h, w, C)."""
     one_hot = F.one_hot(labels.long(), len(CLASSES)).permute(0, 3, 1, 2).float()
     return F.avg_pool2d(one_hot, patch).permute(0, 2, 3, 1)
 
 
 def prompts() -> list[str]:
-    """The class names, all in one random template."""
+    """Return the prompts of all classes in one random template."""
     template = TEMPLATES[int(torch.randint(len(TEMPLATES), ()))]
     return [template.format(name) for name in CLASSES]
 
 
 def main() -> None:
+    """Pretrain and write the vocabulary and the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=64)
@@ -87,7 +88,7 @@ def main() -> None:
 
     start = time.perf_counter()
     images, labels = render_bank(args.scenes)
-    print(f"{args.scenes} scenes in {time.perf_counter() - start:.0f} s", flush=True)
+    print(f"{args.scenes} synthetic images in {time.perf_counter() - start:.0f} s", flush=True)
 
     vision = Tiny(pretrained=None)
     text = WordEncoder(vision.embed_dim, vision.heads, depth=1)

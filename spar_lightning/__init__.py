@@ -1,7 +1,7 @@
-"""Vision transformers at any resolution, for open-vocabulary segmentation (SPAR, arXiv 2604.02252).
+"""Open-vocabulary segmentation with vision transformers at any resolution (SPAR, arXiv 2604.02252).
 
-`load` makes a segmenter from a run, a weight file or the name of a backbone. It is imported when it is asked
-for: the package itself imports nothing heavy.
+`load` creates a segmenter from a run, a weight file or the name of a backbone. It is imported on first use, so
+that importing the package is fast.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""`python -m spar_lightning` is `spar`."""
+"""Entry point of `python -m spar_lightning`, which is the same as `spar`."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""Distillation: a frozen teacher that slides, a student that sees the image once (paper, section 3).
+"""Distillation of a frozen sliding-window teacher into a single-pass student (paper, section 3).
 
-The module owns one registered network, the student. The teacher is the student with its trainable
-tensors as they were at the start, so it needs no memory of its own until somebody asks for it: it
-is in no state dict, DDP never sees it, and it stays right after a resume.
+The module contains one registered network, the student. The teacher is a copy of the student with the trainable tensors
+as they were at the start. The copy is created when it is first needed, so it takes no memory before. It is not in the
+state dict and not visible to DDP, and it is still correct after a resume.
 """
 
 import copy
@@ -38,9 +38,13 @@ from spar_lightning.sliding_window import SlidingWindow
 
 
 class CosineDecay(LambdaLR):
-    """Half a cosine from the learning rate to zero at the end of the run.
+    """Cosine decay from the learning rate to zero at the end of the run.
 
-    Closed form, unlike torch's CosineAnnealingLR: a resumed run may have another end.
+    Unlike torch's CosineAnnealingLR, it uses the closed form, because a resumed run may end at a different step.
+
+    Args:
+        optimizer: Wrapped optimizer.
+        total_steps: Number of optimizer steps of the run.
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int) -> None:
@@ -48,19 +52,23 @@ class CosineDecay(LambdaLR):
 
 
 class Distillation(LightningModule, Teacher):
-    """Teach a backbone to give in one pass what it gives in sliding windows.
+    """Lightning module that distills the sliding-window features of a backbone into a single pass.
 
     Args:
-        backbone: The pretrained network: teacher as it is, student as it becomes.
-        trainable: Parts of the student that train: names or patterns of parameter groups, or `all`.
-        loss: Compares student and teacher features of one image, both (h, w, d).
+        backbone: Pretrained backbone: frozen as the teacher, trained as the student.
+        trainable: Parameter groups of the student to train: a list of names or patterns such as blocks.-1 (the last
+            block), or `all`.
+        loss: Loss module; compares student and teacher features of one image, both of shape (h, w, d).
         lr: Learning rate of AdamW.
         weight_decay: Weight decay of AdamW.
-        lr_schedule: A class whose first two arguments are the optimizer and the number of optimizer steps of the
-            run, such as spar_lightning.distillation.CosineDecay; stepped after every step. null keeps lr constant.
-        compile: Compile the teacher and, for validation, the student with torch.compile; takes minutes at the start,
-            and any image size afterwards.
-        inference: Settings of `InferenceConfig`: the teacher's windows, and how validation segments.
+        lr_schedule: Scheduler class that takes the optimizer and the number of optimizer steps of the run, such as
+            spar_lightning.distillation.CosineDecay; stepped after every optimizer step. null keeps lr constant.
+        compile: Compile the teacher and, for validation, the student with torch.compile. Compilation takes minutes at
+            the start and supports any image size.
+        inference: Settings of `InferenceConfig`: the teacher's windows, and inference during validation.
+
+    Raises:
+        UserError: If a setting is outside its range.
     """
 
     def __init__(
@@ -88,19 +96,20 @@ class Distillation(LightningModule, Teacher):
         if compile:
             backbone.compile(dynamic=True)
         set_trainable(backbone, backbone.parameter_groups(), self.trainable)
-        # Buffers are constants: DDP need not broadcast rank 0's, and ranks may validate unevenly.
+        # Buffers are constant: without their broadcast by DDP, ranks can validate different numbers of images.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
         self._start = {name: p.detach().clone() for name, p in backbone.named_parameters() if p.requires_grad}
-        self._teacher: list[SlidingWindow] = []  # a list: not a submodule
+        self._teacher: list[SlidingWindow] = []  # in a list, so that it is not registered as a submodule
         self._fitting = True
         self._classifiers = TextClassifiers(backbone, self.config.templates)
-        SlidingWindow(backbone, self.config.stride)  # rejects a bad stride now, not after the data
+        SlidingWindow(backbone, self.config.stride)  # raises for an invalid stride before data preparation
 
     def prepare_data(self) -> None:
-        """Read the upsampler's weights before the teacher's features are made: a missing file costs no hours."""
+        """Load the upsampler's weights, so that a missing file raises before hours of feature extraction."""
         self.config.build_upsampler()
 
     def setup(self, stage: str) -> None:
+        """Record whether the run trains."""
         self._fitting = stage == "fit"
 
     def build_teacher(self) -> SlidingWindow:
@@ -112,7 +121,7 @@ class Distillation(LightningModule, Teacher):
         return SlidingWindow(backbone, self.config.stride, batch_size=self.config.window_batch).to(self.device)
 
     def teacher_backbone(self) -> Backbone:
-        """Return a frozen copy of the backbone as it was before training; one pass of it is the student's start."""
+        """Return a frozen copy of the backbone as it was before training."""
         backbone = self.build_teacher().backbone
         assert isinstance(backbone, Backbone)
         return backbone
@@ -128,39 +137,45 @@ class Distillation(LightningModule, Teacher):
 
     @cached_property
     def frozen_blocks(self) -> int:
+        """Number of blocks before the first trainable one."""
         return frozen_blocks(self.student, self.student.depth)
 
     def segmenter(
         self, task: BenchmarkConfig, inference: Inference | None = None, backbone: Backbone | None = None
     ) -> Segmenter:
-        """Return a segmenter by the protocol of a benchmark; class names are encoded once.
+        """Return a segmenter for a benchmark, according to its protocol; class names are encoded only once.
 
         Args:
-            task: The benchmark.
-            inference: single or sliding; None as configured.
-            backbone: None takes the student; `teacher_backbone` is the other choice.
+            task: Configuration of the benchmark.
+            inference: `single` or `sliding`; None uses the configured mode.
+            backbone: Backbone to use, such as `teacher_backbone()`; None uses the student.
         """
         config = self.config if inference is None else replace(self.config, inference=inference)
         return task.segmenter(backbone or self.student, config, self._classifiers)
 
     def protocol(self, precision: str) -> Protocol:
-        """Return how the student would be measured now, in a precision by Lightning's name."""
+        """Return the evaluation protocol of the student.
+
+        Args:
+            precision: Precision as named by Lightning, such as 16-mixed.
+        """
         return Protocol(self.student, self.config, precision)
 
     def training_step(self, batch: list[Sample] | list[ActivationSample], batch_idx: int) -> Tensor:
+        """Compute the loss of a batch; every image of all ranks has the same weight."""
         loss = self.batch_loss(batch)
         self.log("loss", loss, prog_bar=True, batch_size=len(batch))
         return loss * self._weight(len(batch))
 
     def batch_loss(self, batch: list[Sample] | list[ActivationSample]) -> Tensor:
-        """Mean over the images of a batch of each one's loss."""
+        """Compute the mean loss over the images of a batch."""
         students, targets = self._features(batch)
-        # In fp32 whatever the network ran in; every image counts the same, whatever its size.
+        # The loss is computed in float32 at any precision of the run; images of all sizes have the same weight.
         losses = [self.loss(s.float(), t.float()) for s, t in zip(students, targets, strict=True)]
         return torch.stack(losses).mean()
 
     def _features(self, batch: list[Sample] | list[ActivationSample]) -> tuple[list[Tensor], list[Tensor]]:
-        """Features (h, w, d) of the student and of the teacher, image by image."""
+        """Return the features (h, w, d) of the student and of the teacher for each image."""
         if cached := [sample for sample in batch if isinstance(sample, ActivationSample)]:
             targets = [sample.features for sample in cached]
             dtype = next(self.student.parameters()).dtype
@@ -173,7 +188,7 @@ class Distillation(LightningModule, Teacher):
         return dense_features(self.student, images), targets
 
     def _weight(self, images: int) -> float | Tensor:
-        """What makes the mean over processes one over images, where packs hold different numbers of them."""
+        """Return the loss weight that turns DDP's mean over ranks into a mean over images, for packs of any size."""
         if self._trainer is None or self.trainer.world_size == 1:
             return 1.0
         mine = torch.tensor(float(images), device=self.device)
@@ -182,7 +197,7 @@ class Distillation(LightningModule, Teacher):
 
     @torch.no_grad()
     def _target(self, sample: Sample, image: Tensor) -> Tensor:
-        """The teacher's features (h, w, d), from the cache or computed now."""
+        """Return the teacher's features (h, w, d), cached or computed."""
         if sample.features is not None:
             return sample.features
         if not self._teacher:
@@ -191,11 +206,13 @@ class Distillation(LightningModule, Teacher):
         return features
 
     def on_validation_start(self) -> None:
+        """Build a segmenter for each benchmark."""
         self._segmenters = [self.segmenter(benchmark.description) for benchmark in self._data.benchmarks]
 
     def validation_step(
         self, batch: list[LabelledImage], batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, list[Tensor]]:
+        """Segment the images of a batch."""
         return {"labels": [self._segmenters[dataloader_idx](image.image) for image in batch]}
 
     @property
@@ -205,6 +222,7 @@ class Distillation(LightningModule, Teacher):
         return data
 
     def configure_optimizers(self) -> Any:
+        """Return AdamW and, if configured, the learning-rate schedule."""
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
         if self.lr_schedule is None:
@@ -215,10 +233,10 @@ class Distillation(LightningModule, Teacher):
         }
 
     def _total_steps(self) -> int:
-        """Optimizer steps of the whole run, from what the Trainer was told and the length of an epoch."""
+        """Compute the optimizer steps of the whole run from the Trainer's options and the epoch length."""
         trainer = self.trainer
         epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else math.inf
-        # Not trainer.estimated_stepping_batches: reading it makes a loader forget where it was to resume.
+        # trainer.estimated_stepping_batches is not used: reading it resets the position at which a loader resumes.
         batches = len(self._data.train_dataloader())
         limit = trainer.limit_train_batches
         if limit is not None:
@@ -227,11 +245,12 @@ class Distillation(LightningModule, Teacher):
         if trainer.max_steps > 0:
             steps = min(steps, trainer.max_steps)
         if steps == math.inf:
-            raise UserError("model.lr_schedule needs to know where a run ends. Set trainer.max_epochs or max_steps.")
+            raise UserError("model.lr_schedule needs a finite run. Set trainer.max_epochs or trainer.max_steps.")
         return int(steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # No save_hyperparameters: LightningCLI would read them back over the user's command line on resume.
+        """Add the version and the settings that on_load_checkpoint compares."""
+        # save_hyperparameters is not used: on resume, LightningCLI would override the command line with its values.
         checkpoint["spar"] = {
             "version": __version__,
             "trainable": self.trainable,
@@ -240,20 +259,25 @@ class Distillation(LightningModule, Teacher):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check a checkpoint; in fit, apply the configured learning rate and weight decay to it.
+
+        Raises:
+            ResumeError: If the checkpoint does not match the backbone or `trainable`.
+        """
         spar = checkpoint.get("spar")
         if spar is None:
-            raise ResumeError("The checkpoint was not written by spar fit: it lacks the entry 'spar'.")
+            raise ResumeError("The checkpoint was not written by spar fit: the entry 'spar' is missing.")
         if found := difference(checkpoint["state_dict"], self.state_dict()):
             raise ResumeError(
-                f"The checkpoint does not fit {type(self.student).__name__}: {found}. "
-                "Give the model.backbone that it was trained with."
+                f"The checkpoint does not match {type(self.student).__name__}: {found}. "
+                "Set model.backbone to the backbone that it was trained with."
             )
         if not self._fitting:
             return
         if spar["trainable"] != self.trainable:
             raise ResumeError(
-                f"The checkpoint trained {spar['trainable']}, but model.trainable is {self.trainable}. An optimizer's "
-                "state fits one selection only: give the old one, or start anew with another --run_dir."
+                f"The checkpoint was trained with {spar['trainable']}, but model.trainable is {self.trainable}. Its "
+                "optimizer state does not match. Restore the value, or start a new run with another --run_dir."
             )
         if spar["lr"] != self.lr:
             _scale_learning_rate(checkpoint, self.lr / spar["lr"])
@@ -263,7 +287,7 @@ class Distillation(LightningModule, Teacher):
 
 
 def _scale_learning_rate(checkpoint: dict[str, Any], scale: float) -> None:
-    """Let the configuration win over the saved optimizer and schedule, which hold the old run's rates."""
+    """Rescale the saved optimizer and schedule, so that the configured learning rate applies."""
     for optimizer in checkpoint["optimizer_states"]:
         for group in optimizer["param_groups"]:
             group.update({key: group[key] * scale for key in ("lr", "initial_lr") if key in group})

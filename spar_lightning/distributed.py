@@ -1,14 +1,14 @@
-"""Which of a run's processes this one is, told by the launcher before Lightning or torch have started.
+"""Rank and world size from environment variables, available before Lightning or torch are initialized.
 
-torchrun sets RANK and LOCAL_RANK, srun SLURM_PROCID and SLURM_LOCALID, Lightning and `spar cache` for
-the processes that they start themselves LOCAL_RANK and NODE_RANK.
+torchrun sets RANK and LOCAL_RANK; srun sets SLURM_PROCID and SLURM_LOCALID. Lightning and `spar cache` set
+LOCAL_RANK and NODE_RANK for the processes that they start.
 """
 
 import os
 
 
 def is_first_process() -> bool:
-    """Whether this process is the only one or the first of all nodes."""
+    """Return whether this process is rank 0 of all nodes, or the only process."""
     for name in ("RANK", "SLURM_PROCID"):
         if name in os.environ:
             return os.environ[name] == "0"
@@ -16,7 +16,7 @@ def is_first_process() -> bool:
 
 
 def local_rank() -> int | None:
-    """Number of this process on its machine; None where no launcher started it beside others."""
+    """Return the rank of this process on its machine, or None if a launcher did not start several processes."""
     for name in ("LOCAL_RANK", "SLURM_LOCALID"):
         if name in os.environ and world_size() > 1:
             return int(os.environ[name])
@@ -24,7 +24,7 @@ def local_rank() -> int | None:
 
 
 def world_size() -> int:
-    """Number of processes on all nodes."""
-    # Of a batch script that srun did not start, SLURM says how many tasks there could be; it is one process.
+    """Return the number of processes on all nodes."""
+    # In a batch script without srun, SLURM_NTASKS is the number of allowed tasks, but only one process runs.
     tasks = os.environ.get("SLURM_NTASKS") if "SLURM_STEP_ID" in os.environ else None
     return int(os.environ.get("WORLD_SIZE") or tasks or 1)

@@ -1,6 +1,6 @@
-"""Errors that a user can mend: the command prints their sentence, without a traceback, and exits 2.
+"""Errors that a user can fix. `spar` prints the message without a traceback and exits with code 2.
 
-A sentence says what was given, what is allowed, and what mends it. Standard library only.
+A message says what was given, what is allowed and how to fix it. This module imports only the standard library.
 """
 
 import difflib
@@ -8,25 +8,28 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Base of every error whose cause lies in what the user gave."""
+    """Base class of all errors caused by user input."""
 
 
 def user_error(error: BaseException | None) -> UserError | None:
-    """The error, or what it was raised from: jsonargparse wraps what a constructor raises."""
+    """Return the UserError that `error` is or was raised from, or None.
+
+    jsonargparse wraps the errors that a constructor raises.
+    """
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
 
 
 def check_at_least(minimum: int, **values: int | None) -> None:
-    """Raise UserError for every number below the minimum; None is no number."""
+    """Raise UserError if any value is below `minimum`; None is ignored."""
     for name, value in values.items():
         if value is not None and value < minimum:
             raise UserError(f"{name} must be at least {minimum}, but got {value}.")
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
-    """A sentence that names up to three likely meanings of `given`, or nothing."""
+    """Return the sentence "Did you mean ...? " with up to three similar names, or an empty string."""
     names = {name.lower(): name for name in allowed}
     close = [names[match] for match in difflib.get_close_matches(given.lower(), list(names), n=3)]
     return f"Did you mean {' or '.join(close)}? " if close else ""

@@ -1,12 +1,13 @@
-"""Sliding-window features: a backbone over overlapping windows, stitched to the image's patch grid.
+"""Sliding-window inference: a backbone on overlapping windows, stitched on the patch grid of the image.
 
-This is the teacher's arithmetic (paper, section 3). Where the stride s is no multiple of the patch
-P, windows meet between patches, so each window's map is upsampled r = P / gcd(P, s) times
-(bilinear), maps are averaged where they overlap, and the average is brought back to the patch grid
-(bilinear). All of it, the overlap counts too, is linear and separable in y and x. The contribution
-of a window is therefore A_y map A_x^T with two small matrices, and the r-times canvas is never made.
+These are the numerics of the teacher (paper, section 3). If the stride s is not a multiple of the patch
+size P, windows start between patches. Each window's feature map is then upsampled by r = P / gcd(P, s)
+(bilinear), the maps are averaged where they overlap, and the average is resized to the patch grid
+(bilinear). All these steps, including the overlap counts, are linear and separable in y and x. The
+contribution of a window is therefore A_y map A_x^T with two small matrices, and the upsampled canvas is
+never allocated.
 
-Shapes: B images, H x W pixels, h x w patches; a window has k x l patches; d channels.
+Shapes: B images, H x W pixels, h x w patches, windows of k x l pixels, d channels.
 """
 
 import math
@@ -21,14 +22,17 @@ from torch import Tensor, nn
 from spar_lightning.errors import UserError
 from spar_lightning.image.resize import check_sides
 
-ALGORITHM = 1  # raised by hand when the same backbone, window and stride give other features
-# Patches of one forward pass: on a CPU longer ones leave its caches, a GPU wants matrices of this many rows.
+ALGORITHM = 1  # increase if the same backbone, window and stride give different features
+# Patches per forward pass. More would exceed the caches of a CPU; a GPU needs matrices with this many rows.
 PATCHES_ON_CPU: Final = 4096
 PATCHES_ELSEWHERE: Final = 65536
 
 
 class DenseEncoder(Protocol):
-    """What slides: normalised images (B, 3, H, W), sides multiples of the patch, to features (B, h, w, d)."""
+    """Encoder of the windows: normalized images (B, 3, H, W) to features (B, h, w, d).
+
+    H and W are multiples of the patch size.
+    """
 
     patch_size: int
     window: int
@@ -37,15 +41,19 @@ class DenseEncoder(Protocol):
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Starts 0, s, 2s, .. and length - window, in pixels; a window longer than the axis starts at 0."""
+    """Return the starts of the windows along one axis in pixels: 0, s, 2s, ..., length - window.
+
+    A window that is longer than the axis starts at 0.
+    """
     last = max(length - window, 0)
     return [*range(0, last, stride), last]
 
 
 def stitch_matrices(length: int, window: int, stride: int, patch: int) -> Tensor:
-    """Matrices (n, length/P, window/P), float64: what each window adds to the patches of one axis.
+    """Return float64 matrices (n, length/P, window/P) that map each of n windows to the patches of one axis.
 
-    The window is clamped to the axis. Row sums over all windows are 1: constants are preserved.
+    All arguments are in pixels. The window is clamped to the axis. Each row sums to 1 over all windows, so
+    constant features are preserved.
     """
     window = min(window, length)
     r = patch // math.gcd(patch, stride)
@@ -55,24 +63,27 @@ def stitch_matrices(length: int, window: int, stride: int, patch: int) -> Tensor
     placed = torch.zeros(len(starts), fine, k, dtype=torch.float64)
     for matrix, start in zip(placed, starts, strict=True):
         matrix[start : start + k * r] = up
-    count = placed.sum(dim=(0, 2))  # windows over each fine position: rows of `up` sum to 1
+    count = placed.sum(dim=(0, 2))  # windows per upsampled position, because rows of `up` sum to 1
     return interpolation_matrix(fine, fine // r) @ (placed / count[:, None])
 
 
 def interpolation_matrix(source: int, target: int) -> Tensor:
-    """Bilinear interpolation (align_corners False) along one axis as a matrix (target, source)."""
+    """Return bilinear interpolation (align_corners=False) along one axis as a matrix (target, source)."""
     basis = torch.eye(source, dtype=torch.float64)[None]
     return F.interpolate(basis, target, mode="linear", align_corners=False)[0].T
 
 
 class SlidingWindow(nn.Module):
-    """Dense features of an image of any size from windows of the backbone's native size.
+    """Sliding-window inference: dense features of an image of any size from windows of a fixed size.
 
     Args:
-        backbone: The network that sees the windows.
-        stride: Step between windows in pixels; need not be a multiple of the patch.
-        window: Side of a window in pixels, a multiple of the patch; null takes the backbone's own.
-        batch_size: Windows per forward pass; null chooses by the device.
+        backbone: Encoder that is applied to the windows.
+        stride: Step between windows in pixels. It does not have to be a multiple of the patch size.
+        window: Side of a window in pixels, a multiple of the patch size; null uses the native size of the backbone.
+        batch_size: Number of windows per forward pass; null selects it by device.
+
+    Raises:
+        UserError: An argument is out of range, or the stride is larger than the window.
     """
 
     def __init__(
@@ -84,7 +95,7 @@ class SlidingWindow(nn.Module):
         self.window = backbone.window if window is None else window
         self.batch_size = batch_size
         if stride < 1 or (batch_size is not None and batch_size < 1):
-            raise UserError(f"stride and window batch must be at least 1, but got {stride} and {batch_size}.")
+            raise UserError(f"stride and batch_size must be at least 1, but got {stride} and {batch_size}.")
         if self.window < 1 or self.window % backbone.patch_size:
             raise UserError(
                 f"window must be a positive multiple of the patch size {backbone.patch_size}, but got {self.window}."
@@ -92,35 +103,37 @@ class SlidingWindow(nn.Module):
         if stride > self.window:
             raise UserError(
                 f"stride {stride} is larger than the window of {self.window} pixels: patches between windows would "
-                f"have no features. Give a stride from 1 to {self.window}."
+                f"have no features. Use a stride from 1 to {self.window}."
             )
 
     def identity(self) -> dict[str, int]:
-        """What the stitched features depend on, apart from the backbone; batch_size changes nothing."""
+        """Return the cache key of the stitched features without the backbone; batch_size does not affect them."""
         return {"window": self.window, "stride": self.stride, "algorithm": ALGORITHM}
 
     def count(self, height: int, width: int) -> int:
-        """Windows of an image of this size, in pixels."""
+        """Return the number of windows of an image; height and width are in pixels."""
         rows, columns = (len(window_starts(side, self.window, self.stride)) for side in (height, width))
         return rows * columns
 
     def windows_at_once(self, device: torch.device) -> int:
-        """Windows of a forward pass on a device."""
+        """Return the number of windows per forward pass on a device."""
         if self.batch_size is not None:
             return self.batch_size
         patches = PATCHES_ON_CPU if device.type == "cpu" else PATCHES_ELSEWHERE
         return max(1, patches // (self.window // self.backbone.patch_size) ** 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, h, w, d) of normalised images (B, 3, H, W), accumulated in at least fp32."""
+        """Return features (B, h, w, d) of normalized images (B, 3, H, W), accumulated in fp32 or higher precision."""
         check_sides(images, self.backbone.patch_size)
         return torch.stack([self._stitch(image) for image in images])
 
     def maps(self, image: Tensor) -> Iterator[tuple[int, list[int], Tensor]]:
-        """The backbone's maps of all windows of a normalised image (3, H, W), a row of windows after the other.
+        """Yield the feature maps of all windows of a normalized image (3, H, W), row by row.
 
-        Yields the row's number, the columns' numbers and their maps (n, k/P, l/P, d), in at least fp32. A row
-        may come in several parts: a forward pass takes a batch of windows across rows.
+        A row of windows can be split into several parts, because a forward pass batches windows across rows.
+
+        Yields:
+            Row index, column indices, and maps (n, k/P, l/P, d) in fp32 or higher precision.
         """
         height, width = image.shape[-2:]
         k, l = min(self.window, height), min(self.window, width)
@@ -130,7 +143,7 @@ class SlidingWindow(nn.Module):
         step = self.windows_at_once(image.device)
         for first in range(0, len(places), step):
             batch = places[first : first + step]
-            # Views of the image: only this batch of windows is ever copied.
+            # Slices are views of the image: only the current batch of windows is copied.
             windows = torch.stack([image[:, tops[i] : tops[i] + k, lefts[j] : lefts[j] + l] for i, j in batch])
             maps = self.backbone(windows)
             maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # (n, k/P, l/P, d)
@@ -150,10 +163,10 @@ class SlidingWindow(nn.Module):
             if total is None:
                 a_y, a_x = a_y.to(part), a_x.to(part)
                 total = part.new_zeros(height // patch, width // patch, part.shape[-1])
-            # A slice: a list of numbers would have to reach an accelerator first, and the host would wait for it.
+            # A list of indices would be copied to the accelerator first, and the host would wait for the copy.
             places = slice(columns[0], columns[-1] + 1)
             with torch.autocast(part.device.type, enabled=False):  # autocast would round the matrices
-                strip = torch.einsum("nxl,nkld->kxd", a_x[places], part)  # one row of windows, widthwise
+                strip = torch.einsum("nxl,nkld->kxd", a_x[places], part)  # one row of windows, stitched along x
                 total += torch.einsum("yk,kxd->yxd", a_y[i], strip)
         assert total is not None
         return total

@@ -1,7 +1,8 @@
-"""From a run, a file or a name to a network that segments: `spar_lightning.load`.
+"""`spar_lightning.load`: load a segmenter from a run, a weight file or the name of a backbone.
 
-Weights alone do not say which network they belong to. A run does in its config.yaml, an export of ours in the metadata
-of its file; for any other weights a configuration has to. Each of them holds the `model` block of `spar fit`.
+Weights alone do not record which network they belong to. A run records it in config.yaml, and an export of `spar
+export` in the metadata of its file; other weights need a configuration file. All of these contain the `model` block of
+`spar fit`.
 """
 
 import json
@@ -41,22 +42,23 @@ def load(
     backbone: Mapping[str, Any] | None = None,
     **inference: Any,
 ) -> Segmenter:
-    """Return a segmenter: image in, segmentation map out. It may be called from several threads.
+    """Load a segmenter, which maps images to segmentation maps. It can be called from several threads.
 
     Args:
-        source: Run folder of `spar fit`, its checkpoint, a file or folder of `spar export --to safetensors`, a weight
-            file of the backbone's library together with `config`, or the name of a backbone such as siglip2.
-        classes: Class names; `label: name, name` or `name, name` gives a class several. Without classes the segmenter
-            gives features only.
-        max_side: Most pixels of the long side that the network sees; larger images are shrunk, labels are not.
-        device: Where the network runs; None takes a GPU if there is one.
-        config: YAML file whose model block describes the network of the weights.
-        backbone: Arguments of the backbone that differ from those of the run, such as {"text_weights": path}.
-        inference: Settings of `InferenceConfig` that differ from those of the run, such as `inference="sliding"`,
-            `stride=16` or `refine=LPOSS("spar")`; `refine=None` turns the refinement of the run off.
+        source: Run folder of `spar fit`, a checkpoint in it, a file or folder of `spar export --to safetensors`, a
+            weight file of the backbone's library together with `config`, or the name of a backbone such as siglip2.
+        classes: Class names; `label: name, name` or `name, name` sets several names for a class. Without classes, the
+            segmenter only returns features.
+        max_side: Maximum long side in pixels that the network sees. Larger images are downscaled, but the segmentation
+            map keeps the size of the image.
+        device: Device of the network; None uses a GPU if available.
+        config: YAML file with a `model` block that describes the network of the weights.
+        backbone: Arguments of the backbone that override those of the run, such as {"text_weights": path}.
+        inference: Settings of `InferenceConfig` that override those of the run, such as `inference="sliding"`,
+            `stride=16` or `refine=LPOSS("spar")`; `refine=None` disables the refinement of the run.
 
     Raises:
-        UserError: A file, class or setting is missing or does not fit.
+        UserError: If a file is missing or does not match the network, or a class or setting is invalid.
     """
     wanted, place = parse_classes(classes), usable_device(device)
     student = load_student(source, config, inference, backbone)
@@ -65,30 +67,30 @@ def load(
 
 
 def usable_device(given: str | torch.device | None) -> torch.device:
-    """Return the given device, or a GPU if there is one, else the CPU.
+    """Return the given device; None selects a GPU if available and the CPU otherwise.
 
     Raises:
-        UserError: This machine has no such device.
+        UserError: If the device is not available.
     """
     try:
         device = torch.device(given or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises several kinds
+    except (RuntimeError, AssertionError) as error:  # torch raises several types
         reason = str(error).splitlines()[0]
-        raise UserError(f"device {given} cannot be used: {reason}. Give cpu, cuda, cuda:1 or mps.") from error
+        raise UserError(f"device {given} cannot be used: {reason}. Use cpu, cuda, cuda:1 or mps.") from error
     return device
 
 
 @dataclass(frozen=True)
 class Student:
-    """A trained network and where it comes from.
+    """Trained network and its origin.
 
     Attributes:
-        backbone: With the trained weights, frozen.
-        config: Its settings of inference.
-        block: The `model` block that describes it, as in a YAML file.
-        run: The whole configuration of its run, as far as known.
-        weights: The file that was read; None for a backbone without further training.
+        backbone: Backbone with the trained weights, frozen.
+        config: Inference settings.
+        block: `model` block that describes the network, as in a YAML file.
+        run: Complete configuration of the run, as far as known.
+        weights: Weight file that was read; None for a backbone without further training.
     """
 
     backbone: Backbone
@@ -98,7 +100,7 @@ class Student:
     weights: Path | None
 
     def base(self) -> Backbone:
-        """Build the backbone as configured, with its pretrained weights, on the student's device."""
+        """Build the backbone with its pretrained weights, as before training, on the student's device."""
         backbone, _ = _instantiate(self.block)
         return backbone.to(next(self.backbone.parameters()).device)
 
@@ -112,10 +114,10 @@ class Student:
         """Return a segmenter on the backbone's device.
 
         Args:
-            classes: Label to names; none for features only.
-            max_side: Most pixels of the long side that the network sees.
-            inference: None as configured.
-            backbone: None takes the trained network.
+            classes: Class names for each label; an empty mapping returns a segmenter for features only.
+            max_side: Maximum long side in pixels that the network sees; None sets no limit.
+            inference: `single` or `sliding`; None uses the configured mode.
+            backbone: Backbone to use; None uses the trained one.
         """
         network = backbone or self.backbone
         if classes:
@@ -133,23 +135,23 @@ def load_student(
     inference: Mapping[str, Any] | None = None,
     backbone: Mapping[str, Any] | None = None,
 ) -> Student:
-    """Return the network that a source stands for, frozen, on the CPU.
+    """Load the network of a source, frozen, on the CPU.
 
     Args:
-        source: As for `load`.
-        config: YAML file whose model block replaces the source's own.
-        inference: Settings of `InferenceConfig` that replace those there.
-        backbone: Arguments of the backbone that replace those there.
+        source: Run folder, weight file or backbone name, as for `load`.
+        config: YAML file with a `model` block that replaces the one of the source.
+        inference: Settings of `InferenceConfig` that override those of the `model` block.
+        backbone: Arguments of the backbone that override those of the `model` block.
 
     Raises:
         UserError: As for `load`.
     """
     path, given = Path(source), dict(inference or {})
     check_names(given, "load")
-    # None is a setting where it is the default (no refinement); elsewhere it means as in the run.
+    # If None is the default of a setting (no refinement), it is a value; otherwise it means "as in the run".
     defaults = {field.name: field.default for field in fields(InferenceConfig)}
     changed = {key: value for key, value in given.items() if value is not None or defaults[key] is None}
-    plugins()  # once imported, their classes have short names
+    plugins()  # importing them registers the short names of their classes
     if config is not None:
         content = _read_configuration(Path(find(str(config))))
     elif path.exists():
@@ -163,14 +165,14 @@ def load_student(
     chosen = {"class_path": chosen} if isinstance(chosen, str) else chosen
     block["backbone"] = {**chosen, "init_args": {**(chosen.get("init_args") or {}), **(backbone or {})}}
     block = {key: value for key, value in block.items() if key not in changed}
-    # Weights that are read next need not be loaded, or downloaded, from where the run took its own.
+    # Pretrained weights that are replaced in the next step are neither read nor downloaded.
     with without_weights() if path.exists() else nullcontext():
         network, settings = _instantiate(block)
     settings = replace(settings, **changed)
     if path.exists():
         return Student(network, settings, block, content, load_weights(network, str(path)))
     if not isinstance(network, _class(str(source))):
-        raise UserError(f"{source} is another backbone than that of {config}. Leave one of them out.")
+        raise UserError(f"{source} is not the backbone of {config}. Pass only one of them.")
     return Student(network, settings, block, content, None)
 
 
@@ -185,27 +187,27 @@ def _recorded(path: Path) -> dict[str, Any]:
         try:
             with safe_open(file, "pt") as tensors:
                 recorded = (tensors.metadata() or {}).get(HEADER)
-        except Exception as error:  # safetensors raises its own, which derives from nothing more
-            raise UserError(f"{file} cannot be read as safetensors ({error}). Fetch or export it again.") from error
+        except Exception as error:  # safetensors raises a direct subclass of Exception
+            raise UserError(f"{file} cannot be read as safetensors ({error}). Download or export it again.") from error
         if recorded:
             return upgraded({"model": json.loads(recorded)})
     raise UserError(
-        f"{path} does not say which network its weights belong to. Give a run folder of spar fit, a file of `spar "
-        "export --to safetensors`, or the YAML file of the training: config=.. in Python, --config in the shell."
+        f"{path} does not record which network its weights belong to. Use a run folder of spar fit or a file of `spar "
+        "export --to safetensors`, or pass the YAML file of the training: config=.. in Python, --config in the shell."
     )
 
 
 def _read_configuration(path: Path) -> dict[str, Any]:
-    """Read a YAML file of `spar fit` that names a backbone; one that a run wrote may be of an older version."""
+    """Read a YAML file of `spar fit` with a backbone; a file that a run wrote may be of an older version."""
     if not path.is_file():
-        raise UserError(f"There is no configuration {path}. Give the YAML file of the run.")
+        raise UserError(f"The configuration {path} does not exist. Pass the YAML file of the run.")
     try:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as YAML ({' '.join(str(error).split())}).") from error
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict) or not model.get("backbone"):
-        raise UserError(f"{path} has no model.backbone. Give a configuration of spar fit.")
+        raise UserError(f"{path} has no model.backbone. Pass a configuration of spar fit.")
     if written_by_a_run(path):
         return upgraded(content)
     check_renamed(content, str(path))
@@ -213,27 +215,27 @@ def _read_configuration(path: Path) -> dict[str, Any]:
 
 
 def _class(name: str) -> type[Backbone]:
-    """Return the backbone class of a name."""
+    """Return the backbone class with this name."""
     if "/" in name or name.endswith(SUFFIXES):
-        raise UserError(f"There is no file or folder {name}. Give a run folder such as runs/NAME, or a weight file.")
+        raise UserError(f"No file or folder named {name}. Pass a run folder such as runs/NAME, or a weight file.")
     try:
         return find_backbone(name)
     except UserError as error:
         raise UserError(
-            f"{name} is neither a file nor a folder nor a backbone. {error} A run is a folder such as runs/NAME."
+            f"{name} is not a file, a folder or a backbone. {error} A run is a folder such as runs/NAME."
         ) from error
 
 
 def _instantiate(block: dict[str, Any]) -> tuple[Backbone, InferenceConfig]:
-    """Build the backbone, frozen, and the settings of a model block."""
+    """Build the frozen backbone and the inference settings of a model block."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Backbone, "backbone")
     parser.add_class_arguments(InferenceConfig, "config")
     config = {key: value for key, value in block.items() if key != "backbone"}
     try:
         made = parser.instantiate_classes(parser.parse_object({"backbone": block["backbone"], "config": config}))
-    except Exception as error:  # jsonargparse raises several kinds
-        cause = user_error(error) or f"The model block cannot be used: {' '.join(str(error).split())}"
+    except Exception as error:  # jsonargparse raises several types
+        cause = user_error(error) or f"Invalid model block: {' '.join(str(error).split())}"
         raise UserError(str(cause)) from error
     backbone, settings = made.backbone, made.config
     assert isinstance(backbone, Backbone)

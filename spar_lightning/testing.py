@@ -1,4 +1,4 @@
-"""Checks that a backbone keeps the contract of `backbones.base.Backbone`, for those who write one.
+"""Interface checks for authors of a backbone: they verify that a class implements `backbones.base.Backbone`.
 
     checks = backbone_checks(lambda: MyBackbone(pretrained=None))
 
@@ -6,8 +6,8 @@
     def test_contract(check):
         check()
 
-`spar backbones check CLASS` runs them without pytest. Every check makes what it needs from the factory,
-which should give a small network with random weights.
+`spar backbones check CLASS` runs the checks without pytest. Each check creates its backbones with the
+factory, which should return a small network with random weights.
 """
 
 import copy
@@ -26,18 +26,19 @@ from spar_lightning.backbones.packing import dense_features
 from spar_lightning.backbones.parameter_groups import set_trainable
 
 Factory = Callable[[], Backbone]
-TOLERANCE = 2e-4  # of features with a standard deviation of about one, fp32
+TOLERANCE = 2e-4  # fp32, relative to the standard deviation of the features
 
 
 @dataclass(frozen=True)
 class Check:
-    """One named check; calling it raises AssertionError where the contract is broken."""
+    """Named interface check; calling it raises AssertionError if the backbone fails the check."""
 
     name: str
     run: Callable[[Factory], None]
     factory: Factory
 
     def __call__(self) -> None:
+        """Run the check; raise AssertionError if it fails."""
         self.run(self.factory)
 
     def __str__(self) -> str:
@@ -45,12 +46,12 @@ class Check:
 
 
 def backbone_checks(factory: Factory) -> list[Check]:
-    """All checks of a backbone that `factory` makes."""
+    """Return all interface checks for the backbone that `factory` creates."""
     return [Check(run.__name__.removeprefix("_"), run, factory) for run in _CHECKS]
 
 
 def _images(backbone: Backbone, h: int, w: int, batch: int = 1) -> Tensor:
-    """Smooth random images of h x w patches."""
+    """Return smooth random images of h x w patches."""
     generator = torch.Generator().manual_seed(100 * h + w)
     coarse = torch.randn(batch, 3, 2 * h, 2 * w, generator=generator)
     size = (h * backbone.patch_size, w * backbone.patch_size)
@@ -62,21 +63,23 @@ def _tokens(backbone: Backbone, h: int, w: int) -> Tensor:
 
 
 def _same(actual: Tensor, expected: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
-    assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
+    assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     worst = ((actual - expected).abs().max() / expected.std().clamp(min=1e-6)).item()
-    assert worst <= tolerance, f"{what}: differs by {worst:.1e} standard deviations, allowed are {tolerance:.0e}"
+    assert worst <= tolerance, f"{what}: differs by {worst:.1e} standard deviations, allowed: {tolerance:.0e}"
 
 
 @torch.no_grad()
-def _facts_are_true(factory: Factory) -> None:
+def _attributes_are_consistent(factory: Factory) -> None:
     backbone = factory()
-    assert backbone.window % backbone.patch_size == 0, "window is no multiple of patch_size"
-    assert len(backbone.mean) == len(backbone.std) == 3, "mean and std have three channels"
-    assert min(backbone.std) > 0, "std is positive"
+    assert backbone.window % backbone.patch_size == 0, "window is not a multiple of patch_size"
+    assert len(backbone.mean) == len(backbone.std) == 3, "mean and std must have three channels"
+    assert min(backbone.std) > 0, "std must be positive"
     side = backbone.window // backbone.patch_size
     features = backbone(_images(backbone, side, side))
-    assert features.shape == (1, side, side, backbone.embed_dim), f"features at the window are {tuple(features.shape)}"
-    assert backbone.depth > 0, "parameter_groups names no blocks.0"
+    assert features.shape == (1, side, side, backbone.embed_dim), (
+        f"features of a window have shape {tuple(features.shape)}"
+    )
+    assert backbone.depth > 0, "parameter_groups has no group blocks.0"
 
 
 @torch.no_grad()
@@ -84,17 +87,17 @@ def _shapes_square_wide_tall(factory: Factory) -> None:
     backbone = factory()
     for h, w in ((4, 4), (3, 7), (6, 2)):
         found = tuple(backbone(_images(backbone, h, w, batch=2)).shape)
-        assert found == (2, h, w, backbone.embed_dim), f"{h} x {w} patches gave features {found}"
+        assert found == (2, h, w, backbone.embed_dim), f"features of {h} x {w} patches have shape {found}"
 
 
 @torch.no_grad()
-def _sides_off_the_patch_are_refused(factory: Factory) -> None:
+def _other_sides_raise_an_error(factory: Factory) -> None:
     backbone = factory()
     try:
         backbone(torch.zeros(1, 3, 2 * backbone.patch_size + 1, 2 * backbone.patch_size))
     except ValueError:
         return
-    raise AssertionError("an image whose sides are no multiples of patch_size must raise ValueError")
+    raise AssertionError("image sides that are not multiples of patch_size must raise ValueError")
 
 
 @torch.no_grad()
@@ -109,29 +112,29 @@ def _patches_are_row_major(factory: Factory) -> None:
         p = backbone.patch_size
         changed[:, :, y * p : (y + 1) * p, x * p : (x + 1) * p] += 1
         moved = (backbone.embed(changed) - plain).abs().amax(-1)[0, prefix:]
-        assert moved.argmax().item() == y * w + x, f"patch ({y}, {x}) is not token {y * w + x} behind the prefix"
+        assert moved.argmax().item() == y * w + x, f"patch ({y}, {x}) must be patch token {y * w + x} (row-major)"
 
 
 @torch.no_grad()
-def _splitting_the_blocks_changes_nothing(factory: Factory) -> None:
+def _splitting_the_blocks_is_exact(factory: Factory) -> None:
     backbone = factory()
     tokens, grids = _tokens(backbone, 3, 4), [(3, 4)]
     whole = backbone.run_blocks(tokens, grids)
     for cut in range(backbone.depth + 1):
         parts = backbone.run_blocks(backbone.run_blocks(tokens, grids, stop=cut), grids, start=cut)
-        assert torch.equal(parts, whole), f"blocks 0..{cut - 1}, then {cut}.. differ from all at once"
+        assert torch.equal(parts, whole), f"running blocks 0..{cut - 1}, then {cut}.. differs from a single call"
 
 
 @torch.no_grad()
-def _a_pack_equals_its_images(factory: Factory) -> None:
+def _packed_sequence_equals_its_images(factory: Factory) -> None:
     backbone = factory()
     images = [_images(backbone, h, w)[0] for h, w in ((3, 4), (5, 2), (4, 4))]
     for packed, image in zip(dense_features(backbone, images), images, strict=True):
-        _same(packed, backbone(image[None])[0], "an image in a pack")
+        _same(packed, backbone(image[None])[0], "an image in a packed sequence")
 
 
 @torch.no_grad()
-def _a_batch_equals_its_images(factory: Factory) -> None:
+def _batch_equals_its_images(factory: Factory) -> None:
     backbone = factory()
     images = _images(backbone, 4, 3, batch=4)
     together = backbone(images)
@@ -143,35 +146,37 @@ def _a_batch_equals_its_images(factory: Factory) -> None:
 def _deterministic(factory: Factory) -> None:
     backbone = factory()
     images = _images(backbone, 4, 4)
-    assert torch.equal(backbone(images), backbone(images)), "the same image gave other features"
+    assert torch.equal(backbone(images), backbone(images)), "two passes on the same image gave different features"
 
 
-def _stays_in_eval(factory: Factory) -> None:
+def _stays_in_eval_mode(factory: Factory) -> None:
     backbone = factory()
-    assert not any(module.training for module in backbone.modules()), "in train mode when made: end with self.eval()"
+    assert not any(module.training for module in backbone.modules()), (
+        "in train mode when built: call self.eval() in __init__"
+    )
     backbone.train()
     training = [name or "the backbone" for name, module in backbone.named_modules() if module.training]
     assert not training, f"in train mode after train(): {', '.join(training[:5])}"
 
 
-def _gradients_reach_what_trains(factory: Factory) -> None:
+def _gradients_reach_what_is_trained(factory: Factory) -> None:
     backbone = factory()
     chosen = set_trainable(backbone, backbone.parameter_groups(), ("blocks.-2", "blocks.-1"))
     backbone(_images(backbone, 3, 3)).square().mean().backward()
     wanted = {id(p) for p in chosen}
     for name, parameter in backbone.named_parameters():
         reached = parameter.grad is not None
-        assert reached == (id(parameter) in wanted), f"{name} {'has a' if reached else 'lacks its'} gradient"
+        assert reached == (id(parameter) in wanted), f"{name} {'must not have a' if reached else 'has no'} gradient"
 
 
-def _every_group_takes_part(factory: Factory) -> None:
+def _every_group_affects_the_features(factory: Factory) -> None:
     backbone = factory()
     groups = backbone.parameter_groups()
     set_trainable(backbone, groups, ("all",))
     backbone(_images(backbone, 3, 3)).square().mean().backward()
     for name, members in groups.items():
         assert members, f"the group {name} is empty"
-        assert all(p.grad is not None for p in members), f"a parameter of {name} takes no part in dense features"
+        assert all(p.grad is not None for p in members), f"a parameter of {name} does not affect dense features"
 
 
 @torch.no_grad()
@@ -182,14 +187,14 @@ def _weights_round_trip(factory: Factory) -> None:
     weights = {name: tensor.clone() for name, tensor in backbone.vision_state_dict().items()}
     other.load_vision_state_dict(weights)
     images = _images(backbone, 3, 4)
-    assert torch.equal(other(images), backbone(images)), "load_vision_state_dict(vision_state_dict()) is no round trip"
-    assert other.weights_digest() == backbone.weights_digest(), "the digest differs after a round trip"
+    assert torch.equal(other(images), backbone(images)), "load_vision_state_dict(vision_state_dict()) changed features"
+    assert other.weights_digest() == backbone.weights_digest(), "loading vision_state_dict() changed weights_digest()"
     missing = dict(list(weights.items())[1:])
     try:
         other.load_vision_state_dict(missing)
     except (ValueError, RuntimeError, KeyError):
         return
-    raise AssertionError("load_vision_state_dict accepted a dictionary with a tensor missing")
+    raise AssertionError("load_vision_state_dict accepted a state dict with a missing tensor")
 
 
 @torch.no_grad()
@@ -200,12 +205,12 @@ def _pickles_and_copies(factory: Factory) -> None:
         assert torch.equal(twin(images), backbone(images)), f"{how} changed the features"
 
 
-def _text_tower_is_no_submodule(factory: Factory) -> None:
+def _text_tower_is_not_a_submodule(factory: Factory) -> None:
     backbone = factory()
     before = set(backbone.state_dict())
-    backbone._text_tower.append(torch.nn.Linear(2, 2))  # what encode_text does after build_text_tower
-    assert set(backbone.state_dict()) == before, "the text tower shows in the state dict"
-    assert copy.deepcopy(backbone)._text_tower == [], "a copy carries the text tower along"
+    backbone._text_tower.append(torch.nn.Linear(2, 2))  # as in encode_text
+    assert set(backbone.state_dict()) == before, "the state dict contains the text tower"
+    assert copy.deepcopy(backbone)._text_tower == [], "a deep copy contains the text tower"
 
 
 @torch.no_grad()
@@ -216,7 +221,7 @@ def _bf16_autocast_is_close(factory: Factory) -> None:
     with torch.autocast(images.device.type, dtype=torch.bfloat16):
         rounded = backbone(images).float()
     cosine = torch.nn.functional.cosine_similarity(rounded, exact, dim=-1).min().item()
-    assert cosine > 0.99, f"under bf16 autocast a feature has cosine {cosine:.3f} to its fp32 value"
+    assert cosine > 0.99, f"bf16 autocast: the cosine similarity to fp32 features is only {cosine:.3f}"
 
 
 def _found_by_short_name(factory: Factory) -> None:
@@ -228,37 +233,37 @@ def _found_by_short_name(factory: Factory) -> None:
     path: str = parser.parse_args(["--backbone", cls.__name__]).backbone.class_path
     module, _, name = path.rpartition(".")
     found = getattr(import_module(module), name)
-    assert found is cls, f"the short name {cls.__name__} means {path}, another class"
+    assert found is cls, f"the short name {cls.__name__} refers to another class, {path}"
 
 
 HEAVY = ("lightning", "open_clip", "timm", "torchvision", "transformers")
 
 
-def _import_is_light(factory: Factory) -> None:
+def _import_is_fast(factory: Factory) -> None:
     module = type(factory()).__module__
     code = f"import sys, {module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, f"{module} cannot be imported: {done.stderr.strip().splitlines()[-1]}"
     found = set(HEAVY) & set(done.stdout.split())
-    assert not found, f"importing {module} imports {', '.join(sorted(found))}; import that where a backbone is made"
+    assert not found, f"importing {module} imports {', '.join(sorted(found))}; import them inside functions"
 
 
 _CHECKS = [
-    _facts_are_true,
+    _attributes_are_consistent,
     _shapes_square_wide_tall,
-    _sides_off_the_patch_are_refused,
+    _other_sides_raise_an_error,
     _patches_are_row_major,
-    _splitting_the_blocks_changes_nothing,
-    _a_pack_equals_its_images,
-    _a_batch_equals_its_images,
+    _splitting_the_blocks_is_exact,
+    _packed_sequence_equals_its_images,
+    _batch_equals_its_images,
     _deterministic,
-    _stays_in_eval,
-    _gradients_reach_what_trains,
-    _every_group_takes_part,
+    _stays_in_eval_mode,
+    _gradients_reach_what_is_trained,
+    _every_group_affects_the_features,
     _weights_round_trip,
     _pickles_and_copies,
-    _text_tower_is_no_submodule,
+    _text_tower_is_not_a_submodule,
     _bf16_autocast_is_close,
     _found_by_short_name,
-    _import_is_light,
+    _import_is_fast,
 ]

@@ -1,4 +1,4 @@
-"""Small networks that read any class name, for benchmarks whose words `Tiny` never learned."""
+"""Small networks that accept any class name, for tests with class names that `Tiny` was not trained on."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,9 +15,11 @@ open_clip.add_model_config(Path(__file__).parent / "data" / "ViT-Ti-16-test.json
 
 
 class AnyWords(Tiny):
-    """Tiny, with a pseudo-random vector for every prompt."""
+    """`Tiny` with a pseudo-random text embedding for each prompt."""
 
     def build_text_tower(self) -> TextTower:
+        """Return a function that maps prompts to vectors seeded by their hash."""
+
         def encode(prompts: Sequence[str]) -> Tensor:
             seeds = [int(hashlib.sha256(p.encode()).hexdigest()[:8], 16) for p in prompts]
             return torch.stack([torch.randn(128, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
@@ -26,10 +28,10 @@ class AnyWords(Tiny):
 
 
 class SmallCLIP(OpenCLIP):
-    """A CLIP of two blocks of 32 channels.
+    """CLIP with two blocks of 32 channels.
 
     Args:
-        pretrained: Path of its weights, or null for random ones.
+        pretrained: Path of a weight file; null uses random weights.
     """
 
     def __init__(self, pretrained: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Fixtures: one thread, and a small run of the quickstart that several tests look at."""
+"""Shared fixtures: arguments of a small quickstart run, `spar` in a subprocess, test data. Tests use one thread."""
 
 import io
 import os
@@ -9,29 +9,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import lightning.pytorch  # noqa: F401  # its log handler keeps the stderr of the first import
+import lightning.pytorch  # noqa: F401  # its log handler stores the stderr of the first import
 import pytest
 import skimage.data
 import torch
 from PIL import Image
 
-torch.set_num_threads(1)  # tests with two processes share two cores
+torch.set_num_threads(1)  # tests with two processes run on two cores
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "spar_lightning" / "configs" / "quickstart.yaml"
 
 
-LONG = ("test_nodes.py", "test_processes.py")  # tests with processes of their own
+LONG = ("test_nodes.py", "test_processes.py")  # tests that start processes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests first: at the end they would leave a core idle."""
+    """Run long tests first; at the end they would leave a core idle."""
     items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @dataclass
 class Finished:
-    """A `spar` process that has ended."""
+    """Result of a `spar` process."""
 
     code: int
     out: str
@@ -40,7 +40,7 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def small() -> list[str]:
-    """Arguments that make the quickstart small: 12 scenes to train on, 5 to validate on."""
+    """Return arguments for a small quickstart run: 12 synthetic images for training, 5 for validation."""
     return [
         "--config", str(QUICKSTART),
         "--data.train_scenes", "12",
@@ -51,19 +51,19 @@ def small() -> list[str]:
         "--trainer.check_val_every_n_epoch", "1",
         "--model.lr_schedule", "null",
         "--trainer.log_every_n_steps", "1",
-        "--pictures.images", "0",  # a third of such a run's time; tests/cli/test_fit.py draws them once
+        "--pictures.images", "0",  # they take a third of such a run's time; tests/cli/test_fit.py covers them
     ]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the small runs of all tests keep scenes and features: drawn once."""
+    """Return a folder for synthetic images and features, which the small runs of all tests share."""
     return tmp_path_factory.mktemp("scenes")
 
 
 @pytest.fixture(scope="session")
 def spar() -> Callable[..., Finished]:
-    """Run `spar` in a process of its own."""
+    """Return a function that runs `spar` in a subprocess."""
 
     def run(args: Sequence[str], cwd: Path | None = None) -> Finished:
         command = [sys.executable, "-m", "spar_lightning", *args]
@@ -75,7 +75,7 @@ def spar() -> Callable[..., Finished]:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tar of photographs in SA-1B's layout, two images."""
+    """Return the path of a tar file with two photographs in the layout of SA-1B."""
     folder = tmp_path_factory.mktemp("photos")
     path = folder / "sa_000000.tar"
     with tarfile.open(path, "w") as tar:
@@ -93,7 +93,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def small_naflex(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with a small NaFlex model, as `save_pretrained` lays it out."""
+    """Return a folder with a small NaFlex model, written by `save_pretrained`."""
     from transformers import Siglip2VisionConfig, Siglip2VisionModel
 
     config = Siglip2VisionConfig(
@@ -106,5 +106,5 @@ def small_naflex(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def environment() -> dict[str, str]:
-    """The process environment with one thread per process."""
+    """Return environment variables that limit each process to one thread."""
     return {**os.environ, "OMP_NUM_THREADS": "1"}

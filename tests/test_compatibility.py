@@ -1,4 +1,4 @@
-"""A cache, a run and configurations of version 0.1 (tests/data/version_0.1, written by commit 0269bb7) are read."""
+"""Tests that a cache, a run and configurations of version 0.1 (tests/data/version_0.1, commit 0269bb7) are read."""
 
 import shutil
 from pathlib import Path
@@ -33,25 +33,25 @@ def test_a_run_continues_from_its_checkpoint_and_its_cache(older: Path, capsys: 
     assert len(before) == 2
     args = ["--config", "run/config.yaml", "--run_dir", "run", "--resume", "auto", "--trainer.max_epochs", "2"]
     assert main(["fit", *args]) == 0
-    assert shards(older / "cache") == before  # nothing is computed again: neither features nor activations
+    assert shards(older / "cache") == before  # neither features nor activations are computed again
     last = torch.load("run/checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 12
     written = yaml.safe_load(Path("run/config-resume-1.yaml").read_text())
     assert written["model"]["patch_fit"] == "aligned" and written["data"]["init_args"]["cache_activations"] is True
     assert written["model"]["refine"]["init_args"]["preset"] == "spar"
     assert main(["cache", "verify", "cache"]) == 0
-    assert "prefix-1 are whole" in capsys.readouterr().out
+    assert "prefix-1 are intact" in capsys.readouterr().out
 
 
 def test_a_student_is_loaded(older: Path) -> None:
-    (older / "clip.safetensors").unlink()  # the weights that training started from: the checkpoint has its own
+    (older / "clip.safetensors").unlink()  # the initial weights; the checkpoint has the trained ones
     segmenter = spar.load("run")
     assert segmenter.config.patch_fit == "aligned" and segmenter.config.refine is not None
     assert segmenter.config.refine.identity()["gamma"] == 10.0
     saved = torch.load("run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(saved[f"student.{name}"], t) for name, t in segmenter.backbone.state_dict().items())
     assert segmenter.features("photos/0.png").shape == (5, 6, 32)
-    for source in ("run", "run/checkpoints/last.ckpt"):  # with the run's own configuration named, too
+    for source in ("run", "run/checkpoints/last.ckpt"):  # also with the run's own configuration passed explicitly
         assert spar.load(source, config="run/config.yaml", refine=None, stride=None).config.refine is None
 
 

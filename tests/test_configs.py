@@ -1,4 +1,4 @@
-"""Every YAML that ships parses with the parser of `spar fit`, and trains two steps on photographs."""
+"""Tests that each bundled YAML file is accepted by `spar fit` and trains two steps on photographs."""
 
 from collections.abc import Callable
 from importlib import resources
@@ -21,7 +21,7 @@ def test_parses_with_full_class_paths(path: str, capsys: pytest.CaptureFixture[s
         main(["fit", "--config", path, "--print_config"])
     assert exit.value.code == 0
     assert "run_dir: runs/" in capsys.readouterr().out
-    # Short names break where a plugin brings a second class of the same name.
+    # Short names become ambiguous if a plugin adds a second class of the same name.
     for line in Path(path).read_text().splitlines():
         if "class_path:" in line:
             assert "." in line.split("class_path:")[1].split("#")[0]
@@ -39,7 +39,7 @@ VARIANTS = {
 
 
 def two_steps(config: str, arguments: list[str], photos: str, folder: Path) -> dict[str, torch.Tensor]:
-    """Train on the two photographs, in fp32 on the CPU, and return the student's weights."""
+    """Train on the two photographs in fp32 on the CPU, and return the state dict of the checkpoint."""
     code = main([
         "fit", "--config", config, "--model.stride", "96", *arguments,
         "--data.shards", photos, "--data.max_images", "null", "--data.cache", str(folder / "cache"),
@@ -71,7 +71,7 @@ def test_two_steps_with_a_small_network(path: str, photos: str, tmp_path: Path) 
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Callable[[str], str]:
-    """A configuration with nothing but the class of the backbone."""
+    """Return a function that writes a configuration with only the backbone class and the data."""
 
     def write(backbone: str) -> str:
         path = tmp_path / "plain.yaml"

@@ -1,4 +1,4 @@
-"""Teacher and student: who trains, what is saved, and what a resume keeps."""
+"""Tests of teacher and student: trainable parameters, content of checkpoints, resume."""
 
 import math
 from pathlib import Path
@@ -178,7 +178,7 @@ def test_cosine_decay_follows_the_end_of_the_run() -> None:
 
     first, state = rates(4)
     assert first[1] == pytest.approx(1.0) and first[3] == pytest.approx(0.0)
-    extended, _ = rates(8, state)  # resumed with twice the steps: the second half of the longer curve
+    extended, _ = rates(8, state)  # resumed with twice the steps: second half of the longer curve
     assert extended == pytest.approx([math.cos(math.pi * step / 8) + 1 for step in (5, 6, 7, 8)])
 
 
@@ -201,7 +201,7 @@ def test_processes_with_packs_of_different_length_give_the_gradient_of_all_image
     samples = [sample(size, 80, features[size]) for size in features]
 
     def gradients(parts: list[list[Sample]]) -> list[torch.Tensor]:
-        """Averaged over processes, as DDP does it."""
+        """Return the gradients averaged over ranks, as DDP does."""
         distillation = module(trainable=("blocks.-1",))
         mean = torch.tensor(sum(map(len, parts)) / len(parts))
         strategy = SimpleNamespace(reduce=lambda tensor, reduce_op: mean)
@@ -211,7 +211,7 @@ def test_processes_with_packs_of_different_length_give_the_gradient_of_all_image
         return [p.grad for p in distillation.student.parameters() if p.grad is not None]
 
     for one, two in zip(gradients([samples]), gradients([samples[:3], samples[3:]]), strict=True):
-        assert_rounded(two, one, 12, 128 * 4 * 120)  # 6 blocks and back; sums over the tokens of 4 images
+        assert_rounded(two, one, 12, 128 * 4 * 120)  # 6 blocks forward and backward; sums over the tokens of 4 images
 
 
 def test_a_compiled_network_takes_any_size_without_compiling_again() -> None:
@@ -222,7 +222,7 @@ def test_a_compiled_network_takes_any_size_without_compiling_again() -> None:
         for height, width in ((64, 64), (72, 96), (128, 80), (40, 200), (104, 104), (80, 336)):
             images = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(height))
             assert_rounded(tiny(images), plain(images), tiny.depth, tiny.embed_dim)
-    assert counter.frame_count <= 2  # a square, and all other sizes
+    assert counter.frame_count <= 2  # square images, and all other sizes
 
 
 def test_teacher_and_student_are_compiled_when_that_is_asked_for() -> None:

@@ -1,4 +1,4 @@
-"""The code layout: imports run downward, no cycles, no way around them, no private parts of libraries."""
+"""Tests of the code layout: order of imports, import cycles, use of higher layers, private names of libraries."""
 
 import ast
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "spar_lightning"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# Lowest first, as in docs/code_layout.md: a module imports from its own folder and from names before it.
+# Lowest first, as in docs/code_layout.md: a module may import from its own folder and from names before it.
 ORDER = [
     *("errors", "formatting", "distributed", "configs", "files", "image", "backbones", "sliding_window", "testing"),
     *("refinement", "segmentation", "datasets", "feature_cache", "visualization", "evaluation", "datamodules"),
@@ -19,7 +19,7 @@ ORDER = [
 
 
 def name(path: Path) -> str:
-    """Return a module's dotted name; of a package its own."""
+    """Return the dotted name of a module; for __init__.py, the name of the package."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -28,7 +28,7 @@ NAMES = {name(path): path for path in MODULES}
 
 
 def imported(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield module and name of every import, wherever it is in the file; the name is empty for `import x`."""
+    """Yield module and name of every import in a file, including nested ones; the name is empty for `import x`."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             yield from ((node.module or "", alias.name) for alias in node.names)
@@ -49,7 +49,7 @@ def test_imports_run_downward() -> None:
     offenders = []
     for path in MODULES:
         here = [*name(path).split("."), ""][1]
-        if not here:  # the package itself: its one import is lazy
+        if not here:  # the package itself; its only import is lazy
             continue
         for module in own_imports(path):
             there = [*module.split("."), ""][1]
@@ -81,7 +81,7 @@ HIGHER = ("module", "model", "datamodule", "teacher", "backbone", "student", "tr
 
 
 def test_no_way_around_the_order() -> None:
-    """What belongs to a higher layer is not passed to a lower one as Any: `trainer.datamodule`, the module, a model."""
+    """Check that objects of a higher layer (`trainer.datamodule`, a module, a model) are not passed down as Any."""
     offenders = []
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -94,7 +94,7 @@ def test_no_way_around_the_order() -> None:
             reads = {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
             checked = {n.func.id for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
             if reads & {"datamodule", "lightning_module"} and "isinstance" not in checked and "cli" not in path.parts:
-                offenders.append(f"{name(path)}.{node.name} reads the other without isinstance")
+                offenders.append(f"{name(path)}.{node.name} reads a higher layer without isinstance")
     assert not offenders
 
 
@@ -103,15 +103,15 @@ def test_links_at_the_top(link: str) -> None:
     assert (ROOT / link).is_symlink() and (ROOT / link).resolve() == PACKAGE / link
 
 
-PRIVATE_ALLOWED = {("open_clip.model", "_build_vision_tower")}  # open_clip has no public way to a single tower
+PRIVATE_ALLOWED = {("open_clip.model", "_build_vision_tower")}  # open_clip has no public function for a single tower
 FORBIDDEN = {
-    "estimated_stepping_batches": "reading it breaks the resume of a loader in the middle of an epoch, without a word",
-    "save_hyperparameters": "LightningCLI would read them back over the user's command line on resume",
+    "estimated_stepping_batches": "reading it silently breaks the resume of a loader in the middle of an epoch",
+    "save_hyperparameters": "on resume, LightningCLI would override the user's command line with them",
 }
 
 
 def private_parts(path: Path) -> list[str]:
-    """Return what a file uses of other packages' private parts, and the forbidden parts of Lightning."""
+    """Return the private names of other packages and the forbidden attributes of Lightning that a file uses."""
     found = [
         f"{module} {attribute}"
         for module, attribute in imported(path)

@@ -1,4 +1,4 @@
-"""Windows cover the image, and stitching by matrices equals the explicit r-times canvas."""
+"""Windows cover the image, and stitching with matrices equals averaging on an upsampled canvas."""
 
 import math
 
@@ -16,7 +16,7 @@ from tests.rounding import assert_rounded
 
 
 class Local(nn.Module):
-    """Features that depend on the whole window, in float64: a patch's pixels times a number of its window."""
+    """Encoder in float64: a linear patch embedding, scaled by 1 + the mean of the window."""
 
     def __init__(self, patch_size: int, window: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Local(nn.Module):
 
 
 def stitch_on_canvas(encoder: Local, image: Tensor, stride: int, window: int) -> Tensor:
-    """The definition: every window's map upsampled r times, summed on a canvas, divided by counts, brought back."""
+    """Stitch by definition: upsample each map, average all maps on a canvas, and resize to the patch grid."""
     patch = encoder.patch_size
     r = patch // math.gcd(patch, stride)
     height, width = image.shape[-2:]
@@ -54,7 +54,7 @@ geometry = st.tuples(
     st.integers(1, 5),  # window in patches
     st.integers(1, 9),  # height in patches
     st.integers(1, 9),  # width in patches
-    st.floats(0.05, 1.3),  # stride as a share of the window
+    st.floats(0.05, 1.3),  # stride as a fraction of the window
 )
 
 
@@ -121,7 +121,7 @@ def test_a_stride_that_leaves_gaps_is_refused() -> None:
 
 def test_autocast_does_not_round_the_stitching() -> None:
     class Fixed(Local):
-        def forward(self, images: Tensor) -> Tensor:  # nothing that autocast touches
+        def forward(self, images: Tensor) -> Tensor:  # operations that autocast does not affect
             maps: Tensor = images.unflatten(2, (-1, 8)).unflatten(4, (-1, 8)).mean((3, 5))
             return maps.permute(0, 2, 3, 1)
 

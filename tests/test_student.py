@@ -1,4 +1,4 @@
-"""A segmenter from everything that weights come as."""
+"""Tests of loading a segmenter from each kind of source."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ CLASSES = "disc; ring; background: plain, grain"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder, as fit leaves it, of a student whose head gives the opposite."""
+    """Create a run folder, as written by fit, of a student with a negated head."""
     folder = tmp_path_factory.mktemp("runs") / "mine"
     (folder / "checkpoints").mkdir(parents=True)
     student = Tiny()
@@ -72,7 +72,7 @@ def test_the_text_tower_goes_when_the_names_are_read(run: Path, monkeypatch: pyt
 
 
 def test_the_base_is_the_backbone_before_training(run: Path) -> None:
-    """Whatever trained: the head did, which `trainable` of the module does not name."""
+    """The base is right even for the head, which is changed here but not in the module's `trainable`."""
     student = load_student(run)
     base, fresh = student.base().state_dict(), Tiny().state_dict()
     assert all(torch.equal(base[name], fresh[name]) for name in fresh)
@@ -87,7 +87,7 @@ def refused(make: Callable[[], object], *parts: str) -> None:
 
 
 def test_base_weights_that_a_checkpoint_replaces_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Offline, a run on weights from the hub is loaded from its checkpoint alone."""
+    """Load a run on weights from the hub offline, from its checkpoint only."""
 
     def refuse(*_: object) -> str:
         raise OSError("no network")
@@ -106,7 +106,7 @@ def test_base_weights_that_a_checkpoint_replaces_are_not_read(tmp_path: Path, mo
     loaded = spar.load(tmp_path).backbone.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in trained.state_dict().items())
     with pytest.raises(UserError, match="laion400m_e31"):
-        load_student(tmp_path).base()  # which is those weights
+        load_student(tmp_path).base()  # the base needs those weights
 
 
 def test_what_does_not_fit_is_a_sentence(run: Path, tmp_path: Path) -> None:

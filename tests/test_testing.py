@@ -1,4 +1,4 @@
-"""The contract checks: every built-in family passes them, and a broken backbone fails the right one."""
+"""Every built-in backbone passes the interface checks, and a broken backbone fails the right check."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -23,15 +23,15 @@ FAMILIES: dict[str, Callable[[str], Backbone]] = {
 }
 
 
-@cache  # building costs more than the checks
+@cache  # building takes longer than the checks
 def built(family: str, folder: str) -> Backbone:
     torch.manual_seed(0)
     return FAMILIES[family](folder)
 
 
 NAMES = [check.name for check in backbone_checks(Tiny)]
-# Our families are one package: importing any of them imports all.
-PAIRS = [(family, name) for family in FAMILIES for name in NAMES if name != "import_is_light" or family == "Tiny"]
+# The built-in families are one package: importing one of them imports all.
+PAIRS = [(family, name) for family in FAMILIES for name in NAMES if name != "import_is_fast" or family == "Tiny"]
 
 
 @pytest.mark.parametrize(("family", "name"), PAIRS)
@@ -40,7 +40,7 @@ def test_built_in_families_keep_the_contract(family: str, name: str, small_nafle
     checks[NAMES.index(name)]()
 
 
-# The rows of the paper's Table 2.
+# Rows of Table 2 of the paper.
 TABLE_2 = [
     ("all",), ("blocks.-1",), ("blocks.-2", "blocks.-1"), ("blocks.-3", "blocks.-2", "blocks.-1"),
     ("patch_embed",), ("pos_embed",), ("blocks.-2.mlp", "blocks.-1.mlp"), ("blocks.-2.qkv", "blocks.-1.qkv"),
@@ -51,7 +51,7 @@ TABLE_2 = [
 def test_every_row_of_table_2_is_a_selection(family: str, small_naflex: str) -> None:
     groups = built(family, small_naflex).parameter_groups()
     for selectors in TABLE_2:
-        if family == "DINOv3Text" and selectors == ("pos_embed",):  # rotary positions have no parameters
+        if family == "DINOv3Text" and selectors == ("pos_embed",):  # RoPE has no parameters
             with pytest.raises(SelectorError, match="'pos_embed'"):
                 select(groups, selectors)
         else:
@@ -66,26 +66,26 @@ def failing(factory: Callable[[], Backbone]) -> set[str]:
             return True
         return False
 
-    checks = [check for check in backbone_checks(factory) if check.name != "import_is_light"]  # a process each
+    checks = [check for check in backbone_checks(factory) if check.name != "import_is_fast"]  # starts a process
     return {check.name for check in checks if fails(check)}
 
 
 class Transposed(Tiny):
-    """Patches column by column."""
+    """Backbone with patch tokens in column-major order."""
 
     def embed(self, images: Tensor) -> Tensor:
         return super().embed(images.transpose(2, 3))
 
 
 class Leaky(Tiny):
-    """Attention across the images of a pack."""
+    """Backbone with attention across the images of a packed sequence."""
 
     def run_blocks(self, tokens: Tensor, grids: Sequence[Grid], start: int = 0, stop: int | None = None) -> Tensor:
         return super().run_blocks(tokens, [(1, tokens.shape[1])], start, stop)
 
 
 class Awake(Tiny):
-    """Follows the loop into train mode."""
+    """Backbone that switches to train mode."""
 
     def train(self, mode: bool = True) -> "Awake":
         torch.nn.Module.train(self, mode)
@@ -94,5 +94,5 @@ class Awake(Tiny):
 
 def test_a_broken_backbone_fails_the_check_that_names_its_fault() -> None:
     assert "patches_are_row_major" in failing(Transposed)
-    assert failing(Leaky) == {"a_pack_equals_its_images"}
-    assert failing(Awake) == {"stays_in_eval"}
+    assert failing(Leaky) == {"packed_sequence_equals_its_images"}
+    assert failing(Awake) == {"stays_in_eval_mode"}

@@ -1,4 +1,4 @@
-"""Plain ViTs of timm as a backbone of spar-lightning: patch tokens after the final norm."""
+"""Plain ViTs of timm as a backbone for spar-lightning; dense features are the patch tokens after the final norm."""
 
 from spar_lightning.backbones.packing import patch_tokens
 from spar_lightning.backbones.timm_vit import TimmTrunk
@@ -7,15 +7,15 @@ from spar_lightning.errors import UserError
 
 
 class TimmViT(TimmTrunk):
-    """A VisionTransformer of timm with learned positions.
+    """VisionTransformer of timm with a learned positional embedding.
 
     Args:
-        model: timm's name, such as vit_small_patch16_224.
-        pretrained: Whether to download timm's weights; otherwise they are random.
+        model: Name of the model in timm, such as vit_small_patch16_224.
+        pretrained: Whether to download the pretrained weights of timm; otherwise the weights are random.
     """
 
     def __init__(self, model: str = "vit_tiny_patch16_224", pretrained: bool = False) -> None:
-        import timm  # here, so that `spar` starts fast where another backbone runs
+        import timm  # imported here, so that `spar` starts fast with other backbones
 
         super().__init__()
         self.trunk = timm.create_model(model, pretrained=pretrained, num_classes=0)
@@ -30,8 +30,8 @@ class TimmViT(TimmTrunk):
         return dict(self.trunk.state_dict())
 
     def load_vision_state_dict(self, state_dict):
-        check_fit(state_dict, self.trunk.state_dict(), "the state dict", "TimmViT")
+        check_fit(state_dict, self.trunk.state_dict(), "The state dict", "TimmViT")
         self.trunk.load_state_dict(state_dict)
 
     def build_text_tower(self):
-        raise UserError("TimmViT has no text encoder: it cannot be judged by class names.")
+        raise UserError("TimmViT has no text encoder, so it cannot be evaluated on class names.")

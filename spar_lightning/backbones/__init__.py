@@ -1,4 +1,4 @@
-"""Backbones: one file per family, all behind the contract of `base.Backbone`."""
+"""Backbones, one module per family, all with the interface of `base.Backbone`."""
 
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.backbones.dinov3_text import DINOv3Text

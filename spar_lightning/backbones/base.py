@@ -1,11 +1,11 @@
-"""The interface of a backbone: what the other modules need of a vision-language ViT.
+"""Interface of a backbone, the vision-language ViT that all other modules use.
 
-A plugin author subclasses `Backbone` and fills in the abstract methods. The pass through the
-network is cut in three (`embed`, `run_blocks`, `project`) so that the frozen part of a student can
-be computed once and kept, and so that images of different sizes can travel in one sequence.
+A plugin author subclasses `Backbone` and implements its abstract methods. The forward pass is split
+into three steps (`embed`, `run_blocks`, `project`), so that the output of a student's frozen blocks can
+be cached, and so that images of different sizes can be packed into one sequence.
 
-Shapes: B images, H x W pixels, P patch size, h = H/P, w = W/P, N = h*w, D width of the trunk,
-d width of the output, Q prompts.
+Shapes: B images, H x W pixels, patch size P, h = H/P, w = W/P, N = h*w patches, trunk width D, output
+width d, Q prompts. `prefix` is the number of class and register tokens per image.
 """
 
 from abc import ABC, abstractmethod
@@ -18,26 +18,26 @@ from torch import Tensor, nn
 from spar_lightning.files.hashing import hash_tensors
 from spar_lightning.image.resize import Rule, aligned
 
-Grid = tuple[int, int]  # patches of an image (h, w)
-TextTower = Callable[[Sequence[str]], Tensor]
+Grid = tuple[int, int]  # patches along height and width: (h, w)
+TextTower = Callable[[Sequence[str]], Tensor]  # prompts -> embeddings (Q, d)
 
 
 class Backbone(nn.Module, ABC):
-    """A ViT that gives dense features in the space of its text encoder.
+    """Base class of backbones: a ViT with dense features in the embedding space of its text encoder.
 
-    Always in eval mode, also inside `fit`: dropout, stochastic depth and coordinate jitter would
-    make the student differ from its teacher.
+    A backbone is always in eval mode, also during `fit`: dropout, stochastic depth and coordinate jitter
+    would make the student differ from its teacher.
 
     Attributes:
-        family: Name that identifies the class in caches and results. It defaults to the class's name and never
-            contains the module path: a renamed file must not orphan a cache.
-        patch_size: Side P of a patch in pixels.
-        window: Native side K of the image in pixels, a multiple of P.
-        embed_dim: Width d of the output.
-        mean: Per-channel mean of the input, for pixels in [0, 1].
-        std: Per-channel standard deviation of the input.
-        paper_patch_fit: What the published code does with sides that the patch does not divide.
-        packs: Whether `run_blocks` takes several images of different sizes in one sequence.
+        family: Name of the class in caches and results; defaults to the class name. It does not contain the
+            module path, so that a cache stays valid if the file is renamed.
+        patch_size: Patch size P in pixels.
+        window: Native image side K in pixels, a multiple of P.
+        embed_dim: Output width d.
+        mean: Per-channel mean of the input, for pixel values in [0, 1].
+        std: Per-channel standard deviation of the input, for pixel values in [0, 1].
+        paper_patch_fit: How the published code changes image sides that are not multiples of P.
+        packs: Whether `run_blocks` accepts several images of different sizes in one sequence.
     """
 
     family: str
@@ -52,7 +52,7 @@ class Backbone(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.training = False
-        # A list, so that the tower is no submodule: not in the state dict, not moved by Lightning.
+        # A list hides the tower from nn.Module: it is not in the state dict, and Lightning does not move it.
         self._text_tower: list[TextTower] = []
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -62,92 +62,111 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
-        """Turn normalised images (B, 3, H, W), sides multiples of P, into tokens (B, prefix+N, D)."""
+        """Embed normalized images (B, 3, H, W) as tokens (B, prefix+N, D).
+
+        The patch tokens are in row-major order, after the class and register tokens.
+
+        Raises:
+            ValueError: H or W is not a multiple of P.
+        """
 
     @abstractmethod
     def run_blocks(self, tokens: Tensor, grids: Sequence[Grid], start: int = 0, stop: int | None = None) -> Tensor:
-        """Run blocks start..stop-1 on tokens of the same shape as `embed` gives.
+        """Run the transformer blocks `start` to `stop - 1` and return tokens of the same shape.
+
+        The result must not depend on how the blocks are split over several calls.
 
         Args:
-            tokens: (B, prefix+N, D), or for a pack (1, sum of prefix+N_i, D).
-            grids: One (h, w) for a batch of equal size; several for a pack, attention kept inside each image.
-            start: First block to run.
-            stop: Block to stop before; None runs to the end. Splitting anywhere changes nothing.
+            tokens: (B, prefix+N, D), or (1, sum of prefix+N_i, D) for a packed sequence.
+            grids: One (h, w) for a batch of images of equal size. Several for a packed sequence, where
+                attention must stay within each image.
+            start: Index of the first block.
+            stop: Index after the last block; None runs all remaining blocks.
         """
 
     @abstractmethod
     def project(self, tokens: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """Drop prefix tokens and project the others into the text space: (B, tokens, d), not normalised."""
+        """Remove class and register tokens and project the patch tokens into the text embedding space.
+
+        Returns:
+            Features (B, N, d), or (1, sum of N_i, d) for a packed sequence, without L2 normalization.
+        """
 
     @abstractmethod
     def parameter_groups(self) -> Mapping[str, list[nn.Parameter]]:
-        """Name the parts: patch_embed, pos_embed, prefix, blocks.0 .., blocks.0.mlp, blocks.0.qkv, norm, head.
+        """Return the parameters of each group that can be selected for training.
 
-        Parameters that take no part in dense features are left out: they can never be trained.
+        The names are patch_embed, pos_embed, prefix (class and register tokens), blocks.0, blocks.0.mlp,
+        blocks.0.qkv, ..., norm and head. Parameters that do not affect dense features are left out, so
+        they are never trained.
         """
 
     @abstractmethod
     def vision_state_dict(self) -> dict[str, Tensor]:
-        """The weights in the names of the library that they come from."""
+        """Return the vision weights under the names of the upstream library."""
 
     @abstractmethod
     def load_vision_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Load what `vision_state_dict` gave, strictly."""
+        """Load weights as returned by `vision_state_dict`.
+
+        Loading is strict: a missing or unexpected tensor, or another shape, must raise an error.
+        """
 
     @abstractmethod
     def build_text_tower(self) -> TextTower:
-        """Make the frozen text encoder, prompts -> (Q, d); called at the first `encode_text`."""
+        """Build the frozen text encoder, a function from prompts to (Q, d); called by the first `encode_text`."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Dense features (B, h, w, d) of normalised images (B, 3, H, W)."""
+        """Return dense features (B, h, w, d) of normalized images (B, 3, H, W)."""
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
         tokens = self.run_blocks(self.embed(images), [grid])
         features: Tensor = self.project(tokens, [grid]).unflatten(1, grid)
         return features
 
     def trunk_tokens(self, images: Tensor, stop: int | None = None) -> Tensor:
-        """Tokens (B, prefix+N, D) of normalised images behind the blocks, or before block `stop`."""
+        """Return the tokens (B, prefix+N, D) of normalized images after all blocks, or before block `stop`."""
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
         return self.run_blocks(self.embed(images), [grid], stop=stop)
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings (Q, d) of the prompts, not normalised, on the CPU."""
+        """Return text embeddings (Q, d) of the prompts on the CPU, without L2 normalization."""
         if not self._text_tower:
             self._text_tower.append(self.build_text_tower())
         return self._text_tower[0](prompts)
 
     def text_identity(self) -> dict[str, Any] | None:
-        """What text embeddings depend on, so that they can be kept on disk; None keeps nothing.
+        """Return the cache key of the text embeddings; None disables their cache on disk.
 
-        Names that stand for the same weights for ever, or digests of files, with the tokenizer where it is chosen.
+        The key must contain everything that the embeddings depend on: names that always refer to the same
+        weights, or hashes of files, and the tokenizer if it can be chosen.
         """
         return None
 
     def licence(self) -> str:
-        """Licence of the pretrained weights and what it asks of those who pass a student on, in Markdown."""
-        return "Not known to spar_lightning: that of the base weights, of which a student is a derivative."
+        """Return the license of the base weights and its conditions for distributing a student, in Markdown."""
+        return "Unknown. The license of the base weights applies, because a student is a derivative work of them."
 
     def drop_text_tower(self) -> None:
         """Free the text encoder; the next `encode_text` builds it again."""
         self._text_tower.clear()
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Turn uint8 images (..., 3, H, W) into what `embed` takes."""
+        """Normalize uint8 images (..., 3, H, W) with `mean` and `std`, in the dtype of the parameters."""
         mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (self.mean, self.std))
         return ((images.float() / 255 - mean) / std).to(next(self.parameters()).dtype)
 
     def denormalize(self, images: Tensor) -> Tensor:
-        """Pixels in [0, 1], fp32, of normalised images (..., 3, H, W)."""
+        """Convert normalized images (..., 3, H, W) to fp32 pixel values in [0, 1]."""
         mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (self.mean, self.std))
         return images.float() * std + mean
 
     def weights_digest(self) -> str:
-        """sha256 over names, types, shapes and bytes of the vision weights."""
+        """Return the SHA-256 hash of the names, dtypes, shapes and values of the vision weights."""
         return hash_tensors(self.vision_state_dict())
 
     def identity(self) -> dict[str, Any]:
-        """What dense features depend on; a family adds what its weights do not show."""
+        """Return the cache key of the dense features; subclasses add settings that the weights do not contain."""
         return {
             "family": self.family,
             "weights": self.weights_digest(),
@@ -157,14 +176,14 @@ class Backbone(nn.Module, ABC):
 
     @property
     def depth(self) -> int:
-        """Number of blocks."""
+        """Number of transformer blocks."""
         return sum(name.count(".") == 1 for name in self.parameter_groups() if name.startswith("blocks."))
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Stay in eval mode, whatever the loop asks."""
+        """Keep eval mode; `mode` is ignored."""
         return super().train(False)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Neither a copied student nor a pickled one carries the text tower along.
+        # Copies and pickles of a backbone do not contain the text tower.
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         return {**state, "_text_tower": []}

@@ -1,9 +1,9 @@
-"""DINOv3.txt: the ViT of timm and the text tower of open_clip, from Meta's two official files.
+"""DINOv3.txt backbone: timm's ViT and open_clip's text tower, with weights from Meta's two official files.
 
-Dense features are the patch tokens after the trunk's final norm; the text embedding's second half
-belongs to them (its first half to the class token). The vision head of the official model takes no
-part. The official code keeps its RoPE periods rounded to bf16, timm's are not: they are rounded here
-whatever the weights come from, or patch tokens differ by 1e-3.
+Dense features are the patch tokens after the final norm of the trunk. They correspond to the second half
+of a text embedding (the first half corresponds to the class token). The vision head of the official model
+is not used. The official code rounds the RoPE periods to bf16 and timm does not. They are always rounded
+here, for weights from any source; otherwise patch tokens would differ by 1e-3.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,13 +25,13 @@ TEXT_FILE = "dinov3_vitl16_dinotxt_vision_head_and_text_encoder-a442d8f5.pth"
 
 
 class DINOv3Text(Backbone):
-    """DINOv3.txt ViT-L/16 (or another size of timm's), dense by its patch tokens.
+    """DINOv3.txt ViT-L/16, or another DINOv3 ViT of timm, with patch tokens as dense features.
 
     Args:
-        model: timm's name of the trunk; only the default has official text weights.
-        backbone_weights: Path of Meta's backbone file or of a released student, or null for random weights.
-        text_weights: Path of Meta's file with vision head and text encoder; needed for class names only.
-        window: Side of the teacher's windows in pixels; the paper takes 384.
+        model: Name of the DINOv3 ViT in timm. Official text weights exist only for the default.
+        backbone_weights: Path of Meta's backbone file or of a released student; null for random weights.
+        text_weights: Path of Meta's file with the vision head and the text encoder; only needed for class names.
+        window: Side of the teacher's windows in pixels. The paper uses 384.
     """
 
     paper_patch_fit = staticmethod(stretch)
@@ -49,7 +49,9 @@ class DINOv3Text(Backbone):
 
         super().__init__()
         if model not in timm.list_models("*dinov3_qkvb"):
-            raise UserError(f"DINOv3Text: {model!r} is none of {', '.join(timm.list_models('*dinov3_qkvb'))}.")
+            raise UserError(
+                f"DINOv3Text: unknown model {model!r}. Allowed: {', '.join(timm.list_models('*dinov3_qkvb'))}."
+            )
         self.model, self.backbone_weights, self.text_weights, self.window = (
             model,
             backbone_weights,
@@ -69,7 +71,7 @@ class DINOv3Text(Backbone):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DINOv3Text":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._round_periods()  # timm computes them anew after a change of type
+        self._round_periods()  # timm recomputes them when the dtype changes
         return self
 
     def embed(self, images: Tensor) -> Tensor:
@@ -87,9 +89,12 @@ class DINOv3Text(Backbone):
         return tokens
 
     def _rope(self, grid: Grid) -> Tensor:
-        """Sines and cosines (N, 2 * head width), as timm's, which turns h into a number: no exported graph can."""
+        """Return the sines and cosines of RoPE (N, 2 * head width).
+
+        Equal to timm's RoPE, but exportable with dynamic sizes: timm converts h to a Python number.
+        """
         periods = self.trunk.rope.periods
-        # Middles of the patches, from -1 to 1 along each axis.
+        # Centers of the patches, in [-1, 1] along each axis.
         axes = [2 * (torch.arange(n, device=periods.device, dtype=torch.float32) + 0.5) / n - 1 for n in grid]
         places = torch.stack(torch.meshgrid(axes, indexing="ij"), dim=-1).flatten(0, 1)  # (N, 2), y before x
         angles = (2 * torch.pi * places[:, :, None] / periods).flatten(1).tile(2)
@@ -112,19 +117,19 @@ class DINOv3Text(Backbone):
         return {**groups, "norm": list(trunk.norm.parameters())}
 
     def vision_state_dict(self) -> dict[str, Tensor]:
-        return dict(self.trunk.state_dict())  # timm's names
+        return dict(self.trunk.state_dict())  # names as in timm
 
     def load_vision_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         tensors = _of_tower(state_dict, "visual_model.backbone.")
-        self.trunk.load_state_dict(_filled(self.model, tensors, "the state dict").state_dict())
+        self.trunk.load_state_dict(_filled(self.model, tensors, "The state dict").state_dict())
 
     def licence(self) -> str:
         if self.backbone_weights is None:
             return "None: the base weights are random."
         return (
-            "DINOv3 License (Meta). A student is a derivative work: pass it on under the same agreement alone, with a "
-            "copy of it, acknowledge the use of DINOv3 in publications, and keep to its rules on use and export. The "
-            f"text comes with the weights: {FORM}"
+            "DINOv3 License (Meta). A student is a derivative work: distribute it only under the same agreement, "
+            "include a copy of the agreement, acknowledge the use of DINOv3 in publications, and follow its rules on "
+            f"use and export. The text of the license is provided with the weights: {FORM}"
         )
 
     def text_identity(self) -> dict[str, Any] | None:
@@ -135,14 +140,14 @@ class DINOv3Text(Backbone):
     def build_text_tower(self) -> TextTower:
         if self.text_weights is None:
             raise UserError(
-                f"DINOv3Text has no text_weights, so it cannot read class names. Request {TEXT_FILE} at {FORM} and "
-                "give its path as model.backbone.init_args.text_weights."
+                f"DINOv3Text needs text_weights to encode class names. Request {TEXT_FILE} at {FORM} and set "
+                "model.backbone.init_args.text_weights to its path."
             )
         return _text_tower(_official(self.text_weights, TEXT_FILE, "text_model."), self.text_weights, self.embed_dim)
 
 
 def _trunk(model: str, source: str | None) -> Any:
-    """The trunk with random weights, or those of a file."""
+    """Build the trunk with random weights, or with the weights of a file."""
     import timm
 
     if source is None:
@@ -151,11 +156,11 @@ def _trunk(model: str, source: str | None) -> Any:
 
 
 def _filled(model: str, tensors: dict[str, Tensor], source: str) -> Any:
-    """A trunk with the tensors of a file, in official names, in timm's or from our own checkpoint."""
+    """Build the trunk from tensors named as in the official file, in timm or in a checkpoint of `spar fit`."""
     import timm
 
     trunk: Any
-    if "storage_tokens" in tensors:  # the official names: timm's own loading knows them
+    if "storage_tokens" in tensors:  # official names, which timm converts on loading
         _check_official(tensors, source)
         try:
             overlay = {"state_dict": tensors}
@@ -163,7 +168,7 @@ def _filled(model: str, tensors: dict[str, Tensor], source: str) -> Any:
             del trunk.pretrained_cfg["state_dict"]  # timm would keep a second copy of the weights
             return trunk
         except (RuntimeError, KeyError) as error:
-            raise WeightsError(f"{source} does not fit {model}: {' '.join(str(error).split())}") from error
+            raise WeightsError(f"{source} does not match {model}: {' '.join(str(error).split())}") from error
     trunk = timm.create_model(model, num_classes=0)
     tensors = {name.removeprefix("trunk."): tensor for name, tensor in tensors.items()}
     check_fit(tensors, trunk.state_dict(), source, model)
@@ -172,41 +177,41 @@ def _filled(model: str, tensors: dict[str, Tensor], source: str) -> Any:
 
 
 def _check_official(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Refuse what timm would load without a word."""
+    """Raise WeightsError for unsuitable weights that timm would load without an error."""
     if any(name.startswith("local_cls_norm") for name in tensors):
         raise WeightsError(
-            f"{source} is the backbone of satellite images (SAT-493M), which the text encoder was not trained with. "
-            f"Give {VISION_FILE}."
+            f"{source} is the backbone for satellite images (SAT-493M), but the text encoder was trained with another "
+            f"backbone. Pass {VISION_FILE}."
         )
     periods = tensors.get("rope_embed.periods")
     if periods is not None and not torch.equal(periods.float(), _periods(len(periods))):
-        raise WeightsError(f"{source} has other RoPE periods than DINOv3. Give {VISION_FILE}.")
+        raise WeightsError(f"{source} has RoPE periods that differ from DINOv3. Pass {VISION_FILE}.")
 
 
 def _periods(count: int) -> Tensor:
-    """RoPE periods of the official files: 100^(k / count), rounded to bf16."""
+    """Return the RoPE periods of the official files: 100^(k / count), rounded to bf16."""
     return torch.as_tensor(100.0 ** (torch.arange(count) / count)).bfloat16().float()
 
 
 def _official(source: str, file: str, prefix: str) -> dict[str, Tensor]:
-    """The tensors of one tower, from an official file or from a released student that holds both towers."""
+    """Return the tensors of one tower, from an official file or from a released student with both towers."""
     try:
         tensors = read(source, (file,))
     except WeightsError as error:
         raise WeightsError(
-            f"{error} DINOv3.txt comes in two files, {VISION_FILE} and {TEXT_FILE}, on request at {FORM}. "
-            f"Here {file} is needed."
+            f"{error} DINOv3.txt consists of two files, {VISION_FILE} and {TEXT_FILE}, available on request at {FORM}. "
+            f"This option needs {file}."
         ) from error
     return _of_tower(tensors, prefix)
 
 
 def _of_tower(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors below a prefix, or all where none has it: the tower alone."""
+    """Return the tensors with a name prefix, without the prefix; all tensors if the file contains one tower only."""
     inside = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     return inside or dict(tensors)
 
 
-# open_clip's names for the parts of a block of the official text tower.
+# Parts of a block: name in the official text tower -> name in open_clip.
 _PARTS = {
     "attention_norm": "ln_1",
     "attention.qkv.weight": "attn.in_proj_weight",
@@ -218,7 +223,10 @@ _PARTS = {
 
 
 def _renamed(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The official text tower in open_clip's names, with the zero bias that its attention always has."""
+    """Rename the tensors of the official text tower as in open_clip.
+
+    The official attention has no QKV bias; open_clip needs one, so it is set to zero.
+    """
     tensors = {}
     for name, tensor in official.items():
         if name == "head.linear_projection.weight":
@@ -240,11 +248,17 @@ def _text_tower(official: Mapping[str, Tensor], source: str, embed_dim: int) -> 
     tensors = _renamed(official)
     missing = {"token_embedding.weight", "positional_embedding", "text_projection"} - tensors.keys()
     if missing:
-        raise WeightsError(f"{source} holds no DINOv3.txt text encoder: {', '.join(sorted(missing))} is missing.")
+        raise WeightsError(
+            f"{source} does not contain a DINOv3.txt text encoder. Missing: {', '.join(sorted(missing))}. "
+            "Set text_weights to Meta's file with the text encoder."
+        )
     (vocabulary, width), (context, _) = tensors["token_embedding.weight"].shape, tensors["positional_embedding"].shape
     outputs = tensors["text_projection"].shape[1]
     if outputs != 2 * embed_dim:
-        raise WeightsError(f"{source} gives text of {outputs // 2} channels per half, but the trunk has {embed_dim}.")
+        raise WeightsError(
+            f"{source} has text embeddings of 2 x {outputs // 2} channels, but the trunk has {embed_dim}. "
+            "Use the trunk that the text encoder was trained with."
+        )
     tower = TextTransformer(
         context_length=context,
         vocab_size=vocabulary,

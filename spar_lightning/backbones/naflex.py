@@ -1,8 +1,8 @@
-"""SigLIP2 NaFlex through transformers: trained on many sizes and aspects, the paper's baseline.
+"""SigLIP2 NaFlex backbone of transformers: trained on many sizes and aspect ratios, a baseline of the paper.
 
-No padding: an image is as many patches as it has, and the position table (16 x 16) is resized to its
-grid as the model was trained, bilinear with antialias. Dense features take the value path of the
-attention pooling, as in `siglip2.py`.
+Images are not padded. The positional embedding (16 x 16) is resized to the patch grid of the image as in
+training: bilinear with antialiasing. Dense features use the value path of the attention pooling, as in
+`siglip2.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,12 +22,13 @@ HUB = "google/siglip2-base-patch16-naflex"
 
 
 class NaFlex(Backbone):
-    """SigLIP2 NaFlex, dense by the value path of its pooling.
+    """SigLIP2 NaFlex with dense features from the value path of its attention pooling.
 
     Args:
-        pretrained: Name on the hub, a local folder with config.json, model.safetensors and the
-            tokenizer's files, a weight file of the base size, or null for random weights of that size.
-        tokenizer: Folder with the tokenizer's files, if not beside the weights.
+        pretrained: Name on the Hugging Face Hub, a local folder with config.json, model.safetensors and the
+            tokenizer files, a weight file of the base size, or null for random weights of the base size.
+        tokenizer: Folder with the tokenizer files. null loads them from `pretrained`, or from the Hugging Face
+            Hub if `pretrained` is a weight file or null.
     """
 
     mean = (0.5, 0.5, 0.5)
@@ -38,8 +39,8 @@ class NaFlex(Backbone):
 
         super().__init__()
         self.pretrained, self.tokenizer = pretrained, tokenizer
-        self._file = pretrained is not None and Path(pretrained).is_file()  # weights alone, without a config
-        if pretrained is None or self._file or (skipped() and pretrained == HUB):  # the sizes of HUB are the defaults
+        self._file = pretrained is not None and Path(pretrained).is_file()  # weights only, without a config
+        if pretrained is None or self._file or (skipped() and pretrained == HUB):  # HUB has the default config
             self.vision_model: Any = Siglip2VisionModel(Siglip2VisionConfig())
         elif skipped():
             self.vision_model = Siglip2VisionModel(_from_pretrained(Siglip2VisionConfig, pretrained))
@@ -101,13 +102,13 @@ class NaFlex(Backbone):
         return {**groups, "norm": list(model.post_layernorm.parameters()), "head": head}
 
     def vision_state_dict(self) -> dict[str, Tensor]:
-        return dict(self.state_dict())  # transformers' names: vision_model. ..
+        return dict(self.state_dict())  # names as in transformers: vision_model.*
 
     def load_vision_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        self._load(state_dict, "the state dict")
+        self._load(state_dict, "The state dict")
 
     def _load(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        """Load the vision tower of a file that may hold both."""
+        """Load the vision tower from tensors that may include the text tower."""
         vision = {name: tensor for name, tensor in tensors.items() if name.startswith("vision_model.")}
         check_fit(vision, self.state_dict(), source, "NaFlex")
         self.load_state_dict(vision)
@@ -115,10 +116,10 @@ class NaFlex(Backbone):
     def licence(self) -> str:
         if self.pretrained != HUB:
             return super().licence() if self.pretrained else "None: the base weights are random."
-        return f"Of the base weights {HUB}: Apache-2.0 (Google). Keep its notice and say that the weights were changed."
+        return f"Base weights {HUB}: Apache-2.0 (Google). Keep its notice and state that the weights were changed."
 
     def text_identity(self) -> dict[str, Any] | None:
-        if self.tokenizer or Path(self._text_source).exists():  # a folder's shards and tokenizer: nothing is kept
+        if self.tokenizer or Path(self._text_source).exists():  # local folders are not hashed or cached
             return None
         return {"family": "NaFlex", "weights": self._text_source}
 
@@ -135,7 +136,7 @@ class NaFlex(Backbone):
         tower = model.eval().requires_grad_(False)
 
         def encode(prompts: Sequence[str]) -> Tensor:
-            # The text is pooled at the last position: padding must fill the right, to the trained length.
+            # Text is pooled at the last position, so prompts are padded on the right to the training length.
             texts = [prompt.lower() for prompt in prompts]
             tokens = tokenizer(texts, padding="max_length", max_length=64, truncation=True, padding_side="right",
                                return_tensors="pt")  # fmt: skip
@@ -146,11 +147,11 @@ class NaFlex(Backbone):
 
 
 def _model(cls: Any, source: str) -> Any:
-    """A model with all its weights in fp32; transformers alone would fill in random ones."""
+    """Load a model in fp32; raise WeightsError where transformers would initialize missing weights at random."""
     model, found = _from_pretrained(cls, source, output_loading_info=True, dtype=torch.float32)
     if missing := sorted(found["missing_keys"]):
         raise WeightsError(
-            f"{source} does not fit {cls.__name__}: {len(missing)} tensors are missing, such as {missing[0]}."
+            f"{source} does not match {cls.__name__}: {len(missing)} tensors are missing (first: {missing[0]})."
         )
     return model
 
@@ -158,8 +159,8 @@ def _model(cls: Any, source: str) -> Any:
 def _from_pretrained(cls: Any, source: str, **options: Any) -> Any:
     try:
         return cls.from_pretrained(source, **options)
-    except Exception as error:  # transformers, the hub's client and sockets each raise their own
+    except Exception as error:  # transformers, the Hub client and sockets raise different exceptions
         raise WeightsError(
-            f"NaFlex could not load {cls.__name__} of {source} ({type(error).__name__}). Give a name on the hub, or a "
-            f"local folder with config.json, model.safetensors and the tokenizer's files of {HUB}."
+            f"NaFlex could not load {cls.__name__} from {source} ({type(error).__name__}). Pass a name on the Hugging "
+            f"Face Hub, or a local folder with config.json, model.safetensors and the tokenizer files of {HUB}."
         ) from error

@@ -1,7 +1,7 @@
-"""CLIP models of open_clip in MaskCLIP mode (Zhou et al., ECCV 2022): dense features without training.
+"""CLIP backbones of open_clip with MaskCLIP dense features (Zhou et al., ECCV 2022), which need no training.
 
-In the last block the value path, out_proj(W_v x), replaces attention; residual and MLP stay. Then
-ln_post and the projection, for every patch.
+In the last block, the value path out_proj(W_v x) replaces attention; the residual connection and the MLP
+are unchanged. ln_post and the projection are then applied to every patch.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,17 @@ from spar_lightning.image.resize import check_sides, drop
 
 
 class OpenCLIP(OpenClipModel):
-    """A CLIP vision tower of open_clip, dense by MaskCLIP.
+    """CLIP vision tower of open_clip with MaskCLIP dense features.
 
     Args:
-        model: open_clip's name of a model with a ViT, such as ViT-B-16. OpenAI's weights given by a path need
-            a name with -quickgelu; a tag knows it by itself.
-        pretrained: open_clip's tag of weights (downloaded once), the path of a file or folder with
-            them, or null for random weights.
-        tokenizer: Folder with the tokenizer's files, for models whose tokenizer lies on the hub.
-        text_pretrained: Tag or path of the text tower where `pretrained` is a student without one.
+        model: Name of a CLIP model with a ViT in open_clip, such as ViT-B-16. If OpenAI's weights are loaded from
+            a path, use a name with -quickgelu; with a tag, QuickGELU is set automatically.
+        pretrained: Pretrained tag of open_clip (downloaded once), path of a weight file or of a folder with one,
+            or null for random weights.
+        tokenizer: Folder with the tokenizer files, for models with a tokenizer on the Hugging Face Hub; null
+            downloads them.
+        text_pretrained: Pretrained tag or path of the text tower, needed if `pretrained` is a student without
+            one; null uses `pretrained`.
     """
 
     paper_patch_fit = staticmethod(drop)
@@ -45,8 +47,8 @@ class OpenCLIP(OpenClipModel):
         vision = model_config(model)["vision_cfg"]
         if "timm_model_name" in vision or isinstance(vision["layers"], list) or vision.get("attentional_pool"):
             raise UserError(
-                f"OpenCLIP: the vision tower of {model} is no plain CLIP ViT. Give a model such as ViT-B-16 or "
-                "ViT-L-14; for SigLIP models choose the backbone SigLIP2."
+                f"OpenCLIP: the vision tower of {model} is not a plain CLIP ViT. Use a model such as ViT-B-16 or "
+                "ViT-L-14, or the backbone SigLIP2 for SigLIP models."
             )
         super().__init__(
             model, pretrained, tokenizer, text_pretrained, mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD
@@ -98,11 +100,11 @@ class OpenCLIP(OpenClipModel):
         return {**groups, "norm": norm, "head": [visual.proj]}
 
 
-# nn.MultiheadAttention.forward is not called: its fast path in eval mode knows no packs.
+# nn.MultiheadAttention.forward is not called: its fast path in eval mode does not support packed sequences.
 
 
 def _attention(attn: nn.MultiheadAttention, x: Tensor) -> Tensor:
-    """Self-attention (B, n, D) with the weights of an nn.MultiheadAttention."""
+    """Compute self-attention (B, n, D) with the weights of an nn.MultiheadAttention."""
     qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias).unflatten(-1, (3, attn.num_heads, -1))
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, n, D/heads) each
     out: Tensor = attn.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
@@ -110,7 +112,7 @@ def _attention(attn: nn.MultiheadAttention, x: Tensor) -> Tensor:
 
 
 def _values(attn: nn.MultiheadAttention, x: Tensor) -> Tensor:
-    """The value path: what a token would give if it attended to itself alone."""
+    """Compute the value path, that is, attention where each token attends only to itself."""
     width = attn.embed_dim
     values: Tensor = attn.out_proj(F.linear(x, attn.in_proj_weight[2 * width :], attn.in_proj_bias[2 * width :]))
     return values

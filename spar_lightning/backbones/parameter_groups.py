@@ -1,7 +1,7 @@
-"""Which parameters of a student train: selectors over the names of `Backbone.parameter_groups`.
+"""Selection of a student's trainable parameters by the group names of `Backbone.parameter_groups`.
 
-A selector is a group name (`patch_embed`, `blocks.3.mlp`), a name with a block counted from the end
-(`blocks.-1`), a pattern (`blocks.*.qkv`), or `all`. The paper trains the last two blocks (section 4).
+A selector is a group name (`patch_embed`, `blocks.3.mlp`), a group name with a block index counted from the
+end (`blocks.-1`), a pattern (`blocks.*.qkv`), or `all`. The paper trains the last two blocks (section 4).
 """
 
 import re
@@ -18,24 +18,24 @@ Groups = Mapping[str, Sequence[nn.Parameter]]
 
 
 class SelectorError(UserError):
-    """A selector of trainable parameters matches nothing."""
+    """Error for a list of selectors that is empty, or a selector that matches no parameter group."""
 
 
 def select(groups: Groups, selectors: Sequence[str]) -> list[nn.Parameter]:
-    """The parameters of all groups that some selector matches, each once, in the order of the groups.
+    """Return the parameters of all groups that match a selector, without duplicates, in the order of the groups.
 
     Raises:
-        SelectorError: A selector matches no group, or there is no selector.
+        SelectorError: A selector matches no group, or `selectors` is empty.
     """
     if not selectors:
-        raise SelectorError(f"trainable is empty: nothing would be trained. {_choices(groups)}")
+        raise SelectorError(f"trainable is empty, so nothing would be trained. {_choices(groups)}")
     names = {name for selector in selectors for name in _matches(groups, selector)}
     unique = {id(p): p for name, members in groups.items() if name in names for p in members}
     return list(unique.values())
 
 
 def set_trainable(module: nn.Module, groups: Groups, selectors: Sequence[str]) -> list[nn.Parameter]:
-    """Freeze the module, then thaw what the selectors match; returns the trainable parameters."""
+    """Freeze the module except for the parameters that match the selectors, and return these parameters."""
     chosen = select(groups, selectors)
     module.requires_grad_(False)
     for parameter in chosen:
@@ -44,22 +44,22 @@ def set_trainable(module: nn.Module, groups: Groups, selectors: Sequence[str]) -
 
 
 def frozen_blocks(network: Backbone, depth: int) -> int:
-    """How many of the first blocks give the same tokens whatever training does: no gradient reaches them.
+    """Return the number of leading blocks with an output that does not change during training.
 
     Args:
-        network: Its trainable parameters require gradients.
+        network: Backbone with `requires_grad` set for the trainable parameters only.
         depth: Number of its blocks.
 
     Raises:
-        UserError: The embedding of images trains.
+        UserError: The input of the first block (`Backbone.embed`) has trainable parameters.
     """
     grids, pixels = [(1, 1)], torch.zeros(1, 3, network.patch_size, network.patch_size)
     with torch.enable_grad():
         tokens = network.embed(pixels.to(next(network.parameters())))
         if tokens.requires_grad:
             raise UserError(
-                "data.cache_activations stores the output of the frozen blocks, but with this model.trainable the "
-                "patch embedding trains too. Set data.cache_activations: false, or train only blocks, norm and head."
+                "data.cache_activations stores the output of the frozen blocks, but this model.trainable also trains "
+                "the patch embedding. Set data.cache_activations: false, or train only blocks, norm and head."
             )
         for block in range(depth):
             tokens = network.run_blocks(tokens, grids, block, block + 1)
@@ -76,7 +76,7 @@ def _matches(groups: Groups, selector: str) -> list[str]:
     found = [name for name in groups if fnmatchcase(name, wanted)]
     if not found:
         raise SelectorError(
-            f"trainable: {selector!r} matches no group of parameters. {nearest(selector, groups)}{_choices(groups)}"
+            f"trainable: {selector!r} does not match any parameter group. {nearest(selector, groups)}{_choices(groups)}"
         )
     return found
 
@@ -86,6 +86,6 @@ def _choices(groups: Groups) -> str:
     others = [name for name in groups if not name.startswith("blocks.")]
     depth = sum(name.count(".") == 1 for name in blocks)
     return (
-        f"Allowed are all, {', '.join(others)}, blocks.0 to blocks.{depth - 1} (or blocks.-{depth} to blocks.-1), "
-        "each block with .mlp or .qkv behind it, and patterns such as blocks.*.mlp."
+        f"Allowed: all, {', '.join(others)}, blocks.0 to blocks.{depth - 1} (or blocks.-{depth} to blocks.-1), "
+        "a block followed by .mlp or .qkv, and patterns such as blocks.*.mlp."
     )

@@ -1,4 +1,4 @@
-"""A learned table of absolute positions, resized to the patch grid of an image."""
+"""Resizing of a learned absolute positional embedding to the patch grid of an image."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,10 +7,10 @@ from spar_lightning.backbones.base import Grid
 
 
 def resized(table: Tensor, grid: Grid, native: Grid) -> Tensor:
-    """Positions (1, N, D) of a grid, from a table (1, native h * native w, D).
+    """Resize a positional embedding (1, native h * native w, D) to a patch grid: (1, h * w, D).
 
-    Bicubic without antialias, as SigLIP2 and OpenCLIP are resized in the paper's code; timm's own
-    resampling antialiases and differs by 0.1.
+    The interpolation is bicubic without antialiasing, as for SigLIP2 and OpenCLIP in the paper's code. timm
+    uses antialiasing, and its result differs by 0.1.
     """
     if grid == native:
         return table

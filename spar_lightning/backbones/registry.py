@@ -1,8 +1,8 @@
 """Backbones of other packages, found through the entry point group `spar_lightning.backbones`.
 
-An installed package names its class under that group; importing it makes it a subclass of
-`Backbone`, and so a short name in configurations. A plugin that cannot be imported is reported
-and costs nothing else; its error is raised only when somebody asks for it by name.
+An installed package registers its backbone class in that group. Once the class is imported, its short name
+can be used in configurations. A plugin that cannot be imported only causes a warning; its error is raised
+when the plugin is requested by name.
 """
 
 import inspect
@@ -20,12 +20,12 @@ log = logging.getLogger("spar_lightning")
 
 
 class PluginError(UserError):
-    """A plugin was asked for that cannot be imported."""
+    """Error for a requested plugin that cannot be imported."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """One entry point: its class, or the error that importing it raised."""
+    """Entry point of a plugin, with its class or the error that its import raised."""
 
     name: str
     path: str
@@ -36,7 +36,7 @@ class Plugin:
 
 @cache
 def plugins() -> tuple[Plugin, ...]:
-    """All plugins that are installed, imported once per process; broken ones are warned about."""
+    """Return all installed plugins, imported once per process; log a warning for each broken one."""
     found = tuple(_load(entry) for entry in entry_points(group=GROUP))
     for plugin in found:
         if plugin.error is not None:
@@ -48,21 +48,21 @@ def plugins() -> tuple[Plugin, ...]:
 
 
 def check_usable(name: str) -> None:
-    """Raise PluginError, from the original error, if `name` is the name or class path of a broken plugin."""
+    """Raise PluginError if `name` is the name or class path of a plugin that cannot be imported."""
     for plugin in plugins():
         if plugin.error is not None and name in (plugin.name, plugin.path):
             raise PluginError(
                 f"The backbone plugin {name} of {plugin.package} cannot be imported: "
-                f"{type(plugin.error).__name__}: {plugin.error}. Mend or uninstall that package."
+                f"{type(plugin.error).__name__}: {plugin.error}. Fix or uninstall that package."
             ) from plugin.error
 
 
 def find_backbone(name: str) -> type[Backbone]:
-    """The backbone class of a short name, in any case of letters, or of a full path.
+    """Return the backbone class for a short name (case-insensitive) or a full class path.
 
     Raises:
-        UserError: There is none.
-        PluginError: A plugin of that name cannot be imported.
+        UserError: No backbone has this name.
+        PluginError: The plugin with this name cannot be imported.
     """
     check_usable(name)
     known = {cls.__name__: cls for cls in subclasses(Backbone)}
@@ -72,20 +72,20 @@ def find_backbone(name: str) -> type[Backbone]:
     module, _, attribute = name.rpartition(".")
     try:
         if not all(part.isidentifier() for part in name.split(".")):
-            raise ImportError(f"{name!r} is no path of a class")
+            raise ImportError(f"{name!r} is not a class path")
         cls = getattr(import_module(module or "spar_lightning.backbones"), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"No backbone is called {name!r} ({error}). {nearest(name, known)}Known are {', '.join(known)}, and the "
-            "full path of any other class."
+            f"Unknown backbone {name!r} ({error}). {nearest(name, known)}Allowed: {', '.join(known)}, and the "
+            "full path of any other backbone class."
         ) from error
     if not (isinstance(cls, type) and issubclass(cls, Backbone)):
-        raise UserError(f"{name} is no subclass of spar_lightning.backbones.Backbone.")
+        raise UserError(f"{name} is not a subclass of spar_lightning.backbones.Backbone.")
     return cls
 
 
 def subclasses(base: type) -> list[type]:
-    """Return the base and everything below it that can be constructed, each once."""
+    """Return `base` and all its subclasses, direct or indirect, without abstract classes and duplicates."""
     found = [] if inspect.isabstract(base) else [base]
     below: list[type] = base.__subclasses__()
     return list(dict.fromkeys([*found, *(cls for child in below for cls in subclasses(child))]))
@@ -98,7 +98,7 @@ def _load(entry: EntryPoint) -> Plugin:
     try:
         backbone = entry.load()
         if not (isinstance(backbone, type) and issubclass(backbone, Backbone)):
-            raise TypeError(f"{path} is no subclass of spar_lightning.backbones.Backbone")
-    except Exception as error:  # whatever a foreign import raises
+            raise TypeError(f"{path} is not a subclass of spar_lightning.backbones.Backbone")
+    except Exception as error:  # the import of a plugin can raise any exception
         return Plugin(entry.name, path, package, None, error)
     return Plugin(entry.name, path, package, backbone, None)

@@ -1,7 +1,7 @@
-"""SigLIP2 (and SigLIP) through open_clip: ViTs of timm whose attention pooling leads into the text space.
+"""SigLIP2 and SigLIP backbones of open_clip: timm ViTs with attention pooling into the text embedding space.
 
-Dense features take the value path of that pooling, token by token: v = out_proj(W_v x), then
-v + MLP(LN(v)) (paper, section 3). The pooling query and the keys play no part in them.
+Dense features apply the value path of the pooling to each token: v = out_proj(W_v x), then v + MLP(LN(v))
+(paper, section 3). The query and the keys of the pooling are not used.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,16 @@ from spar_lightning.image.resize import pad
 
 
 class SigLIP2(OpenClipModel, TimmTrunk):
-    """A SigLIP or SigLIP2 vision tower of open_clip, dense by the value path of its pooling.
+    """SigLIP or SigLIP2 vision tower of open_clip with dense features from the value path of its pooling.
 
     Args:
-        model: open_clip's name, such as ViT-B-16-SigLIP2-512 or ViT-SO400M-14-SigLIP2-378.
-        pretrained: open_clip's tag of weights (downloaded once), the path of a file or folder with
-            them, or null for random weights.
-        tokenizer: Folder with the tokenizer's files, where there is no network; null takes it from the hub.
-        text_pretrained: Tag or path of the text tower where `pretrained` is a student without one.
+        model: Name of the model in open_clip, such as ViT-B-16-SigLIP2-512 or ViT-SO400M-14-SigLIP2-378.
+        pretrained: Pretrained tag of open_clip (downloaded once), path of a weight file or of a folder with one,
+            or null for random weights.
+        tokenizer: Folder with the tokenizer files, for use without network access; null downloads them from the
+            Hugging Face Hub.
+        text_pretrained: Pretrained tag or path of the text tower, needed if `pretrained` is a student without
+            one; null uses `pretrained`.
     """
 
     paper_patch_fit = staticmethod(pad)
@@ -38,14 +40,14 @@ class SigLIP2(OpenClipModel, TimmTrunk):
         text_pretrained: str | None = None,
     ) -> None:
         if model_config(model)["vision_cfg"].get("timm_pool") != "map":
-            raise UserError(f"SigLIP2: {model} has no attention pooling. Give a model with SigLIP in its name.")
+            raise UserError(f"SigLIP2: {model} does not have attention pooling. Use a model with SigLIP in its name.")
         half = (0.5, 0.5, 0.5)
         super().__init__(model, pretrained, tokenizer, text_pretrained, mean=half, std=half)
         self.read_facts()
 
     @property
     def trunk(self) -> Any:
-        """Timm's VisionTransformer."""
+        """VisionTransformer of timm."""
         return self.visual.trunk
 
     def project(self, tokens: Tensor, grids: Sequence[Grid]) -> Tensor:

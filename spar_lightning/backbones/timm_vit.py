@@ -1,4 +1,4 @@
-"""The pass through a VisionTransformer of timm, at any size and in packs: SigLIP2's, or a plugin's."""
+"""Forward pass of timm's VisionTransformer at any image size and in packed sequences, for SigLIP2 and plugins."""
 
 from abc import ABC
 from collections.abc import Sequence
@@ -14,25 +14,26 @@ from spar_lightning.image.resize import check_sides
 
 
 class TimmTrunk(Backbone, ABC):
-    """A backbone whose blocks are those of timm's VisionTransformer with a learned table of positions.
+    """Base class of backbones with timm's VisionTransformer and a learned positional embedding.
 
-    A subclass sets `trunk` to the model, calls `read_facts`, and adds normalisation, projection and weights.
+    A subclass sets `trunk`, `mean` and `std`, calls `read_facts`, and implements `project` and the methods that
+    load and save weights.
     """
 
     trunk: Any
     grid: Grid
 
     def read_facts(self) -> None:
-        """Take patch_size, window and embed_dim from the trunk."""
+        """Set the attributes patch_size, grid, window and embed_dim from the trunk."""
         self.patch_size, self.grid = self.trunk.patch_embed.patch_size[0], self.trunk.patch_embed.grid_size
         self.window, self.embed_dim = self.grid[0] * self.patch_size, self.trunk.num_features
 
     def embed(self, images: Tensor) -> Tensor:
         check_sides(images, self.patch_size)
         trunk = self.trunk
-        # The projection alone: the whole of timm's PatchEmbed refuses other sizes than the native.
+        # timm's PatchEmbed accepts only the native image size, so its projection is called directly.
         patches = trunk.patch_embed.proj(images)  # (B, D, h, w)
-        held = 0 if trunk.no_embed_class else trunk.num_prefix_tokens  # the prefix's own rows of the table
+        held = 0 if trunk.no_embed_class else trunk.num_prefix_tokens  # rows of pos_embed for class and register tokens
         positions = resized(trunk.pos_embed[:, held:], (patches.shape[-2], patches.shape[-1]), self.grid)
         tokens: Tensor = patches.flatten(2).transpose(1, 2) + positions
         if prefix := [token for token in (trunk.cls_token, trunk.reg_token) if token is not None]:

@@ -1,8 +1,8 @@
-"""Tiny: a ViT of 1.3 M parameters with its weights in the package, for the quickstart and the tests.
+"""Tiny backbone: a ViT with 1.3 M parameters and weights in the package, for the quickstart and the tests.
 
-It is a real vision-language model in small: learned absolute positions, one training resolution
-(64 px, as scripts/pretrain_tiny.py says), and a text encoder over words, so that class names are
-strings. Vision parameters carry timm's names: `vision_state_dict` loads in timm's VisionTransformer.
+Tiny is a complete vision-language model: it has a learned absolute positional embedding, one training
+resolution (64 px, see scripts/pretrain_tiny.py) and a text encoder over words for class names. Vision
+parameters have timm's names: `vision_state_dict` can be loaded into timm's VisionTransformer.
 """
 
 import re
@@ -23,11 +23,11 @@ from spar_lightning.image.resize import check_sides
 
 
 class UnknownWordError(UserError):
-    """A prompt holds a word that the text encoder has never seen."""
+    """Error for a prompt with a word that is not in the vocabulary of the text encoder."""
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, kept inside each image of a pack."""
+    """Multi-head self-attention within each image of a packed sequence."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -36,6 +36,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Apply attention to tokens (B, T, dim); `lengths` are the tokens per image, with sum T."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, heads, T, dim/heads)
         images = [F.scaled_dot_product_attention(*part) for part in qkv.split(list(lengths), dim=3)]
         out: Tensor = self.proj(torch.cat(images, dim=2).transpose(1, 2).flatten(2))
@@ -43,7 +44,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with GELU between."""
+    """Two linear layers with a GELU in between."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -51,6 +52,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply both layers to tokens (B, T, dim)."""
         out: Tensor = self.fc2(F.gelu(self.fc1(x)))
         return out
 
@@ -66,32 +68,34 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, 4 * dim)
 
     def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Apply the block to tokens (B, T, dim) of images with the given lengths."""
         x = x + self.attn(self.norm1(x), lengths)
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
 
 
 class PatchEmbed(nn.Module):
-    """Cut an image into patches and project each: (B, 3, H, W) -> (B, D, h, w)."""
+    """Patch embedding: a linear projection of each patch."""
 
     def __init__(self, patch_size: int, dim: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Embed images: (B, 3, H, W) -> (B, dim, h, w)."""
         patches: Tensor = self.proj(images)
         return patches
 
 
 class WordEncoder(nn.Module):
-    """Text tower: words -> embeddings with positions -> transformer -> mean over words -> (Q, d)."""
+    """Text tower: word and positional embeddings, a transformer, and the mean over words."""
 
     max_words = 24
 
     def __init__(self, dim: int, heads: int, depth: int) -> None:
         super().__init__()
         self.words = _vocabulary()
-        self._index = {word: i for i, word in enumerate(self.words, start=1)}  # 0 pads
+        self._index = {word: i for i, word in enumerate(self.words, start=1)}  # 0 is padding
         self.token_embedding = nn.Embedding(len(self.words) + 1, dim, padding_idx=0)
         self.pos_embed = nn.Parameter(torch.randn(1, self.max_words, dim) * 0.02)
         layer = nn.TransformerEncoderLayer(dim, heads, 4 * dim, 0.0, F.gelu, batch_first=True, norm_first=True)
@@ -100,7 +104,7 @@ class WordEncoder(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Word indices (Q, longest prompt), padded with 0; case and punctuation do not matter."""
+        """Return word indices (Q, words of the longest prompt), padded with 0; case and punctuation are ignored."""
         rows = [self._words(prompt) for prompt in prompts]
         longest = max(map(len, rows))
         return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
@@ -108,18 +112,19 @@ class WordEncoder(nn.Module):
     def _words(self, prompt: str) -> list[int]:
         words = re.findall(r"\w+", prompt.lower())
         if not 0 < len(words) <= self.max_words:
-            raise UserError(f"Tiny reads prompts of 1 to {self.max_words} words, but got {len(words)} in {prompt!r}.")
+            raise UserError(f"Tiny accepts prompts of 1 to {self.max_words} words, but got {len(words)} in {prompt!r}.")
         for word in words:
             if word not in self._index:
                 raise UnknownWordError(
                     f"Tiny does not know the word {word!r} of the class name or prompt {prompt!r}. "
                     f"{nearest(word, self.words)}"
-                    f"Its {len(self.words)} words are listed in spar_lightning/backbones/tiny_words.txt; "
-                    "for any other word choose a backbone with a full text encoder."
+                    f"Its {len(self.words)} words are listed in spar_lightning/backbones/tiny_words.txt. "
+                    "For other words, use a backbone with a full text encoder."
                 )
         return [self._index[word] for word in words]
 
     def forward(self, prompts: Sequence[str]) -> Tensor:
+        """Return text embeddings (Q, d) of the prompts, without L2 normalization."""
         tokens = self.tokenize(prompts).to(self.pos_embed.device)
         x = self.token_embedding(tokens) + self.pos_embed[:, : tokens.shape[1]]
         x = self.norm(self.blocks(x, src_key_padding_mask=tokens == 0))
@@ -129,11 +134,11 @@ class WordEncoder(nn.Module):
 
 
 class Tiny(Backbone):
-    """A small ViT (patch 8, window 64) over the words of rendered scenes.
+    """Small ViT (patch 8, window 64) for the quickstart, with a text encoder for the words of the synthetic images.
 
     Args:
-        pretrained: `scenes` for the weights in the package, the path of a .safetensors file of the same
-            layout, or null for random weights.
+        pretrained: `scenes` for the weights in the package, path of a .safetensors file with the same tensors, or
+            null for random weights.
     """
 
     patch_size = 8
@@ -192,7 +197,7 @@ class Tiny(Backbone):
         self.load_state_dict(state_dict)
 
     def licence(self) -> str:
-        return "Apache-2.0, that of spar_lightning, whose weights are the base."
+        return "Apache-2.0, the license of spar_lightning. The base weights are part of that package."
 
     def build_text_tower(self) -> TextTower:
         tower = WordEncoder(self.embed_dim, self.heads, depth=1)
@@ -206,7 +211,7 @@ def _vocabulary() -> list[str]:
 
 
 def _weights(source: str, prefix: str) -> dict[str, Tensor]:
-    """The tensors of one tower, read from the package or from a file."""
+    """Return the tensors of one tower, from the package or from a file."""
     if source == "scenes":
         with resources.as_file(resources.files(__package__).joinpath("tiny.safetensors")) as path:
             tensors = load_file(path)
@@ -214,7 +219,7 @@ def _weights(source: str, prefix: str) -> dict[str, Tensor]:
         tensors = load_file(source)
     else:
         raise UserError(
-            f"Tiny(pretrained={source!r}): no such file. Allowed are 'scenes' (the weights in the package), "
-            "the path of a .safetensors file made by scripts/pretrain_tiny.py, or null for random weights."
+            f"Tiny(pretrained={source!r}): no such file. Allowed: 'scenes' (the weights in the package), "
+            "the path of a .safetensors file written by scripts/pretrain_tiny.py, or null for random weights."
         )
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -1,8 +1,8 @@
-"""Weight files as flat dictionaries: safetensors, torch files and Lightning checkpoints, whoever wrote them.
+"""Reading of weight files (safetensors, torch files, Lightning checkpoints) as flat dictionaries of tensors.
 
-Nothing pickled is ever run (weights_only). Known wrappers are recognised by their keys and taken
-off: `state_dict` around the tensors, `segmentor.net.model.` and `model.` in the paper's released
-students, `student.` in our own checkpoints, `module.` of DataParallel.
+Pickled code is never executed (weights_only). Known wrappers are recognized by their keys and removed:
+`state_dict` around the tensors, `segmentor.net.model.` and `model.` in the paper's released students,
+`student.` in checkpoints of `spar fit`, `module.` of DataParallel.
 """
 
 import zipfile
@@ -22,7 +22,7 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
 class WeightsError(UserError):
-    """A weight file cannot be read, or does not fit the model."""
+    """Error for a weight file that cannot be read or does not match the model."""
 
 
 _skipped: ContextVar[bool] = ContextVar("without_weights", default=False)
@@ -30,9 +30,10 @@ _skipped: ContextVar[bool] = ContextVar("without_weights", default=False)
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """Build backbones without their pretrained vision weights: others are loaded next.
+    """Build backbones without their pretrained vision weights, because other weights are loaded afterwards.
 
-    A family asks `skipped` before it reads or downloads a file; one that does not loads its weights in vain.
+    A backbone calls `skipped` before it reads or downloads a file. A backbone that does not call it loads
+    weights that are then replaced.
     """
     token = _skipped.set(True)
     try:
@@ -42,53 +43,59 @@ def without_weights() -> Iterator[None]:
 
 
 def skipped() -> bool:
-    """Return whether a backbone that is built now can leave out its vision weights."""
+    """Return whether a backbone that is being built may skip its pretrained vision weights."""
     return _skipped.get()
 
 
 def read(source: str, names: Sequence[str] = ()) -> dict[str, Tensor]:
-    """The tensors of a file, or of the first of `names` that a folder holds, without wrappers.
+    """Read the tensors of a weight file and remove wrappers from their names.
+
+    Args:
+        source: Path of a file or folder.
+        names: File names to try if `source` is a folder, in this order.
 
     Raises:
-        WeightsError: No such file, or nothing in it that can be read as weights.
+        WeightsError: The file does not exist or cannot be read as weights.
     """
     path = find(source, names)
     if _is_torchscript(path):
         raise WeightsError(
-            f"{path} is a TorchScript archive, which holds code. Load it with torch.jit.load where you trust it, save "
-            "its state_dict() with safetensors, and give that file."
+            f"{path} is a TorchScript archive, which contains code. If you trust it, load it with torch.jit.load, save "
+            "its state_dict() with safetensors, and pass that file."
         )
     try:
         if path.suffix == ".safetensors":
             return unwrap(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each format fails in its own way
+    except Exception as error:  # each format raises different exceptions
         raise WeightsError(
-            f"{path} cannot be read as weights ({type(error).__name__}). Allowed are safetensors, and torch files "
-            "that hold tensors alone: nothing pickled is run."
+            f"{path} cannot be read as weights ({type(error).__name__}). Allowed: safetensors files and torch files "
+            "that contain only tensors, because pickled code is not executed."
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not tensors:
-        raise WeightsError(f"{path} holds no tensors by name. Give a state dict or a checkpoint that has one.")
+        raise WeightsError(
+            f"{path} does not contain named tensors. Pass a state dict or a checkpoint with a state dict."
+        )
     return unwrap(tensors)
 
 
 def find(source: str, names: Sequence[str] = ()) -> Path:
-    """The file itself, or the first of `names` in a folder.
+    """Return the path of a weight file: `source` itself, or the first of `names` that exists in a folder.
 
     Raises:
-        WeightsError: There is none.
+        WeightsError: The file does not exist.
     """
     path = Path(source)
     if path.is_dir():
         found = [path / name for name in names if (path / name).is_file()]
         if not found:
-            raise WeightsError(f"{source} holds none of {', '.join(names)}. Give the weight file itself.")
+            raise WeightsError(f"{source} contains none of {', '.join(names)}. Pass the path of a weight file.")
         path = found[0]
     if not path.is_file():
-        raise WeightsError(f"There is no file {source}. Give a weight file ({', '.join(SUFFIXES)}).")
+        raise WeightsError(f"File not found: {source}. Pass a weight file ({', '.join(SUFFIXES)}).")
     return path
 
 
@@ -100,7 +107,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def unwrap(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take off what wrapping modules put before the names; what lies beside the wrapped model is left out."""
+    """Remove the name prefixes of wrapper modules; tensors outside the wrapped model are dropped."""
     plain = dict(tensors)
     while wrapper := next((w for w in WRAPPERS if any(name.startswith(w) for name in plain)), None):
         plain = {name.removeprefix(wrapper): t for name, t in plain.items() if name.startswith(wrapper)}
@@ -108,15 +115,15 @@ def unwrap(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def difference(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> str | None:
-    """The first tensor that is missing on a side or has another shape, in words; None where all fit."""
+    """Describe the first tensor that is missing on one side or has another shape; return None if all match."""
     for name in [*ours, *theirs]:
         there, here = (str(tuple(side[name].shape)) if name in side else "missing" for side in (theirs, ours))
         if there != here:
-            return f"{name} is {there} there and {here} here"
+            return f"{name} is {there} in the given weights, but {here} in the model"
     return None
 
 
 def check_fit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, model: str) -> None:
-    """Raise WeightsError that names the first tensor which does not fit."""
+    """Raise WeightsError with the name of the first tensor that is missing or has another shape."""
     if found := difference(tensors, expected):
-        raise WeightsError(f"{source} does not fit {model}: {found}. Give the weights of this model.")
+        raise WeightsError(f"{source} does not match {model}: {found}. Pass weights of this model.")

@@ -1,7 +1,7 @@
-"""last.ckpt every few steps and epoch.ckpt at the end of each epoch, whole or not at all.
+"""Checkpoints: last.ckpt every few steps and epoch.ckpt at the end of each epoch, written atomically.
 
-A run that dies goes on from last.ckpt, in the middle of its epoch. epoch.ckpt is where a run goes on
-with another number of processes, which changes the order inside an epoch.
+An interrupted run continues from last.ckpt in the middle of its epoch. To continue with another number of ranks, which
+changes the order within an epoch, a run starts from epoch.ckpt.
 """
 
 import os
@@ -18,11 +18,11 @@ from spar_lightning.files.atomic import sync_folder
 
 
 class LastCheckpoint(Checkpoint):
-    """Save where the run stands.
+    """Callback that saves last.ckpt and epoch.ckpt.
 
     Args:
-        folder: For last.ckpt and epoch.ckpt.
-        every_n_steps: Optimizer steps between two savings inside an epoch.
+        folder: Folder of the checkpoints.
+        every_n_steps: Save last.ckpt every N optimizer steps, in addition to the end of each epoch.
     """
 
     def __init__(self, folder: str, every_n_steps: int) -> None:
@@ -31,27 +31,34 @@ class LastCheckpoint(Checkpoint):
         self._saved = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record the step at which training starts, which is not saved again."""
         self._saved = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Not at the last step of an epoch: its end is saved in a moment, with the validation that belongs to it.
+        """Save last.ckpt if it is due."""
+        # The last step of an epoch is skipped: on_train_epoch_end saves it, after the validation of that epoch.
         due = trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self._saved
         if due and not trainer.is_last_batch:
             self._saved = trainer.global_step
             trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save epoch.ckpt and last.ckpt."""
         for name in ("epoch.ckpt", "last.ckpt"):
             trainer.save_checkpoint(self.folder / name, weights_only=False)
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that replace the old one only when they are on the disk."""
+    """Checkpoint IO that replaces the old file only after the new one is on disk."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write beside the final name, sync, then rename."""
+        """Write a checkpoint to a temporary file in the same folder, sync it, then rename it.
+
+        Raises:
+            UserError: If the file cannot be written.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f"{path.name}.unfinished")
@@ -60,11 +67,11 @@ class DurableCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:  # torch tells of a full disk in a RuntimeError
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError when the disk is full
             unfinished.unlink(missing_ok=True)
             raise UserError(
-                f"{path} cannot be written ({error}). Make room and go on with --resume auto; the checkpoint before "
-                "this one is whole."
+                f"{path} cannot be written ({error}). Free disk space and continue with --resume auto; the previous "
+                "checkpoint is intact."
             ) from error
         os.replace(unfinished, path)
         sync_folder(path.parent)

@@ -1,4 +1,7 @@
-"""Ctrl-C during `fit`: finish the step, save, stop. A signal in the middle of a step would save half an update."""
+"""Graceful stop on Ctrl-C during `fit`: finish the step, save a checkpoint, stop.
+
+A checkpoint saved in the middle of a step would contain half an update.
+"""
 
 import signal
 from pathlib import Path
@@ -7,11 +10,11 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-STEPS_BETWEEN_LOOKS = 10  # with several processes, which must stop at the same step
+STEPS_BETWEEN_LOOKS = 10  # with several ranks, which must stop at the same step
 
 
 class SaveOnInterrupt(Callback):
-    """Save `last.ckpt` at the next end of a step after SIGINT; a second Ctrl-C stops at once.
+    """Callback that saves `last.ckpt` and stops at the end of a step after SIGINT; a second Ctrl-C stops at once.
 
     Args:
         checkpoints: Folder for last.ckpt.
@@ -25,6 +28,7 @@ class SaveOnInterrupt(Callback):
         self._previous: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Install the SIGINT handler."""
         self._speaks = trainer.is_global_zero
         self._previous = signal.signal(signal.SIGINT, self._ask)
 
@@ -33,11 +37,12 @@ class SaveOnInterrupt(Callback):
             raise KeyboardInterrupt
         self._asked = True
         if self._speaks:
-            print("\nStopping after this step, with a checkpoint. Press Ctrl-C again to stop at once.", flush=True)
+            print("\nStopping after this step and saving a checkpoint. Press Ctrl-C again to stop at once.", flush=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Save a checkpoint and stop if SIGINT was received on any rank."""
         asked = self._asked
         if trainer.world_size > 1:
             if trainer.global_step % STEPS_BETWEEN_LOOKS:
@@ -49,5 +54,6 @@ class SaveOnInterrupt(Callback):
             raise KeyboardInterrupt
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Restore the previous SIGINT handler."""
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: every logged value as a line of JSON, so that a run can be read without a viewer."""
+"""Logger for metrics.jsonl: one JSON object per line, readable without a viewer."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,10 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class JSONLLogger(Logger):
-    """Append metrics to `metrics.jsonl` in the run's folder.
+    """Logger that appends metrics to `metrics.jsonl` in the run folder.
 
     Args:
-        root: The run's folder.
+        root: Run folder.
     """
 
     def __init__(self, root: str) -> None:
@@ -22,14 +22,17 @@ class JSONLLogger(Logger):
 
     @property
     def name(self) -> str:
+        """Name of the logger."""
         return "jsonl"
 
     @property
     def version(self) -> str:
+        """Version of the logger; always empty."""
         return ""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append the metrics of one step as a line of JSON."""
         line = json.dumps({"step": step, **{name: float(value) for name, value in metrics.items()}})
         with open(self.path, "a+") as file:
             if not self._opened:
@@ -39,18 +42,21 @@ class JSONLLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run's settings are in config.yaml."""
+        """Do nothing: the settings of the run are in config.yaml."""
 
 
 def _cut_torn_line(file: TextIO) -> None:
-    """Drop a last line that a power cut left half written."""
+    """Remove an incomplete last line, which an interrupted run can leave."""
     file.seek(0)
     text = file.read()
     file.truncate(len(text[: text.rfind("\n") + 1].encode()))
 
 
 def read_metrics(path: Path) -> dict[str, dict[int, float]]:
-    """Metric -> step -> value; after a resume the later line of a step counts."""
+    """Read metrics.jsonl as a dictionary: metric -> step -> value.
+
+    If a step was logged again after a resume, the later value is used.
+    """
     metrics: dict[str, dict[int, float]] = {}
     for line in path.read_text().splitlines():
         row = json.loads(line)

@@ -1,9 +1,9 @@
-"""MeanIoU: exact mIoU of every validation set, before, during and after training.
+"""MeanIoU: callback that measures the exact mIoU of every validation set before, during and after training.
 
-The student's validations are the Trainer's; its schedule decides when. Before the first step this callback also
-measures the single pass and the teacher, so that a run ends with the comparison that the method is about. The times of
-all rows are measured at the end, in alternation on the same images: the load of the machine then affects all alike.
-The measured rows are part of the checkpoint.
+The Trainer validates the student; its options decide when. Before the first step, this callback also measures
+single-pass inference and the sliding-window teacher, so that the results of a run compare the student with both. The
+times of all rows are measured at the end, in alternation on the same images, so that machine noise affects all rows
+equally. The rows are part of the checkpoint.
 """
 
 import itertools
@@ -45,13 +45,14 @@ TITLES: dict[Stage, str] = {
 }
 
 
-TIMED_IMAGES: Final = 10  # of the last benchmark, for the milliseconds per image
+TIMED_IMAGES: Final = 10  # images of the last benchmark that are used to measure milliseconds per image
 
 
 class Row(TypedDict):
-    """One kind of inference: mIoU in percent and images counted by benchmark, and ms per image of the last one.
+    """Results of one network and inference mode.
 
-    `ms` is null until the end of training.
+    `miou` (percent) and `images` (number of images) are by benchmark. `ms` is the time per image of the last benchmark
+    in milliseconds, None until the end of training.
     """
 
     stage: Stage
@@ -61,18 +62,20 @@ class Row(TypedDict):
 
 
 class MeanIoU(Callback):
-    """Measure mIoU on the datamodule's benchmarks; trainer.check_val_every_n_epoch and val_check_interval say when.
+    """Callback that measures mIoU on the validation sets.
+
+    trainer.check_val_every_n_epoch and trainer.val_check_interval set when it is measured during training.
 
     Args:
-        before: Measure the single pass before the first training step.
-        teacher: Measure the sliding-window teacher before the first training step; costly at full size.
-        at_end: Measure the single pass when training ends, and print all of it in a table.
-        benchmarks: Names of those of data.benchmarks that are measured; null takes all.
-        max_images: Images of each benchmark, spread evenly over it; null takes all.
+        before: Measure single-pass inference before the first training step.
+        teacher: Measure the sliding-window teacher before the first training step; expensive for large images.
+        at_end: Measure single-pass inference at the end of training, as the last row of the printed table.
+        benchmarks: Names of the benchmarks in data.benchmarks to measure; null measures all.
+        max_images: Number of images per benchmark, spread evenly over it; null uses all.
 
     Attributes:
-        rows: What was measured outside the Trainer's validations.
-        results: The Trainer's last validation, by benchmark.
+        rows: Results measured outside the Trainer's validation.
+        results: Results of the Trainer's last validation, by benchmark.
     """
 
     def __init__(
@@ -97,19 +100,20 @@ class MeanIoU(Callback):
         self._fitting = False
 
     def check(self, data: SA1B) -> None:
-        """Raise UserError if a name is none of the datamodule's benchmarks."""
+        """Raise UserError if one of `benchmarks` is not a benchmark of the data module."""
         names = [benchmark.name for benchmark in data.benchmarks]
         for name in self.benchmarks or []:
             if name not in names:
                 raise UserError(
-                    f"mean_iou.benchmarks: {name!r} is none of data.benchmarks. {nearest(name, names)}Those are "
+                    f"mean_iou.benchmarks: {name!r} is not in data.benchmarks. {nearest(name, names)}Allowed: "
                     f"{', '.join(names) or 'none'}."
                 )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Select the benchmarks and their images, and record the protocol."""
         data = _data(trainer)
         assert isinstance(pl_module, Distillation)
-        # Its rows are single passes and sliding windows, whatever validation is; the stride belongs to them.
+        # Rows include sliding-window results even if validation is single-pass, so the protocol contains the stride.
         config = replace(pl_module.config, inference="sliding")
         self._protocol = replace(pl_module.protocol(str(trainer.precision)), config=config).content()
         self._fitting = stage == "fit"
@@ -119,6 +123,7 @@ class MeanIoU(Callback):
             benchmark.keep(self.max_images)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the rows before training, unless the run is resumed."""
         if trainer.global_step:
             return
         if self.before:
@@ -127,6 +132,7 @@ class MeanIoU(Callback):
             self._measure(trainer, "teacher")
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Create an empty confusion matrix for each benchmark."""
         benchmarks = _data(trainer).benchmarks
         self._counts = [ConfusionMatrix(len(benchmark.classes), pl_module.device) for benchmark in benchmarks]
 
@@ -134,17 +140,20 @@ class MeanIoU(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        for predicted, image in zip(outputs["labels"], batch, strict=True):  # one image, of this rank's share
+        """Add the predictions of a batch to the confusion matrix."""
+        for predicted, image in zip(outputs["labels"], batch, strict=True):  # one image, from this rank's slice
             index = trainer.global_rank + trainer.world_size * batch_idx
             self._counts[dataloader_idx].update(predicted, image.labels, index)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sum the confusion matrices over all ranks and log the mIoU."""
         counts = zip(_data(trainer).benchmarks, self._counts, strict=True)
         self.results = {benchmark.name: mine.all_ranks().results() for benchmark, mine in counts}
         self._validated = trainer.global_step
         pl_module.log_dict(named(self.results))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the last row and the times of all rows, then print and write the results."""
         pl_module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU by now
         if self.at_end:
             assert isinstance(pl_module, Distillation)
@@ -210,23 +219,33 @@ class MeanIoU(Callback):
             print(f"\n{table(self.rows)}\n")
             log.info("results\n%s", table(self.rows))
 
+    def numbers(self, benchmark: str) -> dict[Stage, str]:
+        """Return mIoU and milliseconds per image on a benchmark as text, for each row that was measured on it."""
+        return {
+            row["stage"]: f"mIoU {row['miou'][benchmark]:.1f}" + (f", {row['ms']:.0f} ms" if row["ms"] else "")
+            for row in self.rows
+            if benchmark in row["miou"]
+        }
+
     def state_dict(self) -> dict[str, Any]:
+        """Return the rows and the protocol with which they were measured."""
         return {"rows": self.rows, "protocol": self._protocol}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the rows, unless they were measured with another protocol."""
         self.rows = [row for row in state_dict["rows"] if row["stage"] != "after"]
         other = differences(upgraded(state_dict.get("protocol", self._protocol)), self._protocol)
         if self._fitting and other:
             log.warning(
-                "The mIoU before training is left out of the table: it was measured otherwise (%s). Measure it by "
-                "`spar validate`, or start anew with another --run_dir.",
+                "The mIoU before training is omitted from the table: it was measured with other settings (%s). "
+                "Measure it with `spar validate`, or start a new run with another --run_dir.",
                 "; ".join(other),
             )
             self.rows = []
 
 
 def table(rows: Sequence[Row]) -> str:
-    """One line per way of inference, mIoU per benchmark, milliseconds per image of the last benchmark."""
+    """Return a Markdown table: a line per row, mIoU per benchmark, milliseconds per image of the last benchmark."""
     names = list(dict.fromkeys(name for row in rows for name in row["miou"]))
     head = ["inference", *(f"mIoU {name}" for name in names), f"ms per image ({names[-1]})"]
     body = [
@@ -238,12 +257,12 @@ def table(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     counted = ", ".join(f"{count} images of {name}" for name, count in rows[-1]["images"].items())
-    note = f"mIoU in percent over {counted}; ms: median of up to {TIMED_IMAGES} images, all rows in alternation"
+    note = f"mIoU in percent over {counted}; ms: median of up to {TIMED_IMAGES} images, rows timed in alternation"
     return f"{markdown([head, *body])}\n\n{note}"
 
 
 def named(results: Mapping[str, Result]) -> dict[str, float]:
-    """Metric names and values: each benchmark, and the plain mean of all."""
+    """Return the metrics by name: mIoU of each benchmark, and their unweighted mean."""
     values = {f"mIoU/{name}": result.miou for name, result in results.items()}
     return {**values, "mIoU/mean": statistics.fmean(values.values())} if values else {}
 
@@ -253,7 +272,7 @@ def _segmenter(trainer: Trainer, stage: Stage, benchmark: Benchmark) -> Segmente
     module = trainer.lightning_module
     assert isinstance(module, Distillation)
     inference: Inference = "sliding" if stage == "teacher" else "single"
-    # At the start the student is that network already; a copy of the teacher costs its memory.
+    # Before the first step the student is still that network; a copy would cost memory.
     start = stage == "teacher" or trainer.global_step > 0
     backbone = module.teacher_backbone() if stage != "after" and start else None
     return module.segmenter(benchmark.description, inference, backbone)
@@ -266,7 +285,7 @@ def _data(trainer: Trainer) -> SA1B:
 
 
 def _limit(limit: int | float | None, batches: int) -> int:
-    """The Trainer's limit_val_batches as a number of batches."""
+    """Convert the Trainer's limit_val_batches to a number of batches."""
     if limit is None:
         return batches
     return min(limit, batches) if isinstance(limit, int) else int(limit * batches)

@@ -1,4 +1,4 @@
-"""Progress bars: one over the whole of `fit`, with rate, time left and loss, and one per validation."""
+"""Progress bars: one for the whole of `fit`, with rate, remaining time and loss, and one per validation."""
 
 import sys
 from typing import Any
@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 
 class FitProgress(ProgressBar):
-    """tqdm bars that count optimizer-independent steps of the whole run, not of one epoch."""
+    """Progress bars (tqdm) that count the training batches of the whole run instead of one epoch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -18,13 +18,15 @@ class FitProgress(ProgressBar):
         self._validation: tqdm[Any] | None = None
 
     def disable(self) -> None:
+        """Disable the bars."""
         self._enabled = False
 
     def enable(self) -> None:
+        """Enable the bars."""
         self._enabled = True
 
     def _bar(self, description: str, total: float, unit: str, leave: bool, initial: int = 0) -> "tqdm[Any]":
-        # A log file gets a line now and then instead of a redraw ten times a second.
+        # A log file gets a line every 10 s instead of a redraw every 0.1 s.
         interval = 0.1 if sys.stderr.isatty() else 10.0
         count = None if total == float("inf") else int(total)
         return tqdm(
@@ -33,6 +35,7 @@ class FitProgress(ProgressBar):
         )  # fmt: skip
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar of the run."""
         per_epoch, done = trainer.num_training_batches, trainer.fit_loop.epoch_loop.total_batch_idx + 1
         epochs = float("inf") if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)
         total = per_epoch * epochs
@@ -43,6 +46,7 @@ class FitProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Advance the bar of the run and show the logged values."""
         assert self._fit is not None
         shown = self.get_metrics(trainer, pl_module)
         self._fit.set_postfix(
@@ -51,15 +55,18 @@ class FitProgress(ProgressBar):
         self._fit.update()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar of the run."""
         if self._fit is not None:
             self._fit.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close all bars."""
         for bar in (self._fit, self._validation):
             if bar is not None:
                 bar.close()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar of the validation."""
         total = sum(trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches)
         self._validation = self._bar("validating", total, "image", leave=False)
 
@@ -67,9 +74,11 @@ class FitProgress(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
+        """Advance the bar of the validation."""
         assert self._validation is not None
         self._validation.update()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar of the validation."""
         assert self._validation is not None
         self._validation.close()

@@ -1,4 +1,4 @@
-"""RunPlots: pictures of a finished run, predictions next to each other, and loss and mIoU over steps."""
+"""RunPlots: callback that plots a finished run: predictions side by side, and loss and mIoU over steps."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from spar_lightning.callbacks.jsonl_logger import read_metrics
-from spar_lightning.callbacks.mean_iou import TITLES
+from spar_lightning.callbacks.mean_iou import TITLES, MeanIoU
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
 from spar_lightning.evaluation.benchmark import Benchmark
@@ -15,10 +15,10 @@ from spar_lightning.visualization.run_plots import draw_curves, draw_predictions
 
 
 class RunPlots(Callback):
-    """Draw plots/predictions.png and plots/curves.png when training ends.
+    """Callback that writes plots/predictions.png and plots/curves.png at the end of training.
 
     Args:
-        images: Number of images of the last benchmark that are drawn; 0 draws none.
+        images: Number of images of the last benchmark in predictions.png; 0 writes only curves.png.
     """
 
     def __init__(self, images: int = 6) -> None:
@@ -26,6 +26,7 @@ class RunPlots(Callback):
 
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the plots."""
         folder = Path(trainer.default_root_dir) / "plots"
         folder.mkdir(exist_ok=True)
         metrics = Path(trainer.default_root_dir) / "metrics.jsonl"
@@ -36,9 +37,12 @@ class RunPlots(Callback):
         assert isinstance(data, SA1B)
         benchmarks = data.benchmarks
         if benchmarks and self.images:
-            self._draw_predictions(pl_module, benchmarks[-1], folder / "predictions.png")
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            measured = next((c.numbers(benchmarks[-1].name) for c in callbacks if isinstance(c, MeanIoU)), {})
+            titles = [f"{title}\n{measured.get(stage, '')}" for stage, title in TITLES.items()]
+            self._draw_predictions(pl_module, benchmarks[-1], titles, folder / "predictions.png")
 
-    def _draw_predictions(self, module: Distillation, benchmark: Benchmark, path: Path) -> None:
+    def _draw_predictions(self, module: Distillation, benchmark: Benchmark, titles: list[str], path: Path) -> None:
         backbone = module.teacher_backbone()
         teacher = module.segmenter(benchmark.description, "sliding", backbone)
         before = module.segmenter(benchmark.description, "single", backbone)
@@ -48,4 +52,4 @@ class RunPlots(Callback):
             image = benchmark[i]
             maps = [segment(image.image.to(module.device)).cpu().numpy() for segment in (before, teacher, after)]
             rows.append((image.image.permute(1, 2, 0).numpy(), image.labels.numpy(), *maps))
-        draw_predictions(rows, ["image", "ground truth", *TITLES.values()], list(benchmark.classes), path)
+        draw_predictions(rows, ["image", "ground truth", *titles], list(benchmark.classes), path)

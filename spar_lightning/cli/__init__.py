@@ -1,15 +1,17 @@
-"""The `spar` command: a table of commands; a command's module is imported after the choice.
+"""The `spar` command: a table of commands. The module of a command is imported only when the command is run.
 
-`spar --help` therefore costs an empty Python start. Errors that a user can fix are printed as a sentence and exit with
-2; everything else keeps its traceback, because it is ours.
+`spar --help` therefore starts as fast as Python itself. Errors that a user can fix are printed as one message with exit
+code 2. All other errors keep their traceback, because they are bugs.
 """
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from spar_lightning import __version__
+from spar_lightning.cli.help import stored_help
 from spar_lightning.configs.renamed import COMMANDS as RENAMED
 from spar_lightning.configs.renamed import check_options
 from spar_lightning.errors import UserError, nearest, user_error
@@ -27,7 +29,7 @@ COMMANDS = {
     "backbones": "List backbones and plugins, show the parts of one, run the interface checks.",
 }
 
-# Errors of the system that a user fixes by another place.
+# System errors that a user can fix by choosing another location.
 OF_PLACES = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.EEXIST, errno.ENOTDIR),
@@ -41,16 +43,17 @@ commands:
 {commands}
 
 options:
-  -h, --help     show this, or after a command its options
-  --version      show the version
+  -h, --help     Show this help; after a command, the help of the command.
+  --version      Show the version.
 
-example:
+examples:
   spar fit --config quickstart
+  spar fit --help
 """
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0 done, 2 a mistake in what was given, 130 stopped by Ctrl-C."""
+    """Run a command and return its exit code: 0 done, 1 done except for listed items, 2 user error, 130 Ctrl-C."""
     given = list(sys.argv[1:] if args is None else args)
     if not given or given[0] in ("-h", "--help"):
         rows = "\n".join(f"  {command:<14} {text}" for command, text in COMMANDS.items())
@@ -60,11 +63,16 @@ def main(args: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     command = given[0]
+    if command in COMMANDS and {"-h", "--help"} & set(given):
+        print(stored_help(command, given[1:]), end="")
+        return 0
     if command in RENAMED:
         return _fail("spar", f"spar {command} is now spar {RENAMED[command]}.")
     if command not in COMMANDS:
         hint = nearest(command, COMMANDS)
-        return _fail("spar", f"There is no command {command!r}. {hint}Allowed are {', '.join(COMMANDS)}.")
+        return _fail("spar", f"Unknown command {command!r}. {hint}Allowed: {', '.join(COMMANDS)}.")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # classes of the user by path; at the end, so that no file there hides a package
     try:
         check_options(command, given[1:])
         code: int = import_module(f"spar_lightning.cli.{command}").run(given[1:])
@@ -80,7 +88,7 @@ def main(args: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         return _fail(
             f"spar {command}",
-            f"cannot write {where}. Make room there, or give run_dir, data.root, data.cache or --out elsewhere.",
+            f"cannot write {where}. Free some space, or pass another run_dir, data.root, data.cache or --out.",
         )
     except KeyboardInterrupt:
         return 130
@@ -88,7 +96,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _of_union(error: ValueError) -> str | None:
-    """What a class of ours said of its settings where names are allowed too: jsonargparse leaves it in a list."""
+    """Return the error that one of our classes raised, if jsonargparse lists it among errors of other types."""
     union = "Does not validate against any of the Union subtypes"
     lines = [line.strip() for line in str(error).splitlines()]
     said = (line.removeprefix("- ") for line in lines if line.startswith("- "))
@@ -96,7 +104,7 @@ def _of_union(error: ValueError) -> str | None:
 
 
 def _sentence(error: UserError) -> str:
-    """The error's own words; a loader process wraps them in its traceback."""
+    """Return the message of an error, without the traceback that a loader process adds."""
     text = str(error)
     return text.rsplit(f"{type(error).__name__}: ", 1)[-1].strip() if "Original Traceback" in text else text
 

@@ -1,4 +1,4 @@
-"""Arguments of the backbone that follow a command as --model.backbone.NAME VALUE, as they do for `spar fit`."""
+"""Backbone arguments on the command line, written as --model.backbone.NAME VALUE as for `spar fit`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +11,13 @@ PREFIX = "--model.backbone."
 
 
 def split_backbone_arguments(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Return the other arguments, and the backbone's by name.
+    """Split command-line arguments into those of the command and those of the backbone.
+
+    Returns:
+        The arguments of the command, in order, and the backbone arguments as a mapping of name to parsed YAML value.
 
     Raises:
-        UserError: An argument of the backbone has no value, or one that is not YAML.
+        UserError: A backbone argument has no value, or its value is not valid YAML.
     """
     others: list[str] = []
     found: dict[str, Any] = {}
@@ -26,9 +29,9 @@ def split_backbone_arguments(args: Sequence[str]) -> tuple[list[str], dict[str, 
         name, equals, value = arg.removeprefix(PREFIX).partition("=")
         text = value if equals else next(rest, None)
         if text is None:
-            raise UserError(f"{arg} needs a value: {arg} VALUE.")
+            raise UserError(f"{arg} has no value. Pass {arg} VALUE.")
         try:
             found[name.removeprefix("init_args.")] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise UserError(f"{PREFIX}{name}: {text!r} cannot be read as a YAML value.") from error
+            raise UserError(f"{PREFIX}{name}: {text!r} is not a valid YAML value.") from error
     return others, found

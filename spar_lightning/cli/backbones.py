@@ -1,13 +1,12 @@
-"""`spar backbones`: what there is, what a backbone consists of, whether it keeps the contract.
+"""`spar backbones`: list the backbones, show the parts of one, run the interface checks.
 
-Facts come from the class itself, made with random weights unless arguments say otherwise; without
-arguments on the meta device, so that no memory is taken.
+Attributes are read from an instance with random weights, unless arguments name weights; without arguments the instance
+is on the meta device and takes no memory.
 """
 
 import copy
 import inspect
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from importlib.metadata import version
 
@@ -16,46 +15,66 @@ from jsonargparse import ArgumentParser as ConfigParser
 
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.backbones.registry import find_backbone, plugins, subclasses
+from spar_lightning.cli.help import CommandParser
 from spar_lightning.errors import UserError
 from spar_lightning.testing import backbone_checks
 
-EPILOG = """examples:
-  spar backbones
-  spar backbones show SigLIP2 --model ViT-L-16-SigLIP2-512
-  spar backbones check mypackage.backbones.MyViT --depth 2
-"""
+ACTIONS = {
+    "list": (
+        "List the built-in backbones and those of installed plugins, with window, patch size and dimension.",
+        ("spar backbones", "spar backbones list"),
+    ),
+    "show": (
+        "Show one backbone: window, patch size, normalization, and the parameter groups that model.trainable accepts, "
+        "with their sizes.\n\nArguments after the name go to the class, such as --model ViT-L-16-SigLIP2-512.",
+        ("spar backbones show SigLIP2", "spar backbones show SigLIP2 --model ViT-L-16-SigLIP2-512"),
+    ),
+    "check": (
+        "Run the interface checks of spar_lightning.testing on a backbone with random weights: shapes, sizes, packing, "
+        "parameter groups, weights, text tower. Exit code 1 if one fails.\n\nArguments after the name go to the class.",
+        ("spar backbones check Tiny", "spar backbones check SigLIP2 --model ViT-B-32-SigLIP2-256"),
+    ),
+}
 
 
 def run(args: Sequence[str]) -> int:
-    """List, show or check; arguments behind the name go to the class, weights are random unless given."""
-    parser = ArgumentParser(
-        "spar backbones", description=__doc__, epilog=EPILOG, formatter_class=RawDescriptionHelpFormatter
-    )
-    parser.add_argument("action", nargs="?", choices=["list", "show", "check"], default="list")
-    parser.add_argument("name", nargs="?", help="short name or full path of a class")
-    given, arguments = parser.parse_known_args(args)
-    if given.action == "list":
-        if given.name or arguments:
-            raise UserError(f"spar backbones list takes nothing more, but got {given.name or arguments[0]}.")
-        return _list()
-    if given.name is None:
-        raise UserError(
-            f"Give the name of a backbone: spar backbones {given.action} NAME. `spar backbones` lists them."
-        )
-    cls = find_backbone(given.name)
-    return _show(cls, arguments) if given.action == "show" else _check(cls, arguments)
+    """Run `list`, `show` or `check`."""
+    if args and args[0] in ACTIONS:
+        action, rest = args[0], args[1:]
+    else:
+        action, rest = "", args
+    text, examples = ACTIONS[action] if action else (DESCRIPTION, (*ACTIONS["list"][1][:1], *ACTIONS["check"][1][:1]))
+    usage = {"": "[list | show NAME | check NAME]", "list": " "}.get(action, "NAME [arguments of the class]")
+    parser = CommandParser(f"spar backbones {action}".strip(), text, examples, usage)
+    if action in ("show", "check"):
+        parser.add_argument("name", nargs="?", help="Class name of a built-in or installed backbone, or its full path.")
+    given, arguments = parser.parse_known_args(rest)
+    if action in ("show", "check"):
+        if given.name is None:
+            raise UserError(f"Pass a backbone: spar backbones {action} NAME. `spar backbones` lists the names.")
+        cls = find_backbone(given.name)
+        return _show(cls, arguments) if action == "show" else _check(cls, arguments)
+    if arguments:
+        allowed = "" if action else " Allowed: list, show NAME and check NAME."
+        raise UserError(f"spar backbones{' list' if action else ''}: unexpected argument {arguments[0]!r}.{allowed}")
+    return _list()
+
+
+DESCRIPTION = """List backbones and plugins, show the parts of one, run the interface checks.
+
+`spar backbones show --help` and `spar backbones check --help` describe the actions."""
 
 
 def make(cls: type[Backbone], arguments: Sequence[str]) -> Backbone:
-    """The backbone with random weights, unless the arguments say otherwise."""
+    """Return a backbone with random weights, unless the arguments name weights."""
     parser = ConfigParser(f"spar backbones ... {cls.__name__}", exit_on_error=False)
     parser.add_class_arguments(cls, as_positional=False)
     pretrained = inspect.signature(cls).parameters.get("pretrained")
-    if pretrained and isinstance(pretrained.default, str):  # a name of weights; the contract: None makes random ones
+    if pretrained and isinstance(pretrained.default, str):  # a name of weights; None means random ones
         parser.set_defaults(pretrained=None)
     try:
         settings = parser.instantiate(parser.parse_args(list(arguments)))
-    except Exception as error:  # jsonargparse's own, of several types
+    except Exception as error:  # jsonargparse raises several types
         raise UserError(f"{cls.__name__}: {' '.join(str(error).split())}") from error
     return cls(**settings)
 
@@ -82,30 +101,32 @@ def _facts(cls: type[Backbone]) -> tuple[str, str, str, str]:
     try:
         with torch.device("meta"):
             backbone = make(cls, [])
-    except Exception as error:  # a plugin's constructor may ask for anything
-        return "-", "-", "-", f"not made without arguments: {error}"
+    except Exception as error:  # the constructor of a plugin may raise anything
+        return "-", "-", "-", f"cannot be built without arguments: {error}"
     return str(backbone.window), str(backbone.patch_size), str(backbone.embed_dim), "ok"
 
 
 def _show(cls: type[Backbone], arguments: Sequence[str]) -> int:
-    with torch.device("cpu" if arguments else "meta"):  # weights that are given cannot be loaded into nothing
+    with torch.device("cpu" if arguments else "meta"):  # weights cannot be loaded on the meta device
         backbone = make(cls, arguments)
     print(f"{cls.__name__} ({cls.__module__}.{cls.__qualname__})")
     print(f"window {backbone.window} px, patch {backbone.patch_size} px, dimension {backbone.embed_dim}")
-    print(f"mean {backbone.mean}, std {backbone.std}, {'packs' if backbone.packs else 'image by image'}\n")
+    print(
+        f"mean {backbone.mean}, std {backbone.std}, {'sequence packing' if backbone.packs else 'no sequence packing'}\n"
+    )
     groups = backbone.parameter_groups()
     for name, members in groups.items():
         print(f"{name:<16} {sum(p.numel() for p in members) / 1e6:8.2f} M")
     grouped = {id(p) for members in groups.values() for p in members}
     unused = [p for p in backbone.parameters() if id(p) not in grouped]
     total = sum(p.numel() for p in backbone.parameters())
-    print(f"{'(never trained)':<16} {sum(p.numel() for p in unused) / 1e6:8.2f} M  no part in dense features")
+    print(f"{'(never trained)':<16} {sum(p.numel() for p in unused) / 1e6:8.2f} M  not used for dense features")
     print(f"{'all':<16} {total / 1e6:8.2f} M")
     return 0
 
 
 def _check(cls: type[Backbone], arguments: Sequence[str]) -> int:
-    failed, backbone = 0, make(cls, arguments)  # made once: that costs more than the checks
+    failed, backbone = 0, make(cls, arguments)  # built once: that takes longer than the checks
     for check in backbone_checks(lambda: copy.deepcopy(backbone)):
         try:
             check()
@@ -115,5 +136,5 @@ def _check(cls: type[Backbone], arguments: Sequence[str]) -> int:
         else:
             print(f"passed  {check}", flush=True)
     if failed:
-        print(f"{failed} checks failed: {cls.__name__} does not keep the contract of a backbone.", file=sys.stderr)
+        print(f"{failed} checks failed: {cls.__name__} does not implement the backbone interface.", file=sys.stderr)
     return 1 if failed else 0

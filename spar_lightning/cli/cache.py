@@ -1,14 +1,13 @@
-"""`spar cache`: the teacher's features on disk, before training and without its collectives.
+"""`spar cache`: computation of the teacher's features before training, without collectives.
 
-The same configuration file as `spar fit`. Every process takes shards that nobody works on, so any
-number of them, on any number of machines over a shared folder, may be started and killed at any time.
+The command reads the same configuration file as `spar fit`. Each process takes shards that no other process is working
+on. Any number of processes, on any number of machines with a shared folder, can be started and killed at any time.
 """
 
 import os
 import shutil
 import subprocess
 import sys
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from spar_lightning.cli.cache_report import CachePlan, summary
 from spar_lightning.cli.cache_verify import recompute, show, verify
+from spar_lightning.cli.help import CommandParser
 from spar_lightning.cli.lightning_cli import SparCLI
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
@@ -29,7 +29,21 @@ from spar_lightning.formatting import bytes_text
 
 
 class CacheCLI(SparCLI):
-    """Model and data of a configuration, with a Trainer on this process's own device."""
+    """Command-line interface of `spar cache`, with a Trainer on this process's own device."""
+
+    usage = "--config CONFIG [options] | info DIR | verify DIR | verify --config CONFIG [--recompute N]"
+    description = """Compute the teacher's features of the training images and store them in data.cache. The command can
+    be stopped and started again at any time, and be started on several machines with a shared folder.
+
+    `spar cache info DIR` shows what a cache contains, `spar cache verify DIR` checks all checksums."""
+    shown = (
+        *("plan_only", "windows_per_second", "recompute"),
+        *("model.backbone", "model.trainable", "model.compile", "model.stride", "model.window_batch"),
+        *("data.shards", "data.cache*", "data.augmentation.preset", "data.max_images", "data.fraction", "data.keys"),
+        *("data.num_workers", "data.seed"),
+    )
+    trainer_shown = ("devices", "accelerator", "precision")
+    examples = ("spar cache --config quickstart --plan_only", "spar cache --config quickstart")
 
     def __init__(self, args: Sequence[str]) -> None:
         self.given = list(args)
@@ -37,21 +51,31 @@ class CacheCLI(SparCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
+        """Return the name of the command and the arguments that the CLI sets itself."""
         return {"cache": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of the command."""
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--plan_only", action="store_true", help="Say what would be done and what it costs.")
+        parser.add_argument(
+            "--plan_only", action="store_true", help="Print number of images, disk space and time, then exit."
+        )
         parser.add_argument(
             "--windows_per_second",
             type=float | None,
             default=None,
-            help="Rate of one process, measured elsewhere; null measures it here.",
+            help="Windows per second of one process, if known from another run; null: measure on this device.",
         )
-        parser.add_argument("--recompute", type=int, default=0, help="Of verify: samples to compute once more.")
+        parser.add_argument(
+            "--recompute",
+            type=int,
+            default=0,
+            help="Compute this many samples again and compare them with the cache; 0: build the cache.",
+        )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        # A launcher's world is of no interest: every process works for itself, on its own device.
+        """Create a Trainer for one process on its own device."""
+        # Ignore the world size of a launcher: processes work independently of each other.
         alone = {"logger": False, "enable_checkpointing": False, "plugins": [LightningEnvironment()], **kwargs}
         everything = super().instantiate_trainer(**alone)
         self.devices = everything.num_devices
@@ -61,9 +85,9 @@ class CacheCLI(SparCLI):
         return super().instantiate_trainer(**{**alone, "devices": mine, "num_nodes": 1, "strategy": "auto"})
 
     def cache(self, model: Distillation, datamodule: SA1B) -> None:
-        """Compute the teacher's features of the training images, and with data.cache_activations those tokens.
+        """Compute the teacher's features of the training images and, with data.cache_activations, the activations.
 
-        `spar cache info DIR` shows what a cache contains, `spar cache verify DIR` reads all of it.
+        `spar cache info DIR` describes a cache. `spar cache verify DIR` checks all its data.
         """
         self.trainer.strategy.connect(model)
         self.trainer.strategy.setup_environment()
@@ -87,8 +111,8 @@ class CacheCLI(SparCLI):
                 print(text, flush=True)
         if plan.cost.bytes > free:
             raise CacheError(
-                f"The features take {bytes_text(plan.cost.bytes)}, but {cache.root} has {bytes_text(free)} free. Make "
-                "room, give another data.cache, or take fewer images with data.max_images."
+                f"The features need {bytes_text(plan.cost.bytes)}, but {cache.root} has {bytes_text(free)} free. "
+                "Free disk space, set another data.cache, or use fewer images with data.max_images."
             )
         if config.plan_only:
             if is_first_process():
@@ -105,10 +129,10 @@ class CacheCLI(SparCLI):
         if is_first_process():
             print(summary(cache.index, images))
         if any(codes):
-            raise UserError(f"The cache is complete, but other processes of this command ended with codes {codes}.")
+            raise UserError(f"The cache is complete, but other processes of this command exited with codes {codes}.")
 
     def _start_workers(self) -> list["subprocess.Popen[bytes]"]:
-        """One process for each further device, unless a launcher has started them."""
+        """Start one process for each further device, unless a launcher has started them."""
         if local_rank() is not None:
             return []
         command = [sys.executable, "-m", "spar_lightning", "cache", *self.given]
@@ -117,20 +141,39 @@ class CacheCLI(SparCLI):
         return [subprocess.Popen(command, env={**world, "RANK": rank, "LOCAL_RANK": rank}) for rank in ranks]
 
 
+# Description, examples and arguments of each action. The examples follow `spar cache --config quickstart`.
+ACTIONS = {
+    "info": (
+        "Show what a cache contains: cache key, number of images, size, skipped images with reasons, work in progress.",
+        ("spar cache info data/scenes/seed-0/cache", "spar cache verify data/scenes/seed-0/cache"),
+        "DIR",
+    ),
+    "verify": (
+        "Read a cache completely and compare all checksums. Exit code 1 if a file is damaged; the message says which "
+        "to delete.\n\nWith --config and --recompute N, also compute N samples again and compare the features.",
+        (
+            "spar cache verify data/scenes/seed-0/cache",
+            "spar cache verify --config quickstart --recompute 2",
+        ),
+        "DIR | --config CONFIG [--recompute N]",
+    ),
+}
+
+
 def run(args: Sequence[str]) -> int:
-    """Build, or with `info` and `verify` look at what is there."""
+    """Build a cache, or inspect one with `info` or `verify`; return 1 if `verify` finds damage."""
     configured = (
         args[:1] == ["verify"] and len(args) > 1 and args[1].startswith("-") and args[1] not in ("-h", "--help")
     )
     if args[:1] in (["info"], ["verify"]) and not configured:
-        parser = ArgumentParser(f"spar cache {args[0]}", description=(show if args[0] == "info" else verify).__doc__)
-        parser.add_argument("cache", type=Path, help="folder of the cache")
+        parser = CommandParser(f"spar cache {args[0]}", *ACTIONS[args[0]])
+        parser.add_argument("cache", type=Path, help="Folder of the cache.")
         folder = parser.parse_args(args[1:]).cache
         return show(folder) if args[0] == "info" else verify(folder)
     if configured:
         cli = CacheCLI([*args[1:], *([] if any(a.startswith("--recompute") for a in args) else ["--recompute", "4"])])
         return verify(cli.datamodule.cache)
     if args and not args[0].startswith("-"):
-        raise UserError(f"spar cache {args[0]}: unknown. Allowed are info, verify, or options; see spar cache --help.")
+        raise UserError(f"spar cache {args[0]}: unknown. Allowed: info, verify, or options; see spar cache --help.")
     CacheCLI(args)
     return 0

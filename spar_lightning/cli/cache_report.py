@@ -1,4 +1,4 @@
-"""What `spar cache` says before and after its work: images, windows, disk, hours."""
+"""Reports of `spar cache` before and after its work: images, windows, disk space, time."""
 
 from functools import cached_property
 from pathlib import Path
@@ -14,18 +14,18 @@ from spar_lightning.feature_cache.index import CacheIndex
 from spar_lightning.formatting import bytes_text, hours_text, markdown
 from spar_lightning.sliding_window import SlidingWindow
 
-IMAGES: Final = (1_000, 25_000, 11_000_000)  # rows of the table
-PROCESSES: Final = (1, 8, 64)  # columns of the table
+IMAGES: Final = (1_000, 25_000, 11_000_000)  # images, one row of the table each
+PROCESSES: Final = (1, 8, 64)  # processes, one column of the table each
 
 
 class CachePlan:
-    """The work that images without features mean.
+    """Estimate of the disk space and time that the missing features of a cache need.
 
     Args:
-        model: Whose teacher makes them.
-        datamodule: Whose images they are.
-        images: What has no features yet.
-        rate: Windows per second of one process, where that is known.
+        model: Module with the teacher.
+        datamodule: Data module with augmentation, seed and storage type of the features.
+        images: Images without features.
+        rate: Windows per second of one process; None measures the rate when it is first needed.
     """
 
     def __init__(self, model: Distillation, datamodule: SA1B, images: Images, rate: float | None = None) -> None:
@@ -38,14 +38,21 @@ class CachePlan:
 
     @cached_property
     def rate(self) -> float:
-        """Windows per second of the teacher, as given or measured now on this process's device."""
+        """Windows per second of the teacher: as given, or measured on this process's device."""
         if self.given is not None:
             return self.given
         make = self.datamodule.teacher_features()
         return windows_per_second(make.features, make.teacher, make.device)
 
     def text(self, root: Path, done: int, free: int, processes: int) -> str:
-        """A few lines; the rate is measured for them if there is anything to do."""
+        """Return the plan as a few lines of text. Measures the rate if images are left.
+
+        Args:
+            root: Folder of the cache.
+            done: Number of images that have features.
+            free: Free disk space in bytes.
+            processes: Number of processes that share the work.
+        """
         price, module = self.cost, self.model
         lines = [f"{root}: {price.images:,} images to do, {done:,} done"]
         if price.images:
@@ -62,7 +69,7 @@ class CachePlan:
         return "\n".join(lines)
 
     def table(self) -> str:
-        """Disk and time of collections of such images on 1 to 64 processes."""
+        """Return a Markdown table of disk space and time for larger sets of such images on 1 to 64 processes."""
         head = ["images", "disk", *(f"{n} {'process' if n == 1 else 'processes'}" for n in PROCESSES)]
         rows = []
         for count in IMAGES:
@@ -72,6 +79,7 @@ class CachePlan:
         return markdown([head, *rows])
 
     def _origin(self) -> str:
+        """Return the origin of the rate, for display."""
         if self.given is not None:
             return "as given"
         device = self.datamodule.trainer.strategy.root_device  # type: ignore[union-attr]
@@ -81,7 +89,7 @@ class CachePlan:
 
 
 def summary(index: CacheIndex, images: Images) -> str:
-    """How many of the images have features, and why the others have none."""
+    """Return how many of the images have features, and list the rejected images with the reason."""
     there = int((find(index.sources()[0], images.keys) >= 0).sum())
     wanted = set(images.keys.tolist()) if index.quarantined else set()
     rejected = {key: item for key, (item, _) in index.rejected().items() if key.encode() in wanted}

@@ -1,4 +1,4 @@
-"""`spar cache info` and `spar cache verify`: what a cache holds, and whether it holds what it should."""
+"""`spar cache info` and `spar cache verify`: description and integrity check of a feature cache."""
 
 from pathlib import Path
 from typing import Final
@@ -18,11 +18,11 @@ from spar_lightning.feature_cache.shard import CacheError, FeatureShard
 from spar_lightning.files.work_queue import Claims
 from spar_lightning.formatting import bytes_text
 
-AGREEMENT: Final = 1e-2  # relative error of recomputed features; storing them as float16 alone gives 2e-4
+AGREEMENT: Final = 1e-2  # largest relative error of recomputed features; storage as float16 alone gives 2e-4
 
 
 def show(root: Path) -> int:
-    """Print what a cache holds: identity, images, bytes, rejected images, unfinished work."""
+    """Print the content of a cache: cache key, number of images, size, rejected images, work in progress."""
     manifest = read_manifest(root)
     index = CacheIndex(root, manifest["fingerprint"])
     index.refresh()
@@ -35,12 +35,12 @@ def show(root: Path) -> int:
         _print_tree(manifest[part], "  ")
     for tokens in folders(root):
         sizes = [path.stat().st_size for path in (tokens / "shards").glob("*.h5")]
-        print(f"{tokens.name}: tokens of the frozen blocks in {len(sizes):,} shards, {bytes_text(sum(sizes))}")
+        print(f"{tokens.name}: activations of the frozen blocks in {len(sizes):,} shards, {bytes_text(sum(sizes))}")
     for key, (item, name) in index.rejected().items():
         print(f"cannot be used: {key} ({item.reason}), listed in shards/{name}")
     claims = Claims(root / "claims")
     for name in sorted(claims.names()) if claims.folder.exists() else []:
-        print(f"in work: {name} by {claims.holder(name)}")
+        print(f"in progress: {name} by {claims.holder(name)}")
     return 0
 
 
@@ -55,7 +55,7 @@ def _print_tree(tree: object, indent: str) -> None:
 
 
 def verify(root: Path) -> int:
-    """Read all of a cache and compare it with its checksums; exit with 1 if anything is damaged."""
+    """Read all data of a cache and compare it with its checksums; exit with 1 if anything is damaged."""
     damaged = [line for folder in (root, *folders(root)) for line in _damaged(folder)]
     for path in [*(root / "plan").glob("*.npz"), *(root / "scans").glob("*.npz")]:
         try:
@@ -67,7 +67,7 @@ def verify(root: Path) -> int:
 
 
 def _damaged(folder: Path) -> list[str]:
-    """Return the faults in the shards of a cache or of cached activations; print how many shards are valid."""
+    """Return the errors in the shards of a cache or of cached activations; print how many shards are intact."""
     expected = read_manifest(folder)["fingerprint"]
     paths = [folder / "shards" / name for name in sorted(shard_names(folder))]
     damaged, samples = [], 0
@@ -80,15 +80,19 @@ def _damaged(folder: Path) -> list[str]:
         except CacheError as error:
             damaged.append(str(error))
     where = f" of {folder.name}" if folder in folders(folder.parent) else ""
-    print(f"{samples:,} samples in {len(paths) - len(damaged):,} of {len(paths):,} shards{where} are whole")
+    print(f"{samples:,} samples in {len(paths) - len(damaged):,} of {len(paths):,} shards{where} are intact")
     return damaged
 
 
 def recompute(datamodule: SA1B, count: int) -> None:
-    """Make some samples of a cache once more, from the source images on, and compare.
+    """Compute samples of a cache again from their source images, and compare.
+
+    Args:
+        datamodule: Data module of the configuration.
+        count: Number of samples, spread evenly over the cache.
 
     Raises:
-        CacheError: The features differ by more than other kernels explain.
+        CacheError: Features differ by more than other numerical kernels explain.
     """
     cache, images = datamodule.open_cache(), datamodule.images()
     dataset = cache.dataset(images.keys)
@@ -105,6 +109,6 @@ def recompute(datamodule: SA1B, count: int) -> None:
         print(f"{sample.key}: relative error {error:.1e}, image {'identical' if same else 'differs'}")
         if not error <= AGREEMENT:
             raise CacheError(
-                f"The features of {sample.key} differ from what this configuration computes by {error:.1e} "
-                f"(relative; allowed {AGREEMENT}). Build the cache anew in another folder (data.cache)."
+                f"The cached features of {sample.key} differ from those of this configuration: relative error "
+                f"{error:.1e}, allowed {AGREEMENT}. Build the cache again in another folder (data.cache)."
             )

@@ -1,29 +1,34 @@
-"""`spar configs`: list the configurations that ship, show one, copy it to start one's own."""
+"""`spar configs`: list the shipped configurations, print one, or copy it to a new file."""
 
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
+from spar_lightning.cli.help import CommandParser
 from spar_lightning.configs import shipped
 from spar_lightning.errors import UserError, nearest
 
 
 def run(args: Sequence[str]) -> int:
-    """List, show or copy."""
-    parser = ArgumentParser("spar configs", description=__doc__, allow_abbrev=False)
-    parser.add_argument("name", nargs="?", help="shows this one")
-    parser.add_argument("--copy", type=Path, metavar="FILE", help="write it to a file of your own")
+    """List the configurations, print one, or copy it."""
+    parser = CommandParser(
+        "spar configs",
+        "List the shipped configurations, print one, or copy it to a new file.",
+        ("spar configs", "spar configs quickstart"),
+        "[NAME [--copy FILE]]",
+    )
+    parser.add_argument("name", nargs="?", help="configuration to print; without a name, all are listed")
+    parser.add_argument("--copy", type=Path, metavar="FILE", help="write the configuration to this new file")
     given = parser.parse_args(args)
     if given.name is None:
         if given.copy:
-            raise UserError("--copy needs to know which: spar configs NAME --copy my.yaml. `spar configs` lists them.")
+            raise UserError("--copy needs a name: spar configs NAME --copy my.yaml. `spar configs` lists the names.")
         width = max(map(len, shipped()))
         for name, path in shipped().items():
             print(f"{name:<{width}}  {_summary(path)}")
         return 0
     if given.name not in shipped():
         raise UserError(
-            f"No configuration is called {given.name!r}. {nearest(given.name, shipped())}There are "
+            f"No configuration is called {given.name!r}. {nearest(given.name, shipped())}Allowed: "
             f"{', '.join(shipped())}."
         )
     text = shipped()[given.name].read_text(encoding="utf-8")
@@ -31,16 +36,16 @@ def run(args: Sequence[str]) -> int:
         print(text, end="")
         return 0
     if given.copy.exists():
-        raise UserError(f"--copy {given.copy}: there is such a file already. Give another name.")
+        raise UserError(f"--copy {given.copy}: the file already exists. Pass another name.")
     if not given.copy.absolute().parent.is_dir():
-        raise UserError(f"--copy {given.copy}: there is no such folder. Make it, or give another name.")
+        raise UserError(f"--copy {given.copy}: the folder does not exist. Create it, or pass another path.")
     given.copy.write_text(text, encoding="utf-8")
-    print(f"{given.copy}: now spar fit --config {given.copy}")
+    print(f"Wrote {given.copy}. Next: spar fit --config {given.copy}")
     return 0
 
 
 def _summary(path: Path) -> str:
-    """The file's first sentence."""
+    """Return the first sentence of the comment at the top of a configuration."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):

@@ -1,10 +1,9 @@
-"""`spar doctor`: whether this machine has what a run needs, and whether a configuration takes two steps on it."""
+"""`spar doctor`: check the installation and, with --config, run two training steps of a configuration."""
 
 import json
 import sys
 import tempfile
 import time
-from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, replace
@@ -16,6 +15,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from spar_lightning.cli.doctor_checks import Finding, disk, system
+from spar_lightning.cli.help import CommandParser
 from spar_lightning.cli.lightning_cli import SparCLI
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
@@ -26,11 +26,11 @@ STEPS: Final = 2
 
 
 class DoctorCLI(SparCLI):
-    """A configuration, on one device and in a folder that goes away again.
+    """Command-line interface of `spar doctor --config`: two training steps on one device.
 
     Args:
-        args: Of the configuration, as for fit.
-        folder: For everything that the steps write.
+        args: Arguments of the configuration, as for `spar fit`.
+        folder: Temporary folder for all files that the steps write.
     """
 
     def __init__(self, args: Sequence[str], folder: Path) -> None:
@@ -40,37 +40,39 @@ class DoctorCLI(SparCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
+        """Return the name of the command and the arguments that the CLI sets itself."""
         return {"doctor": {"model", "datamodule"}}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Create a Trainer for two steps on one device."""
         return super().instantiate_trainer(
             fast_dev_run=STEPS, enable_progress_bar=False, devices=1, num_nodes=1, strategy="auto",
             default_root_dir=str(self.folder), **kwargs,
         )  # fmt: skip
 
     def doctor(self, model: Distillation, datamodule: SA1B) -> None:
-        """Check the configuration and take two steps of it."""
+        """Check the folders of a configuration and run two training steps."""
         self.findings += self._folders(model, datamodule)
         self.findings.append(self._steps(model, datamodule))
 
     def _folders(self, model: Distillation, datamodule: SA1B) -> Iterator[Finding]:
         cache = datamodule.cache
-        yield disk("run_dir", Path(self.config.doctor.run_dir), "give another --run_dir")
+        yield disk("run_dir", Path(self.config.doctor.run_dir), "set another --run_dir")
         if cache is None:
-            yield Finding("cache", "none: the teacher runs in every step")
+            yield Finding("cache", "not set: the teacher runs in every step")
             return
-        yield disk("data.cache", cache, "give another data.cache")
+        yield disk("data.cache", cache, "set another data.cache")
         if not (cache / "manifest.json").exists():
-            yield Finding("cache", f"{cache} is empty: spar fit builds it first, spar cache beforehand")
+            yield Finding("cache", f"{cache} is empty: spar fit fills it before training; spar cache can do so earlier")
             return
         self.trainer.strategy.connect(model)
         datamodule.trainer = self.trainer
-        index = datamodule.open_cache().index  # refused where it is another configuration's
+        index = datamodule.open_cache().index  # raises if another configuration built the cache
         index.refresh()
         yield Finding("cache", f"{cache}: {len(index):,} images with features")
 
     def _steps(self, model: Distillation, datamodule: SA1B) -> Finding:
-        # Few windows: the student's steps are what has to fit.
+        # Use few windows, because the check is about the student's steps.
         model.config = replace(model.config, stride=model.student.window)
         datamodule.shorten(STEPS, self.folder)
         start, peak = time.monotonic(), Peak(self.trainer.strategy.root_device)
@@ -83,42 +85,58 @@ class DoctorCLI(SparCLI):
 
 
 def configuration(args: Sequence[str]) -> list[Finding]:
-    """Findings about a configuration; what is wrong with it is one of them."""
+    """Check a configuration with two training steps.
+
+    Args:
+        args: Arguments of the configuration, as for `spar fit`.
+
+    Returns:
+        Findings about folders, cache and steps. An error is reported as a finding, too.
+    """
     said = StringIO()
     with tempfile.TemporaryDirectory(prefix="spar-doctor-") as folder:
         try:
             with redirect_stdout(said), redirect_stderr(said):
                 return DoctorCLI(args, Path(folder)).findings
         except torch.OutOfMemoryError:
-            text = "give data.batch_size 1 or a smaller data.pack_tokens, trainer.precision bf16-mixed, a larger GPU"
-            return [Finding("dry run", "does not fit into the GPU's memory", text)]
+            text = (
+                "set data.batch_size 1, a smaller data.pack_tokens or trainer.precision bf16-mixed, or use a larger GPU"
+            )
+            return [Finding("dry run", "does not fit into GPU memory", text)]
         except UserError as error:
             return [Finding("configuration", "cannot be used", str(error))]
-        except SystemExit:  # the parser's: it has printed the sentence
+        except SystemExit:  # from the parser, which has printed the error
             lines = [line for line in said.getvalue().splitlines() if line.strip()]
             return [Finding("configuration", "cannot be used", lines[-1].removeprefix("spar: error: "))]
 
 
 def run(args: Sequence[str]) -> int:
-    """Print the findings; 1 where something has to be mended."""
-    parser = ArgumentParser("spar doctor", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--config", help="YAML file, or the name of one that ships; further arguments as for spar fit")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    """Print the findings; return 1 if anything needs to be fixed."""
+    parser = CommandParser(
+        "spar doctor",
+        "Check the installation: package versions, devices, plugins, disk and shared memory. With --config, also "
+        "check the folders of a configuration and run two training steps in a temporary folder.\n\n"
+        "Each line is `ok`, or `FIX` with what to do; then the exit code is 1. Further options after --config are "
+        "those of spar fit.",
+        ("spar doctor", "spar doctor --config quickstart"),
+    )
+    parser.add_argument("--config", help="YAML file or name of a shipped configuration; other options as for spar fit")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     given, rest = parser.parse_known_args(args)
     if rest and given.config is None:
-        raise UserError(f"spar doctor does not know {rest[0]} without --config.")
+        raise UserError(f"{rest[0]} is allowed only together with --config. Pass --config CONFIG.")
     findings = list(system())
     if given.config is not None:
         findings += configuration(["--config", given.config, *rest])
-    wrong = [finding for finding in findings if finding.mend]
+    wrong = [finding for finding in findings if finding.fix]
     if given.json:
-        print(json.dumps([{"ok": finding.mend is None, **asdict(finding)} for finding in findings], indent=2))
+        print(json.dumps([{"ok": finding.fix is None, **asdict(finding)} for finding in findings], indent=2))
         return 1 if wrong else 0
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
-        print(f"{'MEND' if finding.mend else 'ok':<5} {finding.name:<{width}}  {finding.text}")
-        if finding.mend:
-            print(f"{'':<5} {'':<{width}}  -> {finding.mend}")
+        print(f"{'FIX' if finding.fix else 'ok':<5} {finding.name:<{width}}  {finding.text}")
+        if finding.fix:
+            print(f"{'':<5} {'':<{width}}  -> {finding.fix}")
     if wrong:
-        print(f"{len(wrong)} of {len(findings)} to mend", file=sys.stderr)
+        print(f"{len(wrong)} of {len(findings)} checks need a fix", file=sys.stderr)
     return 1 if wrong else 0

@@ -1,4 +1,4 @@
-"""What `spar doctor` looks at without a configuration: packages, devices, plugins, disk, shared memory."""
+"""Checks of `spar doctor` that need no configuration: packages, devices, plugins, disk, shared memory."""
 
 import os
 import platform
@@ -17,26 +17,23 @@ from spar_lightning.backbones.registry import plugins
 from spar_lightning.formatting import bytes_text
 from spar_lightning.segmentation.text_embeddings import cache_folder
 
-LITTLE: Final = 2**30  # bytes: less free disk than this stops a run sooner or later, less shared memory its loaders
+LITTLE: Final = 2**30  # bytes; with less free disk space or shared memory, a run or its loader processes may fail
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report.
+    """Result of one check: a line of the report.
 
-    Attributes:
-        name: What was looked at.
-        text: What was found.
-        mend: What to do; None where all is well.
+    `name` is the subject of the check, `text` the result, and `fix` the advice to the user (None if all is well).
     """
 
     name: str
     text: str
-    mend: str | None = None
+    fix: str | None = None
 
 
 def system() -> Iterator[Finding]:
-    """All findings about this machine."""
+    """Yield all findings about this machine."""
     yield from packages()
     yield torchvision()
     yield from devices()
@@ -46,7 +43,7 @@ def system() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """Versions of what this package requires, compared with its metadata."""
+    """Compare the versions of installed packages with the requirements of this package."""
     own = metadata.version("spar-lightning")
     yield Finding("spar_lightning", f"{own}, Python {platform.python_version()} on {platform.platform()}")
     for line in metadata.requires("spar-lightning") or []:
@@ -57,84 +54,84 @@ def packages() -> Iterator[Finding]:
         try:
             version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
-            mend = None if extra else f"pip install '{requirement.name}{requirement.specifier}'"
-            yield Finding(requirement.name, "not installed" + (", optional" if extra else ""), mend)
+            fix = None if extra else f"pip install '{requirement.name}{requirement.specifier}'"
+            yield Finding(requirement.name, "not installed" + (", optional" if extra else ""), fix)
             continue
         fits = requirement.specifier.contains(version, prereleases=True)
-        mend = None if fits else f"pip install '{requirement.name}{requirement.specifier}'"
-        yield Finding(requirement.name, version, mend)
+        fix = None if fits else f"pip install '{requirement.name}{requirement.specifier}'"
+        yield Finding(requirement.name, version, fix)
 
 
 def torchvision() -> Finding:
-    """Whether torchvision's compiled operators fit torch."""
-    name, mend = "torchvision", "install both of one release, in one command: pip install torch torchvision"
+    """Check that the compiled operators of torchvision work with the installed torch."""
+    name, fix = "torchvision", "install matching versions in one command: pip install torch torchvision"
     try:
         import torchvision as vision
 
         vision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
     except (ImportError, RuntimeError) as error:
-        return Finding(name, f"does not work with torch {torch.__version__}: {str(error).splitlines()[0]}", mend)
+        return Finding(name, f"does not work with torch {torch.__version__}: {str(error).splitlines()[0]}", fix)
     return Finding(name, f"{vision.__version__} works with torch {torch.__version__}")
 
 
 def devices() -> Iterator[Finding]:
-    """Processor, memory, accelerators."""
+    """Yield findings about CPU, memory and accelerators."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("cpu", f"{cores} cores, {torch.get_num_threads()} threads, {bytes_text(memory)} of memory")
     for i in range(torch.cuda.device_count()):
         facts, (free, total) = torch.cuda.get_device_properties(i), torch.cuda.mem_get_info(i)
-        bf16 = "bf16" if facts.major >= 8 else "no bf16: trainer.precision 16-mixed or 32-true"
+        bf16 = "bf16" if facts.major >= 8 else "no bf16: use trainer.precision 16-mixed or 32-true"
         yield Finding(f"cuda:{i}", f"{facts.name}, {bytes_text(free)} of {bytes_text(total)} free, {bf16}")
     if not torch.cuda.is_available() and Path("/proc/driver/nvidia/version").exists():
         yield Finding(
-            "cuda", f"there is an NVIDIA driver, but torch {torch.__version__} cannot use it",
-            "update the driver, or install a torch that is built for its CUDA version",
+            "cuda", f"an NVIDIA driver is installed, but torch {torch.__version__} cannot use it",
+            "update the driver, or install a torch build for its CUDA version",
         )  # fmt: skip
     if torch.backends.mps.is_available():
         yield Finding("mps", "available")
 
 
 def backbone_plugins() -> Iterator[Finding]:
-    """Backbones of other packages."""
+    """Yield findings about backbones of other packages."""
     for plugin in plugins():
         name = f"plugin {plugin.name}"
         if plugin.error is None:
             yield Finding(name, f"{plugin.path} of {plugin.package}")
         else:
             text = f"{plugin.package} cannot be imported: {type(plugin.error).__name__}: {plugin.error}"
-            yield Finding(name, text, "mend or uninstall that package")
+            yield Finding(name, text, "fix or uninstall that package")
 
 
 def folders() -> Iterator[Finding]:
-    """Where runs and text embeddings are written."""
+    """Check the folders for runs, text embeddings and temporary files."""
     for name, folder, other in (
-        ("disk", Path.cwd(), "start somewhere else, or give --run_dir and data.cache elsewhere"),
-        ("text embeddings", cache_folder(), "give another folder in the environment variable SPAR_CACHE"),
-        ("temporary files", Path(tempfile.gettempdir()), "give another folder in the environment variable TMPDIR"),
+        ("disk", Path.cwd(), "change to another folder, or set --run_dir and data.cache to another disk"),
+        ("text embeddings", cache_folder(), "set the environment variable SPAR_CACHE to another folder"),
+        ("temporary files", Path(tempfile.gettempdir()), "set the environment variable TMPDIR to another folder"),
     ):
         yield disk(name, folder, other)
 
 
 def disk(name: str, folder: Path, other: str) -> Finding:
-    """Whether a folder, or the nearest above it that exists, can be written, and how much fits.
+    """Check that a folder is writable and has free disk space.
 
     Args:
-        name: Of the finding.
-        folder: Need not exist.
-        other: What to do where it is no place to write.
+        name: Name of the finding.
+        folder: Folder to check; if it does not exist, its nearest existing parent is checked.
+        other: Advice to the user if the folder cannot be used.
     """
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not os.access(place, os.W_OK):
-        return Finding(name, f"{folder} cannot be written", other)
+        return Finding(name, f"{folder} is not writable", other)
     free = shutil.disk_usage(place).free
     return Finding(name, f"{folder}: {bytes_text(free)} free", other if free < LITTLE else None)
 
 
 def shared_memory() -> Iterator[Finding]:
-    """What loader processes hand batches through."""
+    """Check the size of /dev/shm, through which loader processes pass batches."""
     place = Path("/dev/shm")
     if place.exists():
         size = shutil.disk_usage(place).total
-        mend = "in a container start it with --shm-size 8g, or set data.num_workers 0" if size < LITTLE else None
-        yield Finding("shared memory", bytes_text(size), mend)
+        fix = "start the container with --shm-size 8g, or set data.num_workers 0" if size < LITTLE else None
+        yield Finding("shared memory", bytes_text(size), fix)

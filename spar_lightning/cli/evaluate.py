@@ -1,7 +1,7 @@
-"""`spar evaluate`: mIoU on benchmarks, with the protocol that made it; resumable, on any number of processes.
+"""`spar evaluate`: mIoU on benchmarks, stored with the evaluation protocol; resumable, on any number of processes.
 
-The same configuration file as `spar fit`, of which the model counts. A result lies in a folder that is
-named after its protocol: the same command goes on there, another protocol gets another folder.
+The command reads the same configuration file as `spar fit` and uses its model. Results are stored in a folder named
+after the protocol: the same command continues there, another protocol gets another folder.
 """
 
 import logging
@@ -26,7 +26,7 @@ from spar_lightning.backbones.weights import without_weights
 from spar_lightning.cli.evaluate_benchmarks import check, prepare
 from spar_lightning.cli.evaluate_options import OPTIONS, OUT
 from spar_lightning.cli.evaluate_sweep import Sweep, check_folder, figures, numbers
-from spar_lightning.cli.lightning_cli import SparCLI, with_run_config
+from spar_lightning.cli.lightning_cli import BENCHMARKS_SHOWN, INFERENCE_SHOWN, SparCLI, with_run_config
 from spar_lightning.cli.validate import weights_options
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
@@ -41,22 +41,43 @@ from spar_lightning.segmentation.text_embeddings import TextClassifiers
 
 log = logging.getLogger("spar_lightning")
 
-NOTE = "mIoU and pixel accuracy in percent over all images; ms: median, segmentation alone, one image at a time."
+NOTE = "mIoU and pixel accuracy in percent over all images; ms: median time of segmentation only, one image at a time."
 
 
 class EvaluateCLI(SparCLI):
-    """The model of a configuration, on benchmarks."""
+    """Command-line interface of `spar evaluate`: the model of a configuration, measured on benchmarks."""
+
+    usage = "--weights WEIGHTS | --config CONFIG [options]"
+    description = """Measure mIoU by the protocol of the paper. An evaluation that was stopped is continued by the same
+    command. The result contains the protocol, so that results can be compared.
+
+    Settings of inference may be given without `model.`: --inference sliding, --stride 32, --refine LPOSS."""
+    shown = (*OPTIONS, *INFERENCE_SHOWN, *BENCHMARKS_SHOWN, "data.num_workers")
+    trainer_shown = ("devices", "num_nodes", "accelerator")
+    more = (
+        "spar evaluate --check DIR: list which benchmarks DIR contains, and where the others are expected.",
+        "spar evaluate --prepare context --root DIR: create the label maps of PASCAL Context from its download.",
+        "spar evaluate --compare A B: compare two result folders; names the differences of their protocols.",
+        "spar evaluate --figures A B --out DIR: draw several sweeps in one figure.",
+    )
+    examples = (
+        "spar evaluate --config quickstart",
+        "spar evaluate --config quickstart --inference sliding --stride 32",
+    )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
+        """Return the name of the command and the arguments that the CLI sets itself."""
         return {"evaluate": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of the command."""
         super().add_arguments_to_parser(parser)
         for name, (kind, default, text) in OPTIONS.items():
             parser.add_argument(f"--{name}", type=kind, default=default, help=text)
 
     def before_instantiate_classes(self) -> None:
+        """Check the options and open the benchmarks."""
         config = self.config.evaluate
         data = config.data.init_args
         named = [name.strip() for name in (config.benchmarks or "").split(",") if name.strip()]
@@ -68,64 +89,67 @@ class EvaluateCLI(SparCLI):
         self.weights = list(dict.fromkeys(given))
         if len(self.weights) > 1 and not (self.strides or self.areas):
             raise UserError(
-                f"--weights takes one network, but got {len(self.weights)}. Give --strides or --sweep, which compare "
-                "several, or one at a time."
+                f"--weights must name one network, but got {len(self.weights)}. Pass one, or compare several with "
+                "--strides or --sweep."
             )
         if config.out is not None:
             check_folder(Path(config.out))
-        # Before the weights are loaded: a folder that is not there should cost no minutes.
+        # Open the benchmarks before the weights are loaded, so that a missing folder is reported at once.
         listed = opened_later(sources or data.get("benchmarks") or (), config.root or data.get("benchmark_root"))
         self.benchmarks = opened(listed, config.max_images)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Create a Trainer without logger and checkpoints; its settings decide about devices and processes."""
         trainer = super().instantiate_trainer(logger=False, enable_checkpointing=False, **kwargs)
         if world_size() not in (1, trainer.world_size):
             raise UserError(
-                f"The launcher has started {world_size()} processes, but the Trainer's settings ask for "
-                f"{trainer.world_size}. Give --trainer.devices for each machine and --trainer.num_nodes."
+                f"The launcher started {world_size()} processes, but the Trainer is configured for "
+                f"{trainer.world_size}. Set --trainer.devices (per machine) and --trainer.num_nodes."
             )
         return trainer
 
     def instantiate_classes(self) -> None:
-        # A sweep also measures the backbone as configured.
+        """Create model and data; skip pretrained weights if --weights replaces them."""
+        # A sweep also measures the configured backbone, so it needs the pretrained weights.
         with without_weights() if self.weights and not (self.strides or self.areas) else nullcontext():
             super().instantiate_classes()
 
     def evaluate(self, model: Distillation, datamodule: SA1B) -> None:
         """Measure mIoU on benchmarks.
 
-        `spar evaluate --check ROOT` lists the benchmarks found in a folder and where the others should be,
-        `spar evaluate --prepare context --root ROOT` makes the labels of PASCAL Context, `spar evaluate --compare A B`
-        compares two results, `spar evaluate --figures A B --out DIR` draws several sweeps in one figure. Settings of
-        `--model` may be given without it: --inference sliding, --refine LPOSS --refine.preset spar.
+        `spar evaluate --check ROOT` lists the benchmarks found in a folder and the expected locations of the others.
+        `spar evaluate --prepare context --root ROOT` creates the label maps of PASCAL Context.
+        `spar evaluate --compare A B` compares two results.
+        `spar evaluate --figures A B --out DIR` draws several sweeps in one figure.
+        Inference options can be written without `--model.`: --inference sliding, --refine LPOSS --refine.preset spar.
         """
         config = self.config.evaluate
         fabric = self._fabric()
         fabric.launch()
         try:
             if not self.benchmarks:
-                datamodule.prepare_data()  # rendered scenes bring their own
+                datamodule.prepare_data()  # RenderedScenes creates its own benchmarks
                 self.benchmarks = opened(datamodule.benchmarks, config.max_images)
             if not self.benchmarks:
-                raise UserError("There is nothing to evaluate on: give --benchmarks all, or names, files and folders.")
+                raise UserError("No benchmarks are selected. Pass --benchmarks all, or names, YAML files and folders.")
             model.to(fabric.device)
             evaluator = Evaluator(fabric, self.benchmarks, datamodule.num_workers, config.max_images)
             self._measure(model.student.requires_grad_(False), model.config, evaluator)
         except (UserError, RuntimeError) as error:
-            others = getattr(fabric.strategy.launcher, "procs", [])  # those that this process started
+            others = getattr(fabric.strategy.launcher, "procs", [])  # processes started by this one
             if isinstance(error, RuntimeError) and any(ended(process) == 2 for process in others):
-                sys.exit(2)  # the connection broke because of a mistake that another process has named
-            for process in others:  # they would wait for this one, and then print tracebacks
+                sys.exit(2)  # the connection broke because another process stopped with an error that it has printed
+            for process in others:  # otherwise they wait for this one, then print tracebacks
                 process.kill()
             raise
 
     def _fabric(self) -> Fabric:
-        """Devices and processes as the Trainer's settings say, precision as the command's."""
+        """Return a Fabric with the devices and processes of the Trainer and the precision of --precision."""
         settings = self.config_init.evaluate.trainer
         if settings.strategy not in ("auto", "ddp"):
-            log.warning("trainer.strategy is ignored: an evaluation shares images out and needs no gradients.")
+            log.warning("trainer.strategy is ignored: evaluation splits images over processes and needs no gradients.")
         plugins = settings.plugins if isinstance(settings.plugins, list) else [settings.plugins]
-        # Shares may take unequally long: at the end the others wait for the slowest.
+        # Processes can need different times for their images; at the end, the others wait for the slowest.
         patient = DDPStrategy(timeout=timedelta(days=1))
         return Fabric(
             accelerator=settings.accelerator,
@@ -137,7 +161,7 @@ class EvaluateCLI(SparCLI):
         )
 
     def _measure(self, backbone: Backbone, settings: InferenceConfig, evaluator: Evaluator) -> None:
-        """Measure one result, or a sweep."""
+        """Run one evaluation or a sweep."""
         config = self.config.evaluate
         out = None if config.out is None else Path(config.out)
         if self.strides or self.areas:
@@ -153,7 +177,11 @@ class EvaluateCLI(SparCLI):
 
 
 def opened(benchmarks: list[Benchmark], max_images: int | None) -> list[Benchmark]:
-    """The benchmarks, opened; of all that fail, the sentences of all."""
+    """Open benchmarks and limit each to `max_images` images.
+
+    Raises:
+        BenchmarkError: One or more benchmarks cannot be opened; the message lists all of them.
+    """
     errors = []
     for benchmark in benchmarks:
         try:
@@ -167,7 +195,7 @@ def opened(benchmarks: list[Benchmark], max_images: int | None) -> list[Benchmar
 
 
 def ended(process: "subprocess.Popen[bytes]") -> int | None:
-    """The exit code of a process that is ending."""
+    """Return the exit code of a process, or None if it does not exit within 3 seconds."""
     try:
         return process.wait(3)
     except subprocess.TimeoutExpired:
@@ -175,7 +203,7 @@ def ended(process: "subprocess.Popen[bytes]") -> int | None:
 
 
 def run(args: Sequence[str]) -> int:
-    """Evaluate, or with --check, --prepare, --compare and --figures look at data and results."""
+    """Run an evaluation, or one of the actions --check, --prepare, --compare and --figures."""
     others = ArgumentParser("spar evaluate", add_help=False, allow_abbrev=False, parents=[weights_options()])
     others.add_argument("--check", type=Path)
     others.add_argument("--prepare")
@@ -186,16 +214,18 @@ def run(args: Sequence[str]) -> int:
     chosen, rest = others.parse_known_args(args)
     looks = chosen.check or chosen.prepare or chosen.compare or chosen.figures
     if looks and (unused := [f"--{name}" for name in ("weights", "config") if getattr(chosen, name)]):
-        raise UserError(f"--check, --prepare, --compare and --figures take no {' and '.join(unused)}: leave it out.")
+        raise UserError(
+            f"--check, --prepare, --compare and --figures cannot be combined with {' and '.join(unused)}. Leave it out."
+        )
     if chosen.stride and chosen.strides:
-        raise UserError("--stride and --strides exclude each other. Give one of them.")
+        raise UserError("--stride and --strides cannot be combined. Pass one of them.")
     if chosen.check:
         return check(chosen.check, rest)
     if chosen.prepare:
         return prepare(chosen.prepare, rest)
     if chosen.compare:
         if rest:
-            raise UserError(f"--compare takes two results and nothing more, but got {' '.join(rest)}.")
+            raise UserError(f"--compare takes two results and no other arguments, but got {' '.join(rest)}.")
         print(comparison(*chosen.compare))
         return 0
     if chosen.figures:
@@ -204,12 +234,12 @@ def run(args: Sequence[str]) -> int:
         EvaluateCLI(with_run_config([_of_model(arg) for arg in args], chosen.weights, chosen.config))
     except KeyboardInterrupt:
         if is_first_process():
-            print("Stopped. The same command continues where it was.")
+            print("Stopped. Run the same command again to continue.")
         raise
     return 0
 
 
 def _of_model(arg: str) -> str:
-    """Return an option such as --stride or --refine.k as the key of the model block that it sets."""
+    """Return an inference option such as --stride or --refine.k with the prefix `--model.`."""
     name = arg.removeprefix("--").partition("=")[0].partition(".")[0]
     return f"--model.{arg[2:]}" if arg.startswith("--") and name in InferenceConfig.__dataclass_fields__ else arg

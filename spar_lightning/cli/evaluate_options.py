@@ -8,21 +8,21 @@ from spar_lightning.evaluation.benchmark_config import SHIPPED
 OUT: Final = Path("runs") / "evaluate"
 
 OPTIONS: Final[dict[str, tuple[Any, Any, str]]] = {
-    "weights": (str | None, None, "Run folder, checkpoint of fit, or weight file; for a sweep several, with "
-                "commas between; null: as configured."),
-    "benchmarks": (str | None, None, f"all, or names, YAML files and folders with commas between; all are "
+    "weights": (str | None, None, "Run folder, checkpoint of spar fit, or weight file; for a sweep also several, "
+                "separated by commas; null: the backbone as configured."),
+    "benchmarks": (str | None, None, "Benchmarks, separated by commas: names, YAML files or folders; all: "
                    f"{', '.join(SHIPPED)}; null: data.benchmarks."),
-    "root": (str | None, None, "Folder in which the benchmarks lie; null: data.benchmark_root."),
+    "root": (str | None, None, "Folder that contains the data of the bundled benchmarks; null: data.benchmark_root."),
     "precision": (Literal["32-true", "16-mixed", "bf16-mixed"], "32-true",
-                  "Of the network's arithmetic; trainer.precision is that of training."),
-    "strides": (str | None, None, "Sweep, Figure 1 of the paper: the network as configured, in a single pass "
-                "and in sliding windows at these strides, with commas between; those of --weights in a single "
-                "pass."),
-    "sweep": (str | None, None, "Sweep, Figure 3 of the paper: the same networks in a single pass on images of "
-              "these areas, each the side of a square in pixels; with --inference sliding the one as "
-              "configured in sliding windows, too."),
-    "warm_ups": (int, 10, "Of a sweep: forward passes that are not timed."),
-    "repeats": (int, 10, "Of a sweep: forward passes that are timed, for median and quartiles."),
-    "max_images": (int | None, None, "Images of each benchmark, spread evenly over it; null: all."),
-    "out": (str | None, None, f"Folder of the results; null: {OUT}/NAME-PROTOCOL."),
+                  "Precision of the network during evaluation; trainer.precision is for training only."),
+    "strides": (str | None, None, "Sweep over strides (Figure 1 of the paper), in pixels, separated by commas. "
+                "Measures the configured network in a single pass and in sliding windows, and the networks of "
+                "--weights in a single pass."),
+    "sweep": (str | None, None, "Sweep over image areas (Figure 3 of the paper): sides of squares of the same area in "
+              "pixels, separated by commas. Measures the same networks in a single pass; with --inference sliding, the "
+              "configured network also in sliding windows."),
+    "warm_ups": (int, 10, "Forward passes before the timed ones (sweep only)."),
+    "repeats": (int, 10, "Timed forward passes, for median and quartiles (sweep only)."),
+    "max_images": (int | None, None, "Number of images of each benchmark, spread evenly over it; null: all."),
+    "out": (str | None, None, f"Folder for the results; null: {OUT}/NAME-PROTOCOL."),
 }  # fmt: skip

@@ -1,8 +1,8 @@
-"""`spar evaluate --strides` and `--sweep`: the paper's Figures 1 and 3.
+"""`spar evaluate --strides` and `--sweep`: measurements for Figures 1 and 3 of the paper.
 
-The network as it is configured, which is the teacher where it slides, and the students of `--weights` in a
-single pass. Every point is an evaluation of its own below points/, with its timing: a stopped sweep goes on where
-it was, and one with further points measures these alone.
+A sweep measures the configured network (with sliding windows: the teacher) and the students of `--weights` in a single
+pass. Each point is a separate evaluation in points/, with its timing. A stopped sweep therefore continues where it
+stopped, and a sweep with additional points measures only those.
 """
 
 import copy
@@ -30,14 +30,14 @@ from spar_lightning.sliding_window import SlidingWindow
 
 
 class Sweep:
-    """Points of the figures, network after network.
+    """Sweep over strides (Figure 1) and image sizes (Figure 3) for one or more networks.
 
     Args:
-        evaluator: Benchmarks and ranks.
-        strides: Of the sliding window in pixels, for Figure 1; empty: not that figure.
-        areas: Sides of squares whose area the images get, in pixels, for Figure 3; empty: not that figure.
-        warm_ups: Forward passes that are not timed.
-        repeats: Forward passes that are.
+        evaluator: Evaluator of the benchmarks.
+        strides: Strides of the sliding window in pixels; empty to skip Figure 1.
+        areas: Image areas, each given as the side of a square in pixels; empty to skip Figure 3.
+        warm_ups: Number of forward passes before the timed ones.
+        repeats: Number of timed forward passes.
     """
 
     def __init__(self, evaluator: Evaluator, strides: list[int], areas: list[int], warm_ups: int, repeats: int) -> None:
@@ -48,16 +48,19 @@ class Sweep:
     def run(
         self, backbone: Backbone, config: InferenceConfig, weights: Sequence[str], parent: Path, folder: Path | None
     ) -> None:
-        """Measure all points and draw; with inference `sliding`, Figure 3 has the teacher too.
+        """Measure all points and draw the figures. With inference `sliding`, Figure 3 includes the teacher.
 
         Args:
-            backbone: On the device.
-            config: Settings of inference; kind and stride are those of each point.
-            weights: Students, as `--weights` takes them.
+            backbone: Network on the evaluator's device; the weights of each student are loaded into it.
+            config: Inference settings; each point sets its own inference mode and stride.
+            weights: Weights of the students, in the format of `--weights`.
             parent: Folder in which the sweep's folder, named after network and protocol, is created.
-            folder: Another folder for the sweep.
+            folder: Folder of the sweep, instead of one in `parent`.
+
+        Raises:
+            UserError: A stride or weight file is invalid, or the folder contains another sweep.
         """
-        for stride in self._strides:  # what is rejected is rejected now, not after the others
+        for stride in self._strides:  # report invalid input before any measurement
             SlidingWindow(backbone, stride)
         for source in weights:
             load_weights(copy.deepcopy(backbone), source)
@@ -80,13 +83,14 @@ class Sweep:
             print(f"\n{self._report.finish()}\n\n{self._folder}: sweep.json, sweep.md, points/, figures")
 
     def _identity(self, backbone: Backbone, config: InferenceConfig) -> dict[str, Any]:
-        """Return what all points have in common."""
+        """Return the settings that all points share: network, protocol and benchmarks."""
         protocol = self._evaluator.protocol(backbone, config)
         common = {key: value for key, value in protocol.content().items() if key not in ("inference", "stride")}
         benchmarks = {benchmark.name: len(benchmark) for benchmark in self._evaluator.benchmarks}
         return {"network": protocol.model(), "protocol": common, "benchmarks": benchmarks}
 
     def _single_pass(self, backbone: Backbone, config: InferenceConfig, name: str) -> None:
+        """Measure all single-pass points of a network."""
         single = replace(config, inference="single")
         if self._strides:
             self._point("strides", backbone, single, f"{name}, single pass", None)
@@ -94,7 +98,7 @@ class Sweep:
             self._point("areas", backbone, single, f"{name}, single pass", area)
 
     def _point(self, figure: Figure, backbone: Backbone, config: InferenceConfig, curve: str, area: int | None) -> None:
-        """Evaluate, and on the first rank measure the time."""
+        """Evaluate one point and measure its time on the first rank."""
         fabric = self._evaluator.fabric
         stride = config.stride if config.inference == "sliding" else None
         place = [*([f"stride {stride}"] if stride else []), *([f"area {area}²"] if area else [])]
@@ -114,7 +118,7 @@ class Sweep:
     def _timings(
         self, backbone: Backbone, config: InferenceConfig, results: Report, area: int | None
     ) -> dict[str, dict[str, Any]]:
-        """Time the network on the first image of every benchmark; read it where the same hardware was timed before."""
+        """Return the timing on the first image of each benchmark; reuse earlier timings of the same hardware."""
         fabric, path = self._evaluator.fabric, results.folder / "timings.json"
         known: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
         found = {}
@@ -132,7 +136,7 @@ class Sweep:
 
 
 def network_names(networks: Sequence[str]) -> dict[str, str]:
-    """How a figure calls each: a run or file by its last name, where that tells it from the others."""
+    """Return the name of each network in the figures: name of the run or file, with more of its path if ambiguous."""
     short = {network: _short(network) for network in networks}
     twice = [network for network, name in short.items() if list(short.values()).count(name) > 1]
     longer = tails([Path(network) for network in twice]) if twice else {}
@@ -140,6 +144,7 @@ def network_names(networks: Sequence[str]) -> dict[str, str]:
 
 
 def _short(network: str) -> str:
+    """Return the name of a run, file or backbone without its folders."""
     path = Path(network)
     if path.parent.name == "checkpoints":
         return path.parent.parent.name
@@ -147,30 +152,30 @@ def _short(network: str) -> str:
 
 
 def check_folder(out: Path) -> None:
-    """Raise UserError if results cannot lie there."""
+    """Raise UserError if `out` is a file."""
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file. Give a folder.")
+        raise UserError(f"--out {out} is a file. Pass a folder.")
 
 
 def numbers(option: str, text: str | None) -> list[int]:
-    """Whole numbers with commas between.
+    """Parse positive integers separated by commas, such as "64,32,16"; None gives an empty list.
 
     Raises:
-        UserError: They are none.
+        UserError: `text` is not a list of integers, or one of them is below 1.
     """
     try:
         found = [int(part) for part in text.split(",")] if text is not None else []
     except ValueError as error:
-        raise UserError(f"{option} takes numbers with commas between, such as 64,32,16, but got {text!r}.") from error
+        raise UserError(f"{option} takes integers separated by commas, such as 64,32,16, but got {text!r}.") from error
     for number in found:
         check_at_least(1, **{option: number})
     return list(dict.fromkeys(found))
 
 
 def figures(folders: Sequence[Path], rest: Sequence[str]) -> int:
-    """Draw the figures of several sweeps as one."""
+    """Draw several sweeps in the same figures."""
     parser = ArgumentParser("spar evaluate --figures", description=figures.__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the figures")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the figures")
     out = parser.parse_args(rest).out
     check_folder(out)
     print("\n".join(str(path) for path in draw(folders, out)))

@@ -1,38 +1,36 @@
-"""`spar export`: a student in the format of another library, with a README that has been run."""
+"""`spar export`: conversion of a student to the format of another library, with a tested README."""
 
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
 from spar_lightning.cli.backbone_arguments import split_backbone_arguments
+from spar_lightning.cli.help import CommandParser
 from spar_lightning.export import LIBRARIES, export
 from spar_lightning.formatting import markdown
 from spar_lightning.student import load_student
 
-DESCRIPTION = """Write the student of a run for another library: its weights, and a README with the licence, three lines
-that load it, and how to give it images of any size. That library then loads the folder in a process of its own and is
-compared with the student at five sizes; an export that differs is not written."""
+DESCRIPTION = """Export a student to the format of another library: weights, and a README with the license and the code
+that loads the student and runs it on images of any size. A separate process then runs that code and compares the
+features with those of the student at five image sizes. If they differ, nothing is exported.
 
-EPILOG = """examples:
-  spar export --weights runs/siglip2_vitb16 --to open_clip --out exports/open_clip
-  spar export --weights runs/siglip2_vitb16 --to onnx --out exports/onnx          # pip install 'spar-lightning[onnx]'
-  spar export --weights student.ckpt --config siglip2_vitb16 --to timm --out exports/timm"""
+Arguments of the backbone are passed as --model.backbone.NAME VALUE."""
+EXAMPLES = (
+    "spar export --weights runs/quickstart --to timm --out exports/timm",
+    "spar export --weights tiny --to safetensors --out exports/tiny",
+)
 
 
 def run(args: Sequence[str]) -> int:
-    """Run the command."""
-    parser = ArgumentParser(
-        "spar export", description=DESCRIPTION, epilog=EPILOG, formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+    """Export a student and print the largest differences from it."""
+    parser = CommandParser("spar export", DESCRIPTION, EXAMPLES, "--weights WEIGHTS --to FORMAT --out DIR [options]")
     parser.add_argument(
         "--weights",
         required=True,
-        help="run folder, checkpoint, export, weight file with --config, or a backbone's name",
+        help="run folder, checkpoint, export, weight file together with --config, or name of a backbone",
     )
-    parser.add_argument("--to", required=True, choices=list(LIBRARIES), help="library")
-    parser.add_argument("--out", required=True, type=Path, help="folder, which does not exist yet")
-    parser.add_argument("--config", help="YAML file of the run, where the weights do not say what they are of")
+    parser.add_argument("--to", required=True, choices=list(LIBRARIES), help="target library or format")
+    parser.add_argument("--out", required=True, type=Path, help="new folder for the export; must not exist")
+    parser.add_argument("--config", help="YAML file of the run, if the weights do not name their network")
     own, arguments = split_backbone_arguments(args)
     given = parser.parse_args(own)
     student = load_student(given.weights, given.config, backbone=arguments)

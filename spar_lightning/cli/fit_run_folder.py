@@ -1,8 +1,8 @@
-"""The folder of one run: refused when it exists, resumed or overwritten when that is asked for.
+"""Run folder of `spar fit`: an existing run is rejected unless it is to be resumed or overwritten.
 
-config.yaml, config-resume-N.yaml   the settings of the first and of every later start
+config.yaml, config-resume-N.yaml   settings of the first start and of each later start
 metrics.jsonl, train.log, results.json, events.out.tfevents.*
-checkpoints/                        last.ckpt and epoch.ckpt to go on from, best.ckpt by mIoU
+checkpoints/                        last.ckpt and epoch.ckpt to resume from, best.ckpt with the best mIoU
 plots/                              predictions.png and curves.png
 """
 
@@ -17,6 +17,7 @@ import yaml
 from spar_lightning.distributed import is_first_process
 from spar_lightning.errors import UserError
 
+# Files of a run; only these are deleted by --overwrite.
 OURS = (
     *("config.yaml", "config-resume-*.yaml", "metrics.jsonl", "train.log", "results.json", "events.out.tfevents.*"),
     *("checkpoints/*.ckpt", "checkpoints/*.unfinished", "plots/predictions.png", "plots/curves.png"),
@@ -24,20 +25,21 @@ OURS = (
 
 
 class RunFolderError(UserError):
-    """The run folder cannot be used."""
+    """Error of a run folder that cannot be used."""
 
 
 class RunFolder:
-    """Where a run keeps what it makes.
+    """Folder with the settings, logs, checkpoints and plots of a run.
 
     Args:
-        root: The folder.
-        resume: `auto` goes on from the newest checkpoint or starts if there is none, `never` starts a new run,
-            anything else is the path of a checkpoint.
-        overwrite: Delete the run that lies there.
+        root: Path of the folder.
+        resume: `auto` continues from the newest checkpoint if one exists and otherwise starts a new run; `never` starts
+            a new run; any other value is the path of a checkpoint.
+        overwrite: Delete an existing run in the folder.
 
     Raises:
-        RunFolderError: The folder holds a run and neither resume nor overwrite is given, or it cannot be written.
+        RunFolderError: The folder contains a run and neither `resume` nor `overwrite` is set, or it contains other
+            files, or both options are set.
     """
 
     def __init__(self, root: str, resume: str, overwrite: bool) -> None:
@@ -45,19 +47,19 @@ class RunFolder:
         self.resume = resume
         self.overwrite = overwrite
         if overwrite and resume != "never":
-            raise RunFolderError(f"--overwrite and --resume {resume} exclude each other. Give one of them.")
+            raise RunFolderError(f"--overwrite and --resume {resume} cannot be combined. Pass one of them.")
         if not is_first_process():
             return
         if self.root.exists() and not self.root.is_dir():
-            raise RunFolderError(f"run_dir: {self.root} is a file. Give another --run_dir.")
+            raise RunFolderError(f"run_dir: {self.root} is a file. Use another --run_dir.")
         if self._started and not overwrite and resume == "never":
             raise RunFolderError(
-                f"run_dir: {self.root} holds a run already. Go on with it: --resume auto. Replace it: --overwrite. "
-                "Keep it: give another --run_dir."
+                f"run_dir: {self.root} already contains a run. Use --resume auto to continue it, --overwrite to "
+                "replace it, or another --run_dir."
             )
         if self.root.exists() and any(self.root.iterdir()) and not self._log.exists():
             raise RunFolderError(
-                f"run_dir: {self.root} is not empty and holds no run (no train.log). Give another --run_dir."
+                f"run_dir: {self.root} is not empty and contains no run (no train.log). Use another --run_dir."
             )
 
     @property
@@ -71,11 +73,15 @@ class RunFolder:
 
     @property
     def _started(self) -> bool:
-        """Whether something was measured or saved here; a start that failed before that needs no protection."""
+        """True if the folder has metrics or checkpoints. A start that failed earlier may be replaced without asking."""
         return (self.root / "metrics.jsonl").exists() or any(self.checkpoints.glob("*.ckpt"))
 
     def create(self) -> None:
-        """Make the folder; of an old run that is to be replaced, its own files go and no others."""
+        """Create the folder. Delete the files of a run that is replaced, but no other files.
+
+        Raises:
+            RunFolderError: The folder is not writable.
+        """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             (self.root / "plots").mkdir(exist_ok=True)
@@ -85,25 +91,28 @@ class RunFolder:
             self._log.touch()
         except OSError as error:
             raise RunFolderError(
-                f"run_dir: cannot write in {self.root} ({error.strerror}). Give a --run_dir where you may write."
+                f"run_dir: cannot write to {self.root} ({error.strerror}). Use a --run_dir that is writable."
             ) from error
 
     def checkpoint(self) -> str | None:
-        """The checkpoint to start from, or None to start at the beginning."""
+        """Return the path of the checkpoint to start from, or None for a new run.
+
+        Raises:
+            RunFolderError: `resume` is not an existing file.
+        """
         if self.resume == "never":
             return None
         if self.resume != "auto":
             if not Path(self.resume).is_file():
                 raise RunFolderError(
-                    f"--resume {self.resume}: no such checkpoint. "
-                    "Allowed are auto, never, and the path of a .ckpt file."
+                    f"--resume {self.resume}: checkpoint not found. Allowed: auto, never, and the path of a .ckpt file."
                 )
             return self.resume
         last = self.checkpoints / "last.ckpt"
         return str(last) if last.exists() else None
 
     def save_config(self, config: dict[str, Any]) -> None:
-        """Write the settings: once under config.yaml, at every later start under a new name."""
+        """Write the settings to config.yaml or, if it exists, to the next config-resume-N.yaml."""
         path, number = self.root / "config.yaml", 0
         while path.exists():
             number += 1
@@ -112,14 +121,14 @@ class RunFolder:
 
     @contextmanager
     def log(self) -> Iterator[None]:
-        """Write what Lightning and this package log, and Python's warnings, to train.log as well."""
+        """Also write the log messages of Lightning and this package, and Python's warnings, to train.log."""
         handler = logging.FileHandler(self._log)
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
         loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "spar_lightning", "py.warnings")]
         level = loggers[1].level
         loggers[1].setLevel(logging.INFO)
         logging.captureWarnings(True)
-        screen = logging.StreamHandler()  # where they would go without being captured
+        screen = logging.StreamHandler()  # captured warnings are otherwise not shown on the screen
         loggers[2].addHandler(screen)
         for logger in loggers:
             logger.addHandler(handler)

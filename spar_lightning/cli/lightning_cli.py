@@ -1,7 +1,7 @@
-"""SparCLI: the commands that read a configuration (fit, cache, validate, evaluate, speed, doctor), by LightningCLI.
+"""SparCLI: base class of the commands that read a configuration (fit, cache, validate, evaluate, speed, doctor).
 
-Each command builds the parser of its own subcommand only. Optimizer and schedule are the model's arguments, so
-LightningCLI adds none of its own.
+Built on LightningCLI. Each command builds only the parser of its own subcommand. Optimizer and schedule are arguments
+of the model, so LightningCLI adds none.
 """
 
 import logging
@@ -23,44 +23,67 @@ from spar_lightning.backbones.registry import plugins
 from spar_lightning.callbacks.mean_iou import MeanIoU
 from spar_lightning.callbacks.progress_bar import FitProgress
 from spar_lightning.callbacks.run_plots import RunPlots
+from spar_lightning.cli.help import GroupHelp
 from spar_lightning.cli.parser import Parser
 from spar_lightning.configs import find
 from spar_lightning.configs.renamed import check_renamed, upgraded, written_by_a_run
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import UserError
+from spar_lightning.segmentation.config import InferenceConfig
 
 log = logging.getLogger("spar_lightning")
 
 # Defaults of the Trainer that differ from Lightning's.
 TRAINER = {
-    "max_epochs": 10,  # as the paper
-    "enable_model_summary": False,  # fit prints what trains, in a line
-    "use_distributed_sampler": False,  # the datamodule splits over ranks itself, without repeating images
-    "num_sanity_val_steps": 0,  # MeanIoU measures the whole of the validation sets before training
+    "max_epochs": 10,  # as in the paper
+    "enable_model_summary": False,  # fit prints the trained parameters in one line
+    "use_distributed_sampler": False,  # the datamodule splits images over ranks without repeating any
+    "num_sanity_val_steps": 0,  # MeanIoU measures all validation sets before training
 }
+
+
+# Patterns of options that commands list in their help. DATA_SHOWN leaves out the single settings of data.augmentation.
+DATA_SHOWN = ("data.augmentation.preset", "data.[!a]*")
+BENCHMARKS_SHOWN = ("data.benchmarks", "data.benchmark_root")
+INFERENCE_SHOWN = ("model.backbone", *(f"model.{name}" for name in InferenceConfig.__dataclass_fields__))
 
 
 class SparCLI(LightningCLI):
     """One command, with `Distillation` and an `SA1B` datamodule.
 
-    A command that is not a method of the Trainer is a method of the subclass: `subcommands` names it, and its docstring
-    is the text of `--help`.
+    A command that is not a method of the Trainer is a method of the subclass, named by `subcommands`.
+
+    Attributes:
+        usage: Arguments after the name of the command, for the first line of the help.
+        description: First paragraphs of the help.
+        shown: Patterns of the options that the command uses. All keys of a configuration are accepted, because one file
+            serves all commands; only these are listed by `--help`.
+        trainer_shown: Options of the Trainer that the help names.
+        more: Paragraphs after the options.
+        examples: Commands for the end of the help. They work in any folder in which the quickstart has run.
     """
+
+    usage = "--config CONFIG [options]"
+    description = ""
+    shown: Sequence[str] = ("*",)
+    trainer_shown: Sequence[str] = ("accelerator", "devices", "num_nodes", "strategy", "precision")
+    more: Sequence[str] = ()
+    examples: Sequence[str] = ()
 
     def __init__(self, args: Sequence[str]) -> None:
         _silence()
         command = next(iter(self.subcommands()))
         prepared = prepare(args)
-        plugins()  # once imported, their classes have short names
-        # LightningCLI warns about arguments passed in addition to those of the process, even if they are the same.
+        plugins()  # classes have short names after their import
+        # LightningCLI warns about arguments that are passed in addition to sys.argv, even if they are equal.
         given = None if prepared == sys.argv[2:] and sys.argv[1:2] == [command] else [command, *prepared]
         own = {} if hasattr(Trainer, command) else {command: getattr(type(self), command)}
         super().__init__(
             Distillation,
             SA1B,
             subclass_mode_data=True,
-            save_config_callback=None,  # Lightning's own refuses to resume into the same folder
+            save_config_callback=None,  # Lightning's raises an error if the folder exists, as it does on resume
             seed_everything_default=0,
             trainer_class=type("Trainer", (Trainer,), own) if own else Trainer,
             trainer_defaults=dict(TRAINER),
@@ -73,9 +96,39 @@ class SparCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the keys of a configuration next to model, data and trainer; they are the same for every command."""
+        command = next(iter(self.subcommands()))
+        assert isinstance(parser, Parser)
+        parser.usage_line, parser.description = self.usage, self.description
+        parser.shown, parser.examples = self.shown, self.examples
+        parser.titles = {
+            "": f"{command} options",
+            "model": "model options",
+            "data": "data options",
+            "mean_iou": "validation options",
+            "pictures": "plot options",
+        }
+        parser.notes = {
+            "model": [
+                f"All: spar {command} --model.help. Settings of a class: --model.backbone.help SigLIP2, "
+                "--model.refine.help LPOSS"
+            ],
+            "data": [f"All, by class: spar {command} --data.help SA1B, spar {command} --data.help RenderedScenes"],
+        }
+        parser.more = [
+            *self.more,
+            f"Lightning Trainer options, such as {', '.join(f'--trainer.{name}' for name in self.trainer_shown)}: "
+            f"spar {command} --trainer.help",
+        ]
+        data = Parser(add_help=False)
+        data.add_class_arguments(SA1B, "data")
+        parser.also = [data]
+        for group in ("model", "trainer"):
+            parser.add_argument(f"--{group}.help", action=GroupHelp, help=f"List all {group} options and exit.")
         parser.add_lightning_class_args(MeanIoU, "mean_iou")
         parser.add_lightning_class_args(RunPlots, "pictures")
-        parser.add_argument("--run_dir", type=str, default="runs/run", help="Folder for everything that fit writes.")
+        parser.add_argument(
+            "--run_dir", type=str, default="runs/run", help="Folder of the run: checkpoints, logs, plots."
+        )
         parser.add_argument(
             "--checkpoint_every_n_steps",
             type=int,
@@ -90,7 +143,7 @@ class SparCLI(LightningCLI):
         return super().instantiate_trainer(**{"use_distributed_sampler": False, **kwargs})
 
     def instantiate_classes(self) -> None:
-        """Make everything, and compare what only shows side by side."""
+        """Instantiate all classes, then check settings of one against another."""
         super().instantiate_classes()
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, MeanIoU):
@@ -105,13 +158,14 @@ class SparCLI(LightningCLI):
 
 
 def prepare(args: Sequence[str]) -> list[str]:
-    """Return the arguments of a command as LightningCLI takes them.
+    """Return the arguments of a command in the form that LightningCLI expects.
 
-    Configurations come first, so that an option changes them wherever it is placed, and are paths instead of names. A
-    config.yaml that an older version wrote into a run folder is replaced by its content in today's keys.
+    Configurations are moved to the front, so that an option overrides them wherever it is placed, and names are
+    replaced by paths. A config.yaml that an older version wrote into a run folder is replaced by its content with
+    current keys.
 
     Raises:
-        UserError: A configuration has an old key.
+        UserError: A configuration has a key that was renamed.
     """
     configs: list[str] = []
     others: list[str] = []
@@ -127,13 +181,13 @@ def prepare(args: Sequence[str]) -> list[str]:
 
 
 def _configuration(given: str) -> str:
-    """Return the path of a configuration, or the content of a run's own where an older version wrote it."""
+    """Return the path of a configuration, or its upgraded content if an older version wrote it into a run folder."""
     found = find(given)
     path = Path(found) if os.path.isfile(found) else None  # otherwise a URL or the configuration itself
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8") if path else found)
     except (yaml.YAMLError, UnicodeDecodeError):
-        return found  # the parser says where
+        return found  # the parser reports the position
     if path is not None and written_by_a_run(path) and isinstance(content, dict):
         newer = upgraded(content)
         return found if newer == content else yaml.safe_dump(newer, sort_keys=False)
@@ -142,7 +196,7 @@ def _configuration(given: str) -> str:
 
 
 def with_run_config(args: Sequence[str], weights: str | None, config: str | None) -> list[str]:
-    """Return the arguments with the configuration of the run whose weights are given, unless one is named."""
+    """Return the arguments, preceded by the configuration of the run that `weights` names unless one is given."""
     path = Path((weights or "").split(",")[0]) / "config.yaml"
     return ["--config", str(path), *args] if config is None and weights and path.is_file() else list(args)
 
@@ -151,38 +205,38 @@ def check_checkpoint(path: str) -> None:
     """Raise UserError unless the file is a checkpoint of `spar fit`."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a zip of something else, a pickle, a text: each fails in its own way
+    except Exception as error:  # another zip file, a pickle or a text file raise different types
         raise UserError(f"{path} cannot be read as a checkpoint ({type(error).__name__}). {_GIVE}") from error
     if not isinstance(checkpoint, dict) or "spar" not in checkpoint:
         raise UserError(f"{path} was not written by spar fit: it lacks the entry 'spar'. {_GIVE}")
 
 
-_GIVE = "Give a .ckpt file such as runs/NAME/checkpoints/best.ckpt."
+_GIVE = "Pass a .ckpt file such as runs/NAME/checkpoints/best.ckpt."
 
 
 def progress(config: Any) -> list[Callback]:
-    """Return our progress bars, unless the Trainer's configuration has others or none."""
+    """Return our progress bar, unless the configuration of the Trainer has another or disables it."""
     others = any(isinstance(callback, ProgressBar) for callback in config.callbacks or [])
     return [] if others or config.enable_progress_bar is False else [FitProgress()]
 
 
 def _worth_reading(record: logging.LogRecord) -> bool:
-    """Not so: hints to install litlogger and litmodels (lightning 2.6, trainer.py), lists of absent accelerators."""
+    """Return whether a record is useful: drop advertisements (litlogger, litmodels) and lists of accelerators."""
     return not re.match(r".*(litlogger|litmodels)|Seed set to|[GTH]PU available", record.getMessage())
 
 
 def _silence() -> None:
-    """Keep Lightning's hints about other products and about choices that are ours off the screen."""
+    """Hide Lightning's hints about other products and about settings that this package decides."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).addFilter(_worth_reading)
     for message in (
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6 with torch 2.15: utilities/_pytree.py
-        "Found .* module.* in eval mode",  # the contract: a backbone is always in eval mode
+        "Found .* module.* in eval mode",  # a backbone is always in eval mode
         "The '.*_dataloader' does not have many workers",
         ".*does not have a `val_dataloader`",
         "Total length of .* across ranks is zero",  # no validation sets are configured
-        "It is recommended to use `self.log.*sync_dist=True",  # MeanIoU logs what is summed over processes already
+        "It is recommended to use `self.log.*sync_dist=True",  # MeanIoU logs values that are summed over ranks
         "LightningCLI's args parameter is intended to run from within Python",  # main(args) is that
-        ".*Checkpoint directory .* exists and is not empty",  # RunFolder has decided about that
+        ".*Checkpoint directory .* exists and is not empty",  # RunFolder handles that
     ):
         warnings.filterwarnings("ignore", message)

@@ -1,11 +1,11 @@
-"""What `spar predict` writes, a folder for each kind of result, named after the images.
+"""Output of `spar predict`: one folder per kind of result, with files named after the images.
 
-labels/     PNG: class of each pixel, with the palette; with more than 256 classes 16 bits of grey
-overlays/   PNG: the image with its classes in colour, and a legend
-scores/     npz: scores (C, H, W) float16 and the labels (C)
-features/   safetensors: features (h, w, d) float32
-pca/        PNG: features as colours
-classes.json
+labels/       PNG: class index of each pixel, with a palette; 16-bit grayscale with more than 256 classes
+overlays/     PNG: image with its classes in color, and a legend
+scores/       npz: scores (C, H, W) float16 and labels (C)
+features/     safetensors: features (h, w, d) float32
+pca/          PNG: features as colors
+classes.json  index, label, names and color of each class
 """
 
 import io
@@ -24,18 +24,18 @@ from spar_lightning.errors import UserError
 from spar_lightning.visualization.overlay import overlay
 from spar_lightning.visualization.palette import palette
 
-INDEXED: Final = 256  # colours that a PNG's palette holds
+INDEXED: Final = 256  # largest number of colors in the palette of a PNG
 
 
 class PredictionFolder:
-    """Results of one run of `spar predict`; those of another are written over, name by name.
+    """Folder for the results of `spar predict`; results with the same name are overwritten.
 
     Args:
-        root: The folder.
-        classes: Label to names; a class has the same colour in every picture.
+        root: Path of the folder.
+        classes: Mapping of class label to names. A class has the same color in all images.
 
     Raises:
-        UserError: It holds results of other classes.
+        UserError: The folder contains results for other classes.
     """
 
     def __init__(self, root: Path, classes: Mapping[str, Sequence[str]]) -> None:
@@ -50,17 +50,17 @@ class PredictionFolder:
             ]
             text, path = json.dumps(rows, ensure_ascii=False, indent=1) + "\n", root / "classes.json"
             if path.exists() and path.read_text(encoding="utf-8") != text:
-                raise UserError(f"--out {root} holds results of other classes ({path}). Give another --out.")
+                raise UserError(f"--out {root} contains results for other classes ({path}). Pass another --out.")
             path.write_text(text, encoding="utf-8")
 
     def path(self, kind: str, name: Path, suffix: str) -> Path:
-        """Where a result goes; its folder is made."""
+        """Return the path of a result such as labels/NAME.png, and create its folder."""
         path = self.root / kind / name.with_name(name.name + suffix)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def write_labels(self, name: Path, pixels: Tensor, labels: Tensor) -> None:
-        """A label map (H, W) and its overlay on the image (3, H, W) uint8."""
+        """Write a segmentation map (H, W) and its overlay on the image `pixels` (3, H, W) uint8."""
         classes = labels.numpy()
         if len(self.labels) <= INDEXED:
             picture = Image.fromarray(classes.astype(np.uint8))
@@ -72,12 +72,12 @@ class PredictionFolder:
         overlay(image, classes, self.labels, self.colours).save(self.path("overlays", name, ".png"))
 
     def write_scores(self, name: Path, scores: Tensor) -> None:
-        """Scores (C, H, W)."""
+        """Write scores (C, H, W)."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, scores=scores.half().numpy(), labels=np.array(self.labels))
         self.path("scores", name, ".npz").write_bytes(buffer.getvalue())
 
     def write_features(self, name: Path, features: Tensor, about: Mapping[str, str]) -> None:
-        """Features (h, w, d), with what they are of in the file's header."""
+        """Write features (h, w, d); `about` becomes the metadata of the safetensors file."""
         content = save({"features": features.float().cpu().contiguous()}, dict(about))
         self.path("features", name, ".safetensors").write_bytes(content)

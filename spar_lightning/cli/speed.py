@@ -1,7 +1,7 @@
-"""`spar speed`: rates and ratios of this machine, in one run, on random images and without any data.
+"""`spar speed`: throughput on this machine and speed-up over the published procedure, on random images.
 
-The same configuration file as `spar fit`, of which the model counts. Without one the paper's main model is
-taken with random weights: speed does not depend on what they are.
+The command reads the same configuration file as `spar fit` and uses its model. Without a configuration it uses the
+paper's main model with random weights, because speed does not depend on the weights.
 """
 
 import json
@@ -34,7 +34,32 @@ PARTS: Final[dict[str, Callable[[Bench], Iterator[Comparison]]]] = {
 
 
 class SpeedCLI(SparCLI):
-    """The model of a configuration on the Trainer's device."""
+    """Command-line interface of `spar speed`: the model of a configuration on the Trainer's device.
+
+    Args:
+        parts: Names of the measurements, keys of `PARTS`.
+        args: Further arguments of the command line.
+    """
+
+    usage = "{teacher,train,segment,read,all} [options]"
+    description = """Measure the speed of the teacher, of training, of segmentation or of reading a cache on this
+    machine. Each is compared with the network alone and with the published procedure, in interleaved repeats. Images
+    and weights are random.
+
+    Prints the rate of each implementation, its fraction of the rate of a large matrix product, and peak memory."""
+    shown = (
+        *("repeats", "height", "width", "precision", "json", "data.augmentation.preset"),
+        *(
+            "model.backbone",
+            "model.trainable",
+            "model.stride",
+            "model.window_batch",
+            "model.compile",
+            "model.templates",
+        ),
+    )
+    trainer_shown = ("accelerator",)
+    examples = ("spar speed train --config quickstart", "spar speed teacher --config quickstart --repeats 3")
 
     def __init__(self, parts: Sequence[str], args: Sequence[str]) -> None:
         self.parts = parts
@@ -42,34 +67,38 @@ class SpeedCLI(SparCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
+        """Return the name of the command and the arguments that the CLI sets itself."""
         return {"speed": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of the command."""
         super().add_arguments_to_parser(parser)
         parser.add_argument("--repeats", type=int, default=5, help="Timed runs of each implementation, interleaved.")
-        parser.add_argument("--height", type=int, default=1024, help="Of the image that is segmented, in pixels.")
-        parser.add_argument("--width", type=int, default=2048, help="As the height.")
+        parser.add_argument("--height", type=int, default=1024, help="Height of the segmented image, in pixels.")
+        parser.add_argument("--width", type=int, default=2048, help="Width of the segmented image, in pixels.")
         parser.add_argument(
             "--precision",
             type=Precision | None,
             default=None,
-            help="Of our networks; null takes bf16 where the device multiplies it in hardware, else fp32.",
+            help="Precision of this package's networks; null: bf16 if the device supports it in hardware, else fp32.",
         )
-        parser.add_argument("--json", type=str | None, default=None, help="File for the same numbers as JSON.")
+        parser.add_argument("--json", type=str | None, default=None, help="Also write the results to this JSON file.")
 
     def before_instantiate_classes(self) -> None:
+        """Check the options."""
         config = self.config.speed
         check_at_least(1, **{f"--{name}": config[name] for name in ("repeats", "height", "width")})
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        # The precision is the command's own; that of training may not exist here.
+        """Create a Trainer without logger and checkpoints."""
+        # trainer.precision is not used, and this device may not support it; --precision is used instead.
         return super().instantiate_trainer(logger=False, enable_checkpointing=False, precision="32-true", **kwargs)
 
     def speed(self, model: Distillation, datamodule: SA1B) -> None:
         """Measure the speed of this machine: `spar speed teacher`, `train`, `segment`, `read` or `all`.
 
-        Prints the rate of each implementation of the same work, its fraction of the rate of a large matrix product on
-        the device, the speed-up over the published procedure, and peak memory.
+        Prints for each implementation of the same task: its rate, the fraction of the FLOP rate of a large matrix
+        multiplication on the device, the speed-up over the published procedure, and peak memory.
         """
         config = self.config.speed
         fabric = Fabric(accelerator=self.config_init.speed.trainer.accelerator, devices=1)
@@ -95,15 +124,15 @@ class SpeedCLI(SparCLI):
 
 
 def run(args: Sequence[str]) -> int:
-    """Measure what the first argument names."""
+    """Run the measurements named by the first argument."""
     if args and args[0] in ("-h", "--help"):
         SpeedCLI([], args)
     allowed = [*PARTS, "all"]
     if not args or args[0] not in allowed:
         given = args[0] if args else "nothing"
         raise UserError(
-            f"spar speed {given}: unknown. {nearest(given, allowed)}Allowed are {', '.join(allowed)}, and options "
-            "after it; see spar speed --help."
+            f"spar speed {given}: unknown. {nearest(given, allowed)}Allowed: {', '.join(allowed)}, followed by "
+            "options; see spar speed --help."
         )
     parts = list(PARTS) if args[0] == "all" else [args[0]]
     SpeedCLI(parts, _with_model(args[1:]))
@@ -111,7 +140,7 @@ def run(args: Sequence[str]) -> int:
 
 
 def _with_model(args: Sequence[str]) -> list[str]:
-    """The arguments, with the paper's main model where they name no configuration."""
+    """Return the arguments, with the paper's main model if they name no configuration."""
     given = {arg.split("=")[0] for arg in args}
     if given & {"--config", "-c"}:
         return list(args)

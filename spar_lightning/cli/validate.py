@@ -1,4 +1,4 @@
-"""`spar validate`: mIoU of the configured backbone, or of a trained student, on the configuration's validation sets."""
+"""`spar validate`: mIoU of the configured backbone or a trained student on the configured validation sets."""
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -11,38 +11,56 @@ from lightning.pytorch.cli import LightningArgumentParser
 from spar_lightning.backbones.checkpoints import load_weights
 from spar_lightning.backbones.weights import without_weights
 from spar_lightning.callbacks.mean_iou import MeanIoU
-from spar_lightning.cli.lightning_cli import SparCLI, progress, with_run_config
+from spar_lightning.cli.lightning_cli import (
+    BENCHMARKS_SHOWN,
+    INFERENCE_SHOWN,
+    SparCLI,
+    progress,
+    with_run_config,
+)
 from spar_lightning.formatting import markdown
 
 
 class ValidateCLI(SparCLI):
-    """Measure mIoU."""
+    """Command-line interface of `spar validate`."""
+
+    usage = "--weights WEIGHTS | --config CONFIG [options]"
+    description = (
+        "Measure the mIoU of the configured backbone or of a student on the validation sets of data.benchmarks."
+    )
+    shown = ("weights", *INFERENCE_SHOWN, *BENCHMARKS_SHOWN, "mean_iou.benchmarks", "mean_iou.max_images")
+    trainer_shown = ("devices", "num_nodes", "precision")
+    examples = ("spar validate --config quickstart", "spar validate --config quickstart --model.inference sliding")
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
+        """Return the name of the command and the arguments that the CLI sets itself."""
         return {"validate": {"model", "dataloaders", "datamodule", "ckpt_path", "weights_only", "verbose"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of the command."""
         super().add_arguments_to_parser(parser)
         parser.add_argument(
             "--weights",
             type=str | None,
             default=None,
-            help="Run folder, checkpoint of fit, or weight file; null measures the backbone as configured.",
+            help="Run folder, checkpoint of spar fit, or weight file; null: the backbone as configured.",
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Create a Trainer without logger and checkpoints."""
         self.trainer_defaults["callbacks"] = progress(self.config_init.validate.trainer)
         return super().instantiate_trainer(logger=False, enable_checkpointing=False, **kwargs)
 
     def instantiate_classes(self) -> None:
+        """Create model and data; load the weights of --weights if given."""
         with without_weights() if self.config.validate.weights else nullcontext():
             super().instantiate_classes()
         if self.config.validate.weights:
             load_weights(self.model.student, self.config.validate.weights)
 
     def validate(self, **kwargs: Any) -> None:
-        """Run the Trainer's validation and print a line per benchmark."""
+        """Run the Trainer's validation and print a table with one row per benchmark."""
         self.trainer.validate(**kwargs, verbose=False)
         results = next(c.results for c in self.trainer.callbacks if isinstance(c, MeanIoU))  # type: ignore[attr-defined]
         if self.trainer.is_global_zero:
@@ -54,7 +72,7 @@ class ValidateCLI(SparCLI):
 
 
 def run(args: Sequence[str]) -> int:
-    """Run the command."""
+    """Run `spar validate`."""
     given, _ = weights_options().parse_known_args(args)
     ValidateCLI(with_run_config(args, given.weights, given.config))
     return 0

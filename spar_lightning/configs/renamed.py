@@ -1,7 +1,7 @@
 """Keys, options and commands that were renamed after version 0.1.
 
-In what a user writes they are errors that name the new one. What `spar` itself wrote (config.yaml of a run, metadata
-of an export) is read in today's keys. `upgraded` has the rules for both.
+In files and commands written by a user, an old name raises an error that states the new name. Files that `spar` wrote
+(config.yaml of a run, metadata of an export) are converted to the current keys. `upgraded` defines the rules for both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from spar_lightning.errors import UserError
 
 COMMANDS: Final = {"benchmark": "speed"}
 
-# By command.
+# Old and new options, by command.
 OPTIONS: Final[dict[str, dict[str, str]]] = {
     "fit": {"--ckpt_path": "--resume"},
     "validate": {"--ckpt_path": "--weights"},
@@ -23,14 +23,14 @@ OPTIONS: Final[dict[str, dict[str, str]]] = {
     "cache": {"--plan-only": "--plan_only", "--windows-per-second": "--windows_per_second"},
 }
 
-# By block of a configuration.
+# Old and new keys, by block of the configuration.
 KEYS: Final = {"model": {"geometry": "patch_fit"}, "data": {"prefix": "cache_activations"}}
 
 REFINE: Final = {"none": None, "lposs": "pretrained", "lposs_spar": "spar"}
 
 
 def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration of version 0.1 in today's keys; one of today unchanged."""
+    """Convert a configuration of version 0.1 to the current keys; a current configuration is unchanged."""
     content = dict(content)
     for name, keys in KEYS.items():
         block = {keys.get(key, key): value for key, value in _block(content, name).items()}
@@ -45,7 +45,12 @@ def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_renamed(content: Any, where: str) -> None:
-    """Raise UserError if a configuration that a user wrote has an old key or an old form of a value."""
+    """Raise UserError if a user's configuration contains an old key or an old form of a value.
+
+    Args:
+        content: Content of the YAML file, or of an option.
+        where: Name of the file or option for the error message.
+    """
     if not isinstance(content, Mapping):
         return
     newer = upgraded(content)
@@ -60,15 +65,15 @@ def check_renamed(content: Any, where: str) -> None:
 
 
 def check_options(command: str, args: Sequence[str]) -> None:
-    """Raise UserError if an argument of a command is an old option, or sets an old key."""
+    """Raise UserError if the arguments of a command contain an old option or set an old key."""
     args = args[: args.index("--")] if "--" in args else args
     for i, arg in enumerate(args):
         name, equals, value = arg.partition("=")
         if new := OPTIONS.get(command, {}).get(name):
             raise UserError(f"{name} is now {new}.")
         path = [part for part in name.removeprefix("--").split(".") if part != "init_args"]
-        path = ["model", *path] if path == ["refine"] else path  # of evaluate and predict
-        # A setting deeper down, such as --model.refine.k, belongs to a class or preset that is named elsewhere.
+        path = ["model", *path] if path == ["refine"] else path  # option of evaluate and predict
+        # Nested settings such as --model.refine.k belong to a class or preset that another argument names.
         if not name.startswith("--") or path[0] not in KEYS or len(path) > 2:
             continue
         try:
@@ -81,13 +86,13 @@ def check_options(command: str, args: Sequence[str]) -> None:
 
 
 def written_by_a_run(config: Path) -> bool:
-    """Return whether a file is the configuration that `spar fit` wrote into a run folder."""
+    """Return whether a file is a configuration that `spar fit` wrote to a run folder."""
     name = config.name == "config.yaml" or config.match("config-resume-*.yaml")
     return name and ((config.parent / "train.log").exists() or (config.parent / "checkpoints").is_dir())
 
 
 def _block(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return the arguments of `model` or `data`, the latter with or without class_path."""
+    """Return the arguments in the block `model` or `data`; `data` may have the form with class_path."""
     block = content.get(name)
     if isinstance(block, Mapping) and name == "data":
         block = block.get("init_args", block)
@@ -99,7 +104,7 @@ def _is_settings(value: Any) -> bool:
 
 
 def _refinement(value: Any) -> Any:
-    """Return a refinement by class: version 0.1 had names of presets, or the settings of LPOSS alone."""
+    """Return a refinement with class_path; version 0.1 used preset names, or the settings of LPOSS alone."""
     if isinstance(value, str) and value in REFINE:
         value = REFINE[value] and {"preset": REFINE[value]}
     if not isinstance(value, Mapping) or not value or value.keys() & {"class_path", "init_args"}:
@@ -108,7 +113,7 @@ def _refinement(value: Any) -> Any:
 
 
 def _augmentation(value: str | Mapping[str, Any]) -> Any:
-    """Return a preset as a setting; a scale of null meant the image's own size, which only a preset says now."""
+    """Return the current form: a preset is a setting, and scale null (the image's own size) is the preset `none`."""
     if isinstance(value, str):
         return {"preset": value}
     return (

@@ -1,4 +1,4 @@
-"""Training images and features, augmentation, validation sets, rendered scenes."""
+"""Data modules: training images and features, augmentation, validation sets, synthetic images."""
 
 from spar_lightning.datamodules.rendered_scenes import RenderedScenes
 from spar_lightning.datamodules.sa1b import SA1B

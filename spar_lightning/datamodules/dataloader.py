@@ -1,8 +1,8 @@
-"""The order of training samples, and a loader that resumes in the middle of an epoch.
+"""Order of the training samples, and a data loader that can resume in the middle of an epoch.
 
-The order is a pure function of (seed, epoch, number of ranks), and the position is one number that
-is equal on all ranks: the samples that the epoch has consumed. Lightning stores rank 0's loader
-state and gives it to everyone, so a state that differs between ranks would be lost.
+The order is a pure function of (seed, epoch, number of ranks). The position is one number that is the same on all
+ranks: the number of samples consumed in the epoch. Lightning saves the loader state of rank 0 and restores it on all
+ranks, so a state that differs between ranks would be lost.
 """
 
 from collections.abc import Iterator
@@ -15,39 +15,42 @@ from spar_lightning.errors import UserError
 
 
 class ResumeError(UserError):
-    """A checkpoint does not belong to this configuration."""
+    """Error for a checkpoint that does not match the configuration."""
 
 
 class EpochOrder(Sampler[list[int]]):
-    """Batch sampler: a permutation per epoch, dealt to the ranks; all ranks take the same number of steps.
+    """Batch sampler that splits one permutation per epoch among the ranks; all ranks take the same number of steps.
 
     Args:
         length: Number of samples.
         batch_size: Samples per step and rank.
-        rank: This process.
-        world_size: Number of processes; up to world_size * batch_size - 1 samples of an epoch are dropped.
-        seed: Of the permutations.
+        rank: Rank of this process.
+        world_size: Number of ranks; up to world_size * batch_size - 1 samples of an epoch are dropped.
+        seed: Seed of the permutations.
+
+    Raises:
+        UserError: If there are fewer samples than one step needs.
     """
 
     def __init__(self, length: int, batch_size: int, rank: int, world_size: int, seed: int) -> None:
         self.length, self.batch_size = length, batch_size
         self.rank, self.world_size, self.seed = rank, world_size, seed
         self.epoch = self.start = 0
-        self.content = ""  # says which samples these are, where that is known
+        self.content = ""  # hash of the samples' keys, if known
         self.sampler = self  # Lightning calls set_epoch on loader.batch_sampler.sampler
         if not len(self):
             raise UserError(
-                f"{length} training images are fewer than one step takes: {world_size} processes with "
-                f"data.batch_size {batch_size}. Give more images, or lower the batch size or the number of devices."
+                f"{length} training images are too few for one step of {world_size} ranks with "
+                f"data.batch_size {batch_size}. Use more images, a smaller batch size or fewer devices."
             )
 
     @property
     def samples_per_step(self) -> int:
-        """Samples that all ranks together take in one step."""
+        """Number of samples that all ranks together consume in one step."""
         return self.batch_size * self.world_size
 
     def identity(self) -> dict[str, Any]:
-        """What the order within an epoch depends on."""
+        """Return the values that determine the order within an epoch."""
         return {
             "images": self.length,
             "content": self.content,
@@ -56,7 +59,7 @@ class EpochOrder(Sampler[list[int]]):
         }
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the permutation."""
+        """Select the permutation of an epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -70,18 +73,18 @@ class EpochOrder(Sampler[list[int]]):
 
 
 class StreamOrder(EpochOrder):
-    """The order for shards that can be read from the front only.
+    """Batch sampler for shards that can only be read from the front.
 
-    Whole shards are shuffled; the images inside keep their order. The sequence is cut into as many equal parts as
-    there are loader processes on all ranks, and each moves forward through its own: a shard is opened twice where a
-    cut falls into it, and once elsewhere. Every image is taken once per epoch, whatever the shards hold.
+    The shards are shuffled; the images within a shard keep their order. The sequence is split into equal parts, one per
+    loader process of all ranks, and each process reads forward through its part. A shard is opened twice if a split
+    falls into it, and once otherwise. Every image is used once per epoch, however the images are distributed.
 
     Args:
-        location: Number of each sample's shard, equal ones side by side.
+        location: Shard index of each sample (N,); samples of the same shard are contiguous.
         batch_size: Samples per step and rank.
-        rank: This process.
-        world_size: Number of processes.
-        seed: Of the permutations.
+        rank: Rank of this process.
+        world_size: Number of ranks.
+        seed: Seed of the permutations.
         num_workers: Loader processes per rank; 0 counts as 1.
     """
 
@@ -98,7 +101,7 @@ class StreamOrder(EpochOrder):
         shards = np.split(np.arange(self.length), np.flatnonzero(np.diff(self.location)) + 1)
         shuffled = np.random.default_rng([self.seed, self.epoch]).permutation(len(shards))
         order = np.concatenate([shards[i] for i in shuffled])
-        # A DataLoader deals batches to its workers in turn: batch k of a rank belongs to part k mod workers.
+        # A DataLoader assigns batches to its workers round-robin: batch k of a rank belongs to part k mod workers.
         batches = [len(range(worker, len(self), self.workers)) for worker in range(self.workers)]
         starts = np.cumsum([0, *batches[:-1]]) + self.rank * len(self)
         for step in range(self.start, len(self)):
@@ -107,14 +110,14 @@ class StreamOrder(EpochOrder):
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A DataLoader whose state is the epoch and the samples consumed by all ranks.
+    """DataLoader that saves and restores its position: the epoch and the samples consumed by all ranks.
 
     Args:
-        dataset: Samples by index.
-        order: Which of them make up each batch.
-        num_workers: Loader processes; they stay over the epochs.
-        pin_memory: Whether batches are put where an accelerator fetches them without waiting.
-        start_method: How loader processes start: fork, spawn or forkserver; None takes Python's default.
+        dataset: Map-style dataset of the samples.
+        order: Batch sampler.
+        num_workers: Number of loader processes; they are kept between epochs.
+        pin_memory: Copy batches to pinned memory, for faster transfer to a GPU.
+        start_method: Start method of the loader processes: fork, spawn or forkserver; None uses Python's default.
     """
 
     def __init__(
@@ -131,7 +134,7 @@ class ResumableLoader(DataLoader[Any]):
             num_workers=num_workers,
             collate_fn=list,
             persistent_workers=num_workers > 0,
-            prefetch_factor=4 if num_workers else None,  # samples differ in size by ten times: a deeper queue evens out
+            prefetch_factor=4 if num_workers else None,  # sizes differ by up to 10x: a deeper queue evens out
             pin_memory=pin_memory,
             multiprocessing_context=start_method if num_workers else None,
         )
@@ -140,23 +143,23 @@ class ResumableLoader(DataLoader[Any]):
         self._resume: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Position of the run, the same on every rank."""
+        """Return the position within the epoch, which is the same on every rank."""
         consumed = self._steps * self.order.samples_per_step
         return {"epoch": self._epoch, "consumed": consumed, "order": self.order.identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved position."""
+        """Continue from a saved position when the next epoch starts."""
         self._resume = state
 
     def _start(self) -> int:
-        """The step at which this epoch begins.
+        """Return the first step of this epoch.
 
         Raises:
-            ResumeError: The position lies inside an epoch of another order.
+            ResumeError: If the saved position is in the middle of an epoch and the order has changed.
         """
         state, self._resume = self._resume, None
         if state is None or state["epoch"] != self.order.epoch:
-            return 0  # the checkpoint was made at the end of an epoch
+            return 0  # the checkpoint was saved at the end of an epoch
         found, ours = state["order"], self.order.identity()
         if found != ours:
             rows = [
@@ -165,22 +168,23 @@ class ResumableLoader(DataLoader[Any]):
                 if found.get(name) != ours.get(name)
             ]
             raise ResumeError(
-                f"The checkpoint lies inside epoch {state['epoch']} of another order of the images: {', '.join(rows)}. "
-                "Restore that, or resume from the end of an epoch: --resume RUN/checkpoints/epoch.ckpt."
+                f"Cannot resume in the middle of epoch {state['epoch']}: the image order has changed "
+                f"({', '.join(rows)}). Restore the previous settings, or resume from the end of an epoch: "
+                "--resume RUN/checkpoints/epoch.ckpt."
             )
         return int(state["consumed"]) // self.order.samples_per_step
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # A generator: nothing is drawn before the first next(), so Lightning's late set_epoch still counts.
+        # As a generator, this draws nothing before the first next(), so a later set_epoch by Lightning takes effect.
         self._epoch = self.order.epoch
         self._steps = self.order.start = self._start()
         for batch in super().__iter__():
-            self._steps += 1  # before the yield: nothing runs after the last one
+            self._steps += 1  # before the yield: no code runs after the last one
             yield batch
 
 
 class RankSlice(Sampler[int]):
-    """Validation sampler: indices rank, rank + world_size, ..; nothing is repeated to even out the ranks."""
+    """Validation sampler of the indices rank, rank + world_size, ...; no index is repeated to even out the ranks."""
 
     def __init__(self, length: int, rank: int, world_size: int) -> None:
         self.indices = range(rank, length, world_size)

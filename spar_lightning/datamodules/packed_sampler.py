@@ -1,8 +1,8 @@
-"""The order of an epoch in which a step is a pack: several images whose tokens fill one sequence.
+"""Batch sampler for sequence packing: a step processes a pack, several images in one packed sequence.
 
-Each epoch draws its packs anew, so that no two images always meet. Their number is the same in every epoch,
-which is what the Trainer's length of an epoch asks for, and within a step all ranks have about the same
-work: packs are filled evenly, and those with similar attention run side by side.
+Packs are drawn again in each epoch, so that images are combined differently. The number of packs is the same in every
+epoch, because the Trainer needs a fixed epoch length. Within a step, all ranks have about the same work: packs are
+filled evenly, and packs with similar attention cost run in the same step.
 """
 
 import itertools
@@ -17,19 +17,22 @@ from numpy.typing import NDArray
 from spar_lightning.datamodules.dataloader import EpochOrder
 from spar_lightning.errors import UserError
 
-JITTER: Final = 0.25  # images are dealt by size, largest first; so much of an octave is left to chance
-DRAWS: Final = 5  # that must all succeed for a number of packs, so that one of some epoch will not fail for long
+JITTER: Final = 0.25  # images are sorted by tokens times a random factor of up to 2 ** JITTER
+DRAWS: Final = 5  # draws that must all succeed for a number of packs, so that every epoch finds its packs quickly
 
 
 class PackOrder(EpochOrder):
     """Batch sampler of packs.
 
     Args:
-        tokens: Of each image.
-        limit: Most tokens in a pack; an image with more is a pack of its own.
-        rank: This process.
-        world_size: Number of processes; every image is taken once per epoch.
-        seed: Of the packs.
+        tokens: Number of tokens of each image (N,).
+        limit: Maximum number of tokens in a pack; an image with more tokens is a pack on its own.
+        rank: Rank of this process.
+        world_size: Number of ranks; every image is used once per epoch.
+        seed: Seed of the packs.
+
+    Raises:
+        UserError: If the images cannot be split evenly into packs for all ranks.
     """
 
     def __init__(self, tokens: NDArray[np.int64], limit: int, rank: int, world_size: int, seed: int) -> None:
@@ -38,7 +41,7 @@ class PackOrder(EpochOrder):
 
     @property
     def samples_per_step(self) -> int:
-        """Packs that all ranks together take in one step: the position within an epoch is counted in these."""
+        """Number of packs that all ranks together consume in one step; the position in an epoch is counted in packs."""
         return self.world_size
 
     def identity(self) -> dict[str, Any]:
@@ -49,24 +52,24 @@ class PackOrder(EpochOrder):
 
     @cached_property
     def _count(self) -> int:
-        """Packs of an epoch, a multiple of the ranks: within half a percent the fewest that any draw fills."""
+        """Number of packs per epoch: a multiple of the ranks, at most about 0.5 % above the smallest that works."""
         ranks = self.world_size
         count = -(-int(self.tokens.clip(max=self.limit).sum()) // (self.limit * ranks)) * ranks
         while count <= self.length and not all(self._draw(count, [draw]) for draw in range(DRAWS)):
             count += max(1, count // 200 // ranks) * ranks
         if count > self.length:
             raise UserError(
-                f"{self.length} images make no packs of at most {self.limit} tokens for {ranks} processes alike. Give "
-                "fewer devices, more images, or a larger data.pack_tokens."
+                f"{self.length} images cannot be split evenly into packs of at most {self.limit} tokens for {ranks} "
+                "ranks. Use fewer devices, more images, or a larger data.pack_tokens."
             )
         return count
 
     def _draw(self, count: int, seed: list[int]) -> list[list[int]] | None:
-        """So many packs of all images, none above the limit that holds more than one; None where chance fails."""
+        """Distribute all images over `count` packs; return None if a pack of several images exceeds the limit."""
         rng = np.random.default_rng([self.seed, *seed])
         sizes = self.tokens * 2.0 ** rng.uniform(-JITTER, JITTER, self.length)
         packs: list[list[int]] = [[] for _ in range(count)]
-        least = [(0, i) for i in range(count)]  # tokens and number of each pack, as a heap
+        least = [(0, i) for i in range(count)]  # heap of (tokens, index) of each pack
         for image in np.argsort(-sizes).tolist():
             filled, i = least[0]
             packs[i].append(image)
@@ -76,7 +79,7 @@ class PackOrder(EpochOrder):
     def __iter__(self) -> Iterator[list[int]]:
         drawn = (self._draw(self._count, [self.epoch, draw]) for draw in itertools.count())
         packs = next(packs for packs in drawn if packs)
-        # Attention costs the sum of squares: packs that are alike in it share a step.
+        # The cost of attention is the sum of squared lengths: packs of similar cost run in the same step.
         work = [int((self.tokens[pack] ** 2).sum()) for pack in packs]
         steps = np.argsort(work).reshape(-1, self.world_size)
         for step in np.random.default_rng([self.seed, self.epoch]).permutation(len(steps))[self.start :]:

@@ -1,7 +1,7 @@
-"""RenderedScenes: SA1B over tars of rendered scenes, written on first use.
+"""RenderedScenes: an SA1B data module with synthetic images, which are written as tar files on first use.
 
-The quickstart's data. Everything downstream of the tars (plan, cache, training, validation) is the
-code that real SA-1B shards go through; only the writing is added here.
+This is the data of the quickstart. Plan, cache, training and validation use the same code as real SA-1B shards; this
+module only adds the writing of the files.
 """
 
 import io
@@ -24,26 +24,31 @@ from spar_lightning.files.atomic import new_folder
 
 IMAGES_PER_TAR = 256
 MIN_CANVAS = 8  # px
-FORMAT = 2  # of the folder
-VALIDATION = 1_000_000  # first scene index of validation; training scenes are counted from 1
+FORMAT = 2  # version of the folder's layout
+VALIDATION = 1_000_000  # index of the first validation image; training images are counted from 1
 
 
 class RenderedScenes(SA1B):
-    """Scenes drawn from a seed, as SA-1B-shaped tars and labelled validation sets.
+    """Synthetic images rendered from a seed: training shards in SA-1B's layout, and labeled validation sets.
 
     Args:
-        root: Folder for scenes and features of all seeds; each seed has a folder of its own in it.
-        augmentation: Size, crop and flip, drawn once per image: a preset, and settings that differ from it.
-        cached: Whether to keep the teacher's features on disk; otherwise the teacher runs in each step.
-        train_scenes: Number of unlabelled training scenes.
-        train_canvas: Smallest and largest side of a training scene in pixels.
-        val_scenes: Number of labelled scenes per validation size.
-        val_sizes: Sides of the square validation scenes in pixels.
-        batch_size: Images per step and process.
-        num_workers: Loader processes for each of training and validation.
-        seed: Of the scenes, the augmentation and the order of training.
-        cache_activations: Also cache the tokens that enter the first trainable block: a step then reads no image.
-        pack_tokens: Patches of a pack, instead of batch_size.
+        root: Folder for the synthetic images and their features, with a subfolder for each seed.
+        augmentation: Random resize, crop and flip, drawn once per image: a preset, and options that override it.
+        cached: Cache the teacher's features on disk; if false, the teacher runs in each training step.
+        train_scenes: Number of unlabeled training images.
+        train_canvas: Smallest and largest side of a training image in pixels.
+        val_scenes: Number of labeled validation images for each size in val_sizes.
+        val_sizes: Sides of the square validation images in pixels; one validation set per size.
+        batch_size: Images per step and device.
+        num_workers: Loader processes per device, for training and for validation each; 0 loads in the main process.
+        seed: Seed of the images, of the augmentation and of the order of training.
+        cache_activations: Also cache the activations that enter the first trainable block, so that a step reads no
+            image.
+        pack_tokens: Sequence packing: maximum number of patches in a step, as many images as fit, instead of
+            batch_size; null uses batch_size.
+
+    Raises:
+        UserError: If a number is outside its range.
     """
 
     def __init__(
@@ -87,14 +92,14 @@ class RenderedScenes(SA1B):
         self.shards = [str(self.folder / "train" / "sa_000000.tar")]
 
     def prepare_data(self) -> None:
-        """Draw the scenes if this seed has none yet."""
+        """Render the images unless this seed's folder exists."""
         self.draw()
 
     def draw(self) -> None:
-        """Write tars and validation sets, unless they are there.
+        """Write the tar files and validation sets unless they exist.
 
         Raises:
-            UserError: The folder holds scenes of other settings.
+            UserError: If the folder contains images of other settings.
         """
         wanted = {
             "format": FORMAT,
@@ -111,24 +116,24 @@ class RenderedScenes(SA1B):
         other = [f"{k} {found.get(k)} instead of {v}" for k, v in wanted.items() if found.get(k) != v]
         if other:
             raise UserError(
-                f"{self.folder} holds other scenes: {', '.join(other)}. Restore these settings, give another "
-                "data.root, or delete the folder."
+                f"{self.folder} contains images of other settings: {', '.join(other)}. Restore these settings, use "
+                "another data.root, or delete the folder."
             )
 
     def _draw(self, wanted: dict[str, object]) -> None:
-        """Write everything under a private name and publish the folder at once."""
+        """Write all files to a temporary folder, then rename it."""
         try:
             with new_folder(self.folder) as unfinished:
                 self._write(unfinished, wanted)
         except OSError:
-            if not self.folder.is_dir():  # otherwise another process was first, with the same scenes
+            if not self.folder.is_dir():  # otherwise another process has written the same images
                 raise
 
     def _write(self, unfinished: Path, wanted: dict[str, object]) -> None:
         (unfinished / "train").mkdir()
         total = self.train_scenes + self.val_scenes * len(self.val_sizes)
         bar: tqdm[Any]
-        with tqdm(total=total, desc="drawing scenes", unit="scene") as bar:
+        with tqdm(total=total, desc="rendering images", unit="image") as bar:
             self._write_tars(unfinished / "train", bar)
             for size in self.val_sizes:
                 self._write_benchmark(unfinished / f"scenes_{size}", size, bar)
@@ -167,6 +172,6 @@ def _jpeg(image: np.ndarray) -> bytes:
 
 
 def _json(image_id: int, height: int, width: int) -> bytes:
-    """The file that lies beside every SA-1B image, without masks."""
+    """Return the JSON file that SA-1B stores next to every image, without masks."""
     image = {"image_id": image_id, "width": width, "height": height, "file_name": f"sa_{image_id}.jpg"}
     return json.dumps({"image": image, "annotations": []}).encode()

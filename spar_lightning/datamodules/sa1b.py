@@ -1,8 +1,8 @@
-"""SA1B: shards of images and a feature cache for training, labelled folders for validation.
+"""SA1B: data module with image shards and a feature cache for training, and labeled validation sets.
 
-With `cache` set, missing features are computed before training starts, by all processes together,
-and every epoch reads them; with `cache: null` the images are augmented in the loader and the teacher
-runs in the training step. Either way an image is augmented once, the same in every epoch.
+With `cache` set, all ranks together compute missing features before training starts, and every epoch reads them. With
+`cache: null`, the data loader augments the images and the teacher runs in the training step. In both cases, the
+augmentation of an image is drawn once and is the same in every epoch.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,32 +35,38 @@ from spar_lightning.feature_cache.dataset import CachedFeatures
 from spar_lightning.feature_cache.extract import Dtype, Teacher, TeacherFeatures
 from spar_lightning.files.hashing import sha256
 
-SHORT_PACK = 16  # images for each step of a dry run where packs are filled by patches
+SHORT_PACK = 16  # images per step of a dry run with sequence packing
 
 
 class SA1B(LightningDataModule):
-    """Unlabelled images in tars or folders, and the validation sets.
+    """Unlabeled training images in tar files or folders, and labeled validation sets.
 
     Args:
-        shards: Images in SA-1B's layout: tar files (plain or gzipped), URLs of such, `pipe:` commands that print
-            one, or folders of images; one brace pattern or a list.
-        cache: Folder of the teacher's features, built where they are missing; null runs the teacher in each step.
-        augmentation: Size, crop and flip, drawn once per image: a preset, and settings that differ from it.
-        benchmarks: Validation sets: names of those that ship (voc21, voc20, cityscapes, ade20k, context60, context59),
-            paths of YAML files, or folders with benchmark.yaml, images/ and labels/.
-        benchmark_root: Folder in which the data of the benchmarks that ship lie.
-        max_images: Use the first images of the shards only; null takes all.
-        fraction: Share of the images that is used, chosen by their keys: a larger one contains the smaller.
-        keys: Keys of the images that are used, or a text file with one in each line; null takes all.
-        batch_size: Images per step and process; the paper takes 1.
-        num_workers: Loader processes for each of training and validation, and threads that decode images for the
-            teacher.
-        seed: Of the augmentation and of the order of training.
-        cache_dtype: Precision in which features are stored.
-        cache_activations: Also cache the tokens that enter the first trainable block, in a folder of the cache: a step
-            then runs the trainable blocks only and reads no image.
-        pack_tokens: Patches of a pack, such as 16384: a step takes as many images as fill it, in one sequence, instead
-            of batch_size; null takes batch_size.
+        shards: Training images in SA-1B's layout: tar files (plain or gzipped), URLs of tar files, `pipe:` commands
+            that print a tar file, or image folders. One path or brace pattern, or a list of them.
+        cache: Folder of the feature cache; missing features are computed before training. null disables the cache: the
+            teacher then runs in each training step.
+        augmentation: Random resize, crop and flip, drawn once per image: a preset, and options that override it.
+        benchmarks: Validation sets: names of bundled benchmarks (voc21, voc20, cityscapes, ade20k, context60,
+            context59), paths of YAML files, or folders with benchmark.yaml, images/ and labels/.
+        benchmark_root: Folder that contains the data of the bundled benchmarks; null if none of them is used.
+        max_images: Use only this number of images, the first ones of the shards; null uses all.
+        fraction: Fraction of the images to use (above 0, at most 1), chosen by a hash of their keys: a larger fraction
+            contains a smaller one. null uses all.
+        keys: Keys of the images to use, as a list or as a text file with one key per line. A key is a file name without
+            suffix. null uses all.
+        batch_size: Images per step and device; the paper uses 1.
+        num_workers: Loader processes per device, for training and for validation each; also the number of threads that
+            decode images for the teacher. 0 loads in the main process.
+        seed: Seed of the augmentation and of the order of training.
+        cache_dtype: Precision of the cached features.
+        cache_activations: Also cache the activations that enter the first trainable block, in a folder of the cache. A
+            step then runs only the trainable blocks and reads no image.
+        pack_tokens: Sequence packing: maximum number of patches in a step, such as 16384. A step processes as many
+            images as fit, in one packed sequence, instead of batch_size; null uses batch_size.
+
+    Raises:
+        UserError: If an option is outside its range or conflicts with another option.
     """
 
     def __init__(
@@ -87,18 +93,18 @@ class SA1B(LightningDataModule):
             raise UserError(f"data.fraction must be above 0 and at most 1, but got {fraction}.")
         if cache_activations and cache is None:
             raise UserError(
-                "data.cache_activations needs the cached images, but data.cache is null. Give a folder there."
+                "data.cache_activations needs a feature cache, but data.cache is null. Set data.cache to a folder."
             )
         if pack_tokens is not None and batch_size != 1:
             raise UserError(
-                f"data.pack_tokens {pack_tokens} and data.batch_size {batch_size} exclude each other: a pack holds as "
-                "many images as fill it. Leave one of them out."
+                f"data.pack_tokens {pack_tokens} and data.batch_size {batch_size} cannot be combined: a pack contains "
+                "as many images as fit. Set only one of them."
             )
         self.shards = shards
         self.cache = None if cache is None else Path(cache)
         if not isinstance(augmentation, Augmentation):
             raise UserError(
-                f"data.augmentation must be an Augmentation such as Augmentation('text'), not {augmentation!r}."
+                f"data.augmentation must be an Augmentation such as Augmentation('text'), but got {augmentation!r}."
             )
         self.augmentation = augmentation
         self.benchmarks = opened_later(benchmarks, benchmark_root)
@@ -109,12 +115,12 @@ class SA1B(LightningDataModule):
         self.cache_dtype: Dtype = cache_dtype
         self.cache_activations, self.pack_tokens = cache_activations, pack_tokens
         self._images: Images | None = None
-        self._cache: FeatureCache | None = None  # kept: its identity costs a copy of the teacher and a hash of it
+        self._cache: FeatureCache | None = None  # reused: its key needs a copy and a hash of the teacher
         self._tokens: NDArray[np.int64] | None = None
         self._train: SourceImages | CachedFeatures | CachedActivations | None = None
 
     def setup(self, stage: str) -> None:
-        """Open what this process reads; in fit, take part in making the features that are missing."""
+        """Open the validation sets; in fit, also open the training data and help to compute missing features."""
         for benchmark in self.benchmarks:
             benchmark.open()
         if stage != "fit":
@@ -123,26 +129,26 @@ class SA1B(LightningDataModule):
         if self.cache is None:
             self._train = SourceImages(self.images(), self.augmentation, self.seed)
         else:
-            # Not in prepare_data: there the other processes would wait inside a collective, with idle GPUs.
+            # The cache is not built in prepare_data, where the other ranks would wait in a collective with idle GPUs.
             self._train = self.build_cache()
 
     def images(self) -> Images:
-        """The training images: those of the shards, as far as max_images, fraction and keys choose them.
+        """Return the images of the shards that max_images, keys and fraction select.
 
         Raises:
-            ShardError: A shard is missing or damaged.
-            UserError: One of `keys` is no image of the shards.
+            ShardError: If a shard is missing or damaged.
+            UserError: If one of `keys` is not in the shards.
         """
         if self._images is None:
             assert self.trainer is not None
-            # Without a cache the scans lie in the run's folder, where a resumed run finds them.
+            # Without a cache, the shard index is stored in the run folder, where a resumed run finds it.
             root = self.cache or Path(self.trainer.default_root_dir)
             found = self._scan(expand(self.shards), root)
             self._images = select(found, self.chosen, self.fraction)
         return self._images
 
     def _scan(self, locations: list[str], root: Path) -> Images:
-        """The first `max_images` images; of many shards only as many are read as that takes."""
+        """Return the first `max_images` images; only as many shards are read as needed."""
         show = is_first_process()
         if self.max_images is None:
             return scan_all(locations, root, show)
@@ -154,27 +160,28 @@ class SA1B(LightningDataModule):
             count += max(1, (self.max_images - len(images)) * count // len(images))
 
     def shorten(self, steps: int, folder: Path) -> None:
-        """Leave what a dry run needs: images for a few steps, no cache, no validation.
+        """Reduce the data for a dry run: images for a few steps, no cache, no validation.
 
         Args:
-            steps: Of one process.
-            folder: For what would be written elsewhere.
+            steps: Number of steps per rank.
+            folder: Temporary folder for files that would be written elsewhere.
         """
         self.cache, self.cache_activations, self.benchmarks = None, False, []
         most = SHORT_PACK if self.pack_tokens is not None else self.batch_size
         self.max_images = steps * most
 
     def open_cache(self) -> FeatureCache:
-        """The cache of this configuration.
+        """Open the feature cache of this configuration.
 
         Raises:
-            CacheError: The folder holds another one.
+            CacheError: If the folder contains a cache with a different cache key.
+            UserError: If `cache` is null.
         """
         if self._cache is not None:
             return self._cache
         assert self.trainer is not None
         if self.cache is None:
-            raise UserError("data.cache is null: there is no cache to build. Give a folder for the features.")
+            raise UserError("Cannot open a feature cache: data.cache is null. Set data.cache to a folder.")
         self._check_patch()
         identity = {
             "teacher": self._teacher.teacher_identity(),
@@ -190,9 +197,9 @@ class SA1B(LightningDataModule):
         return self._cache
 
     def build_cache(self) -> CachedFeatures | CachedActivations:
-        """The cached training images, once all of them are there: made by all processes that call this."""
+        """Compute missing features and return the cached training images; all calling processes share the work."""
         cache, images = self.open_cache(), self.images()
-        # Rejected now, not after hours of the teacher.
+        # Opened first, so that an error occurs before hours of feature extraction.
         tokens = self.open_activations() if self.cache_activations else None
         cache.build(images, self.teacher_features(), show=is_first_process())
         features = cache.dataset(images.keys)
@@ -208,11 +215,11 @@ class SA1B(LightningDataModule):
         return tokens.dataset(features)
 
     def open_activations(self) -> ActivationCache:
-        """The tokens that the frozen blocks give, beside the cache."""
+        """Open the cache of the frozen blocks' activations, in a folder of the feature cache."""
         return ActivationCache(self.open_cache(), self._teacher, self.cache_dtype, self._device, self._precision)
 
     def teacher_features(self) -> TeacherFeatures:
-        """What makes a sample of the cache out of an image, on this process's device."""
+        """Return the function that computes cache samples from images on this rank's device."""
         return TeacherFeatures(
             self._teacher,
             self.augmentation,
@@ -224,7 +231,7 @@ class SA1B(LightningDataModule):
         )
 
     def train_dataloader(self) -> ResumableLoader:
-        """Batches of `Sample`s, in an order that depends on the seed, the epoch and the number of ranks."""
+        """Return a loader of training batches; their order depends on the seed, the epoch and the number of ranks."""
         assert self._train is not None
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
@@ -243,28 +250,28 @@ class SA1B(LightningDataModule):
         return ResumableLoader(self._train, order, self.num_workers, pinned)
 
     def _count_tokens(self, images: Images) -> NDArray[np.int64]:
-        """Patches of each training sample."""
+        """Return the number of patches (N,) of each training sample."""
         if self.cache is None and any(map(is_streamed, images.locations)):
             raise UserError(
-                "data.pack_tokens chooses images from the whole of an epoch, but gzipped and remote shards are read "
-                "from the front. Set data.cache, or download them."
+                "data.pack_tokens needs random access to all images, but gzipped and remote shards can only be read "
+                "from the front. Set data.cache, or use local uncompressed shards."
             )
         sides = augmented_sizes(images, self.augmentation, self.seed) // self._teacher.student.patch_size
         tokens: NDArray[np.int64] = sides.prod(axis=1)
-        if not isinstance(self._train, SourceImages):  # a cache leaves out images that cannot be used
+        if not isinstance(self._train, SourceImages):  # a cache skips images that cannot be used
             assert self._train is not None
             tokens = tokens[find(np.sort(self._train.keys), images.keys) >= 0]
         return tokens.clip(min=1)
 
     def val_dataloader(self) -> list[DataLoader[LabelledImage]]:
-        """One loader per benchmark, each image on exactly one rank."""
+        """Return one loader per benchmark; each image is on exactly one rank."""
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         for benchmark in self.benchmarks:
             if len(benchmark) < world_size:
                 raise UserError(
-                    f"The validation set {benchmark.name} has {len(benchmark)} images for {world_size} processes. "
-                    "Each needs at least one: use fewer devices or more images."
+                    f"The validation set {benchmark.name} has {len(benchmark)} images for {world_size} ranks. "
+                    "Each rank needs at least one: use fewer devices or more images."
                 )
         return [
             DataLoader(
@@ -278,7 +285,7 @@ class SA1B(LightningDataModule):
 
     @property
     def _device(self) -> torch.device:
-        """Where the network will run, which is not always where it lies yet."""
+        """Device on which the network will run; it may not have been moved there yet."""
         assert self.trainer is not None
         return self.trainer.strategy.root_device
 
@@ -299,6 +306,6 @@ class SA1B(LightningDataModule):
         patch, multiple = self._teacher.student.patch_size, self.augmentation.settings.multiple
         if multiple % patch:
             raise UserError(
-                f"data.augmentation.multiple is {multiple}, but the backbone's patches of {patch} "
-                f"pixels ask for a multiple of {patch}."
+                f"data.augmentation.multiple is {multiple}, but the backbone has patches of {patch} pixels. "
+                f"Set it to a multiple of {patch}."
             )

@@ -1,1 +1,1 @@
-"""Training images: tar files and folders, augmentation, rendered scenes."""
+"""Training images: tar files and folders, augmentation, synthetic images."""

@@ -1,9 +1,9 @@
-"""Resolution and aspect augmentation, once per image, seeded by the image's key.
+"""Random resize, crop and flip of an image, drawn once from the seed and the image's key.
 
-RandomResize, then crop or whole image with sides floored to multiples of 16, then a flip (paper,
-section 4.1 and supplement). What was drawn depends on the seed and the key alone, never on workers,
-ranks or order, and is kept as a record beside the sample. The paper's text and its released
-configuration give different sizes; its storage and times fit the released one alone, our default.
+The steps are RandomResize, then a crop or the whole image with sides rounded down to multiples of 16, then a
+horizontal flip (paper, section 4.1 and supplement). The draw depends only on the seed and the image, never on workers,
+ranks or order, and is stored next to the sample as a `Record`. The paper's text and its released configuration use
+different sizes. The default is the released configuration, because the paper's storage and times match only that one.
 """
 
 import math
@@ -18,17 +18,17 @@ from spar_lightning.errors import UserError, check_at_least, nearest
 from spar_lightning.files.hashing import hash_bytes
 from spar_lightning.image.resize import rescaled, resize_image
 
-ALGORITHM: Final = 1  # raised by hand when the same settings, seed and key give other pixels
-SMALLEST: Final = 8  # an image with a side below min_side / SMALLEST is not enlarged but rejected
-LONGEST: Final = 16  # so is one that is so many times as long as wide: min_side pixels wide, it would fill the memory
+ALGORITHM: Final = 1  # to be increased when the same settings, seed and key give different pixels
+SMALLEST: Final = 8  # an image with a side below min_side / SMALLEST is rejected instead of enlarged
+LONGEST: Final = 16  # an image with a larger aspect ratio is rejected: enlarged to min_side, it could exhaust memory
 
 
 class SizeError(ValueError):
-    """An image is too small, or too long for its width."""
+    """Error for an image that is too small or has an extreme aspect ratio."""
 
 
 class Record(NamedTuple):
-    """What was done to an image, in pixels: resized to (height, width), then cropped, then perhaps flipped."""
+    """Augmentation that was drawn for an image: resize to (height, width), crop, optional flip; all in pixels."""
 
     height: int
     width: int
@@ -43,7 +43,7 @@ Preset = Literal["released", "text", "extended", "none", "small"]
 
 
 class Settings(NamedTuple):
-    """Settings of an augmentation, all of them known; see `Augmentation`."""
+    """Settings of an augmentation without null values; see `Augmentation` for their meaning."""
 
     scale: tuple[int, int] | None = (2048, 1024)
     ratio_range: tuple[float, float] = (0.5, 1.0)
@@ -56,31 +56,34 @@ class Settings(NamedTuple):
 
 PRESETS: Final[dict[Preset, Settings]] = {
     "released": Settings(),
-    "text": Settings(scale=(1 << 16, 2048), ratio_range=(0.25, 1.0)),  # short side 512 to 2048, long side free
+    "text": Settings(scale=(1 << 16, 2048), ratio_range=(0.25, 1.0)),  # short side 512 to 2048, long side unlimited
     "extended": Settings(scale=(2560, 2560), ratio_range=(0.2, 1.0)),  # long side 512 to 2560
-    "none": Settings(scale=None, crop_probability=0.0, flip_probability=0.0),  # sides floored to multiples
-    "small": Settings((224, 192), (0.7, 1.0), min_side=64, multiple=8, crop_probability=0.25),  # rendered scenes
+    "none": Settings(scale=None, crop_probability=0.0, flip_probability=0.0),  # sides rounded down to multiples
+    "small": Settings((224, 192), (0.7, 1.0), min_side=64, multiple=8, crop_probability=0.25),  # synthetic images
 }
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random size, crop and flip of one image.
+    """Random resize, crop and flip of one image.
 
     Args:
-        preset: Values of all settings below that are null: `released` as the published configuration, `text` as the
-            paper's text, `extended` as its extended variant, `none` keeps sizes, crops and flips nothing, `small` for
-            images of a few hundred pixels.
-        scale: Long and short bound of the resized image in pixels, before the ratio.
-        ratio_range: The bounds are multiplied by a ratio drawn uniformly from this range.
-        min_side: Smallest side of the result in pixels; images that come out smaller are enlarged.
-        multiple: Both sides of the result are floored to multiples of this; the patch size must divide it.
-        crop_probability: Probability of a crop instead of the whole image.
-        crop_range: Side of a crop as a fraction of the image's side, drawn for each axis independently.
-        flip_probability: Probability of a horizontal flip.
+        preset: Defaults of all augmentation options that are null: `released` (published configuration of the paper),
+            `text` (text of the paper), `extended` (its extended variant), `none` (keep the size, no crop, no flip),
+            `small` (for images of a few hundred pixels).
+        scale: Maximum long side and short side of the resized image in pixels, before both are multiplied by the ratio;
+            null uses the preset.
+        ratio_range: Smallest and largest ratio by which `scale` is multiplied, drawn uniformly; null uses the preset.
+        min_side: Minimum side of the result in pixels; smaller results are enlarged. null uses the preset.
+        multiple: Sides of the result are rounded down to multiples of this number of pixels, which must be a multiple
+            of the patch size; null uses the preset.
+        crop_probability: Probability of a random crop instead of the whole image; null uses the preset.
+        crop_range: Smallest and largest side of a crop as a fraction of the image's side, drawn independently for
+            height and width; null uses the preset.
+        flip_probability: Probability of a horizontal flip; null uses the preset.
 
     Raises:
-        UserError: The preset is unknown, or a number is outside its range.
+        UserError: If the preset is unknown or a number is outside its range.
     """
 
     preset: Preset = "released"
@@ -95,7 +98,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise UserError(
-                f"augmentation: there is no preset {self.preset!r}. {nearest(self.preset, PRESETS)}Allowed are "
+                f"augmentation: unknown preset {self.preset!r}. {nearest(self.preset, PRESETS)}Allowed: "
                 f"{', '.join(PRESETS)}."
             )
         settings = self.settings
@@ -109,37 +112,37 @@ class Augmentation:
                 )
         if settings.min_side % settings.multiple:
             raise UserError(
-                f"augmentation: min_side must be a multiple of multiple, but got {settings.min_side} and "
-                f"{settings.multiple}."
+                f"augmentation: min_side must be divisible by multiple, but got min_side {settings.min_side} and "
+                f"multiple {settings.multiple}."
             )
 
     @cached_property
     def settings(self) -> Settings:
-        """The preset with the settings that are not null."""
+        """Settings of the preset, overridden by the options that are not null."""
         given = {name: value for name in Settings._fields if (value := getattr(self, name)) is not None}
         return PRESETS[self.preset]._replace(**given)
 
     def identity(self) -> dict[str, Any]:
-        """Return what a cache records of the augmentation; the name of the preset is not part of it."""
+        """Return the augmentation's part of the cache key: its settings, without the name of the preset."""
         return {"name": "Augmentation", "algorithm": ALGORITHM, **self.settings._asdict()}
 
     def draw(self, height: int, width: int, seed: int, key: str) -> Record:
-        """Decide what happens to the image `key` of height x width pixels.
+        """Draw the augmentation of the image `key` of height x width pixels.
 
         Raises:
-            SizeError: A side is shorter than an eighth of `min_side`, or than a sixteenth of the other.
+            SizeError: If the short side is below an eighth of `min_side` or a sixteenth of the long side.
         """
         settings = self.settings
         least = max(-(-settings.min_side // SMALLEST), -(-max(height, width) // LONGEST))
         if min(height, width) < least:
-            raise SizeError(f"{height} x {width} pixels; the shorter side must have at least {least}")
+            raise SizeError(f"{height} x {width} pixels; the shorter side must have at least {least} pixels")
         digest = hash_bytes(f"{seed}/{key}".encode())
         rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
         ratio = rng.uniform(*settings.ratio_range)
         if settings.scale is not None:
             height, width = rescaled(height, width, (int(settings.scale[0] * ratio), int(settings.scale[1] * ratio)))
         crop = rng.uniform() < settings.crop_probability
-        shares = rng.uniform(size=4)  # drawn always, so that every image takes the same draws
+        shares = rng.uniform(size=4)  # always drawn, so that every image uses the same number of random values
         flip = bool(rng.uniform() < settings.flip_probability)
 
         if min(height, width) < settings.min_side:
@@ -160,7 +163,10 @@ class Augmentation:
         return max(side, self.settings.min_side) // self.settings.multiple * self.settings.multiple
 
     def apply(self, image: Tensor, record: Record) -> Tensor:
-        """Turn an image (3, H, W) uint8 into the recorded one, bilinear without antialias as the released code."""
+        """Apply a drawn augmentation to an image (3, H, W) uint8.
+
+        The image is resized bilinearly without antialiasing, as in the released code.
+        """
         pixels = resize_image(image, (record.height, record.width))
         rows = slice(record.top, record.top + record.crop_height)
         columns = slice(record.left, record.left + record.crop_width)
@@ -169,5 +175,5 @@ class Augmentation:
 
 
 def _integer(low: int, high: int, share: float) -> int:
-    """Uniform integer in low..high, both included, from a uniform share in [0, 1)."""
+    """Return a uniform integer from low to high (inclusive), computed from a uniform `share` in [0, 1)."""
     return low + int(share * (high - low + 1))

@@ -1,8 +1,8 @@
-"""One training image where it lies: in a tar, in a folder, or in a stream that can only be read forward.
+"""Reading of one training image from a tar file, a folder, or a stream that can only be read forward.
 
-Local tars and files are read by offset and size. Gzipped and remote shards come through webdataset's
-streams; a process keeps the last few open and moves forward in them, so reading in order costs one pass.
-Whatever the way, the bytes are compared with the hash that the scan took.
+Local tar files and folders are read by offset and size. Gzipped and remote shards are read as webdataset streams. Each
+process keeps the last few streams open and reads them forward, so reading all images in order takes one pass.
+In all cases the bytes are compared with the hash in the shard index.
 """
 
 import os
@@ -22,39 +22,39 @@ from spar_lightning.files.hashing import hash_bytes
 
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 OPEN_STREAMS: Final = 2  # per process
-READ_ERRORS: Final = (OSError, EOFError, tarfile.TarError, zlib.error)  # what a damaged or broken-off shard raises
+READ_ERRORS: Final = (OSError, EOFError, tarfile.TarError, zlib.error)  # raised for damaged or truncated shards
 
 
 class ShardError(UserError):
-    """A shard or folder of images is missing, empty, damaged or changed."""
+    """Error for a shard or image folder that is missing, empty, damaged or changed."""
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name is that of an image."""
+    """Return whether a file name has the suffix of an image."""
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def is_remote(location: str) -> bool:
-    """Whether a location is a URL or a pipe: not a path of this machine."""
+    """Return whether a location is a URL or a `pipe:` command instead of a local path."""
     return location.startswith("pipe:") or "://" in location
 
 
 def is_streamed(location: str) -> bool:
-    """Whether a location can be read from the front only: remote, piped, or compressed."""
+    """Return whether a location can only be read from the front: a remote, piped or compressed shard."""
     return is_remote(location) or location.endswith((".gz", ".tgz"))
 
 
 @dataclass(frozen=True)
 class Source:
-    """One image.
+    """Location and hash of one image.
 
     Args:
-        key: File name without suffix; inside a tar without folder, too.
-        location: Tar, URL, pipe, or folder of images.
-        name: Member of the tar, or path below the folder.
-        offset: First byte in the (uncompressed) tar; 0 for a file.
-        size: Bytes.
-        digest: blake2b of the bytes, 16 bytes as hex.
+        key: File name without suffix: in a tar without its folders, in an image folder with its subfolders.
+        location: Tar file, URL, `pipe:` command or image folder.
+        name: Member of the tar, or path relative to the folder.
+        offset: Offset of the first byte in the uncompressed tar; 0 for a file in a folder.
+        size: Size in bytes.
+        digest: BLAKE2b hash of the bytes (16 bytes, hexadecimal).
     """
 
     key: str
@@ -65,17 +65,17 @@ class Source:
     digest: str
 
     def read(self) -> bytes:
-        """The image's bytes, checked against the hash.
+        """Return the bytes of the image file after checking their hash.
 
         Raises:
-            ShardError: The shard cannot be read, or changed since it was scanned.
+            ShardError: If the shard cannot be read or has changed since it was indexed.
         """
         try:
             content = _stream(self) if is_streamed(self.location) else self._read_at()
         except READ_ERRORS as error:
             raise ShardError(f"{self.location}: {self.key} cannot be read ({error}). Restore the shard.") from error
         if hash_bytes(content).hex() != self.digest:
-            raise ShardError(f"{self.location}: the bytes of {self.key} changed after the scan. {RESTORE}")
+            raise ShardError(f"{self.location}: the bytes of {self.key} have changed since it was indexed. {RESTORE}")
         return content
 
     def _read_at(self) -> bytes:
@@ -85,21 +85,23 @@ class Source:
             return file.read(self.size)
 
 
-RESTORE: Final = "Restore it as it was, or delete the folder `scans` of the cache or run to scan it anew."
+RESTORE: Final = (
+    "Restore the original shard, or delete the folder `scans` in the cache or run folder to index it again."
+)
 
 
 def digest_array(digests: Iterable[str]) -> NDArray[np.uint64]:
-    """Digests in hex as (n, 2) numbers of 64 bits."""
+    """Convert hexadecimal digests to an array (N, 2) of uint64."""
     return np.frombuffer(bytes.fromhex("".join(digests)), "<u8").reshape(-1, 2)
 
 
 def key_array(keys: Iterable[str]) -> NDArray[np.bytes_]:
-    """Keys as bytes of a fixed width."""
+    """Convert keys to an array (N,) of fixed-width bytes."""
     return np.array([key.encode() for key in keys] or np.empty(0, "S1"), "S")
 
 
 class _Cursor:
-    """A stream at the place behind the last image that was taken from it."""
+    """Open stream of a shard, positioned after the last image that was read."""
 
     def __init__(self, location: str) -> None:
         self.members: Iterator[dict[str, object]] = wds.tariterators.tar_file_expander(
@@ -111,6 +113,7 @@ class _Cursor:
         self.offset = -1
 
     def take(self, source: Source) -> bytes:
+        """Read forward to an image and return its bytes."""
         for member in self.members:
             if member["fname"] == source.name:
                 self.offset = source.offset
@@ -124,12 +127,12 @@ _cursors: "OrderedDict[tuple[int, str], _Cursor]" = OrderedDict()
 
 
 def _stream(source: Source) -> bytes:
-    place = (os.getpid(), source.location)  # a stream inherited by fork is the parent's
+    place = (os.getpid(), source.location)  # a stream inherited by fork belongs to the parent
     cursor = _cursors.pop(place, None)
     if cursor is None or cursor.offset >= source.offset:
         cursor = _Cursor(source.location)
     content = cursor.take(source)
-    _cursors[place] = cursor  # only a cursor that gave what was asked is kept
+    _cursors[place] = cursor  # only after a successful read; a failed stream is dropped
     while len(_cursors) > OPEN_STREAMS:
         _cursors.popitem(last=False)
     return content

@@ -1,7 +1,7 @@
-"""A list of training images as columns: eleven million of them take a gigabyte, not ten.
+"""Table of training images, stored by column: eleven million images take about 1 GB instead of 10 GB.
 
-Rows are in the order of the shards. The same columns are what a scan of one shard gives and what the
-plan of a cache consists of; on disk they are an npz file, whose archive carries a checksum of each.
+Rows are in the order of the shards. The index of a shard and the plan of a cache use the same columns. On disk, the
+table is an npz file, which contains a checksum of each column.
 """
 
 import io
@@ -18,10 +18,10 @@ from spar_lightning.datasets.image_source import ShardError, Source, digest_arra
 from spar_lightning.files.atomic import ACCESS_ERRORS
 
 FIELDS = [
-    ("location", "<i4"),  # number of the shard or folder
+    ("location", "<i4"),  # index into `Images.locations`
     ("offset", "<i8"),
     ("size", "<i8"),  # bytes
-    ("height", "<i4"),  # pixels, by the image's header; 0 where that cannot be read
+    ("height", "<i4"),  # pixels, from the image header; 0 if it cannot be read
     ("width", "<i4"),
     ("digest", "<u8", (2,)),
 ]
@@ -29,11 +29,11 @@ FIELDS = [
 
 @dataclass(frozen=True)
 class Images:
-    """Images in order.
+    """Ordered table of images.
 
     Args:
-        locations: Shards and folders.
-        rows: One row per image: key, name and `FIELDS`.
+        locations: Shards and image folders.
+        rows: Structured array with one row per image: key, name and `FIELDS`.
     """
 
     locations: tuple[str, ...]
@@ -41,7 +41,7 @@ class Images:
 
     @classmethod
     def collect(cls, sources: Sequence[Source], sizes: Sequence[tuple[int, int]]) -> "Images":
-        """Columns of sources with the heights and widths of their images."""
+        """Build a table from sources and the (height, width) of their images."""
         locations = {location: i for i, location in enumerate(dict.fromkeys(s.location for s in sources))}
         keys, names = key_array(s.key for s in sources), key_array(s.name for s in sources)
         rows = np.empty(len(sources), [("key", keys.dtype), ("name", names.dtype), *FIELDS])
@@ -54,15 +54,15 @@ class Images:
 
     @classmethod
     def empty(cls) -> "Images":
-        """No images."""
+        """Return a table without images."""
         return cls((), np.empty(0, [("key", "S1"), ("name", "S1"), *FIELDS]))
 
     @classmethod
     def concatenate(cls, parts: Sequence["Images"]) -> "Images":
-        """Several lists behind one another; an image that comes twice stays at its first place.
+        """Concatenate tables; an image that occurs several times is kept at its first position.
 
         Raises:
-            ShardError: A key stands for two different images.
+            ShardError: If two different images have the same key.
         """
         locations = {name: i for i, name in enumerate(dict.fromkeys(name for part in parts for name in part.locations))}
         moved = []
@@ -79,8 +79,8 @@ class Images:
             i = int(other.argmax())
             a, b = together[int(first[number[i]])], together[i]
             raise ShardError(
-                f"The key {b.key} stands for two different images, in {a.location} and in {b.location}. "
-                "Keys are file names without suffix, inside a tar without folder; rename one of the two."
+                f"The key {b.key} is used by two different images, in {a.location} and in {b.location}. "
+                "Keys are file names without suffix (in a tar also without folder). Rename one of the two images."
             )
         return together.take(np.sort(first))
 
@@ -100,17 +100,17 @@ class Images:
 
     @property
     def keys(self) -> NDArray[np.bytes_]:
-        """Keys in order."""
+        """Keys of the images, in the order of the rows."""
         keys: NDArray[np.bytes_] = self.rows["key"]
         return keys
 
     def take(self, indices: NDArray[Any] | slice) -> "Images":
-        """The images at these places, in this order."""
+        """Return the images at these indices, in this order."""
         return Images(self.locations, self.rows[indices])
 
 
 def to_bytes(images: Images, **columns: NDArray[Any]) -> bytes:
-    """An npz archive of the list, and of further columns."""
+    """Serialize a table and additional columns as an npz archive."""
     buffer = io.BytesIO()
     locations = np.frombuffer(json.dumps(images.locations).encode(), np.uint8)
     np.savez(buffer, allow_pickle=False, rows=images.rows, locations=locations, **columns)
@@ -118,10 +118,10 @@ def to_bytes(images: Images, **columns: NDArray[Any]) -> bytes:
 
 
 def from_file(path: Path) -> tuple[Images, dict[str, NDArray[Any]]]:
-    """The list and the further columns of an archive, checked against their checksums.
+    """Load a table and its additional columns from an npz archive and verify their checksums.
 
     Raises:
-        ShardError: The file is damaged.
+        ShardError: If the file is damaged or cannot be read.
     """
     try:
         with np.load(path) as archive:
@@ -130,12 +130,14 @@ def from_file(path: Path) -> tuple[Images, dict[str, NDArray[Any]]]:
         return Images(locations, columns.pop("rows")), columns
     except Exception as error:  # a damaged archive fails in many ways
         if isinstance(error, OSError) and error.errno in ACCESS_ERRORS:
-            raise ShardError(f"{path} cannot be read ({error.strerror}). Make it readable; it may be whole.") from error
-        raise ShardError(f"{path} is damaged ({error}). Delete that file; the next start makes it again.") from error
+            raise ShardError(
+                f"{path} cannot be read ({error.strerror}). Make it readable; it may be intact."
+            ) from error
+        raise ShardError(f"{path} is damaged ({error}). Delete that file; the next start recreates it.") from error
 
 
 def find(ordered: NDArray[np.bytes_], wanted: NDArray[np.bytes_]) -> NDArray[np.intp]:
-    """Place of every wanted key among ascending keys, -1 where it is not there."""
+    """Return the index of each wanted key in an ascending array, -1 if it is not found."""
     if not len(ordered):
         return np.full(len(wanted), -1, np.intp)
     place = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)

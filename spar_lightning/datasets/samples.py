@@ -1,6 +1,6 @@
-"""What the loaders hand over, one image at a time; a batch is a list of these.
+"""Items that the data loaders return, one per image; a batch is a list of items.
 
-Images stay uint8 until they are on the device of the network, which knows its own normalisation.
+Images stay uint8 until they are on the network's device, where the network applies its own normalization.
 """
 
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Sample(NamedTuple):
-    """One training image (3, H, W) uint8 and its target (h, w, d); without a cache the target is None."""
+    """Training image (3, H, W) uint8 and its target features (h, w, d), or None without a cache."""
 
     key: str
     image: Tensor
@@ -17,7 +17,10 @@ class Sample(NamedTuple):
 
 
 class ActivationSample(NamedTuple):
-    """One training image as the tokens (prefix+N, D) that enter the first trainable block, and its target (h, w, d)."""
+    """Training image as activations, with its target features (h, w, d).
+
+    `tokens` (P + N, D) enter the first trainable block: P class and register tokens, then N patches.
+    """
 
     key: str
     tokens: Tensor
@@ -25,11 +28,11 @@ class ActivationSample(NamedTuple):
 
 
 class LabelledImage(NamedTuple):
-    """One validation image (3, H, W) uint8 and its labels (H, W) int16, `IGNORED` where no class counts."""
+    """Validation image (3, H, W) uint8 and its labels (H, W) int16; `IGNORED` marks pixels that are not evaluated."""
 
     key: str
     image: Tensor
     labels: Tensor
 
 
-IGNORED = -1  # not 255, which may be a class
+IGNORED = -1  # not 255, which may be a class index

@@ -1,11 +1,10 @@
-"""Rendered scenes: photographs in miniature, with exact labels, from a seed.
+"""Synthetic images with exact labels, rendered from a seed.
 
-A canvas is cut into regions of four textures; eight kinds of shapes lie on it, at any rotation and
-at sizes from two patches of the `Tiny` backbone to more than its window. Colours are random, so a
-class shows in its form alone, and most forms need the context of several patches. Scene `i` of seed
-`s` is a pure function of (s, i, canvas): one generator serves pretraining, distillation and
-validation, and what differs is the seed and the canvas. Things have the same density and size on
-every canvas, so a small canvas looks like a crop of a large one.
+A canvas is divided into regions of four textures. Shapes of eight kinds are drawn on it at any rotation, in sizes from
+two patches of the `Tiny` backbone to more than its window. Colors are random, so a class is recognized only by its
+form, and most forms need the context of several patches. Image `i` of seed `s` is a pure function of (s, i, canvas):
+pretraining, distillation and validation use the same generator with different seeds and canvases. Shapes have the same
+density and size on every canvas, so a small canvas looks like a crop of a large one.
 """
 
 from collections.abc import Callable
@@ -24,21 +23,21 @@ CLASSES = TEXTURES + SHAPES
 REGION_AREA = 80.0**2  # px^2 of canvas per texture region
 SHAPE_AREA = 60.0**2  # px^2 of canvas per shape
 SHAPE_SIZE = (20.0, 80.0)  # px, log-uniform
-MARGIN = 40  # px around the canvas where centres of shapes may lie, so that borders cut things as crops do
-NOISE = 0.03  # standard deviation, of the full range
-MIN_CONTRAST = 0.25  # distance in RGB between a shape and what lies under its centre
+MARGIN = 40  # px around the canvas in which shapes may be centered, so that borders cut shapes as crops do
+NOISE = 0.03  # standard deviation, as a fraction of the full range
+MIN_CONTRAST = 0.25  # RGB distance between a shape and the color under its center
 
 
 @dataclass(frozen=True)
 class Scene:
-    """An image (H, W, 3) uint8 and its labels (H, W) uint8, indices into `CLASSES`."""
+    """Synthetic image (H, W, 3) uint8 and its labels (H, W) uint8, indices into `CLASSES`."""
 
     image: NDArray[np.uint8]
     labels: NDArray[np.uint8]
 
 
 def render(seed: int, index: int, height: int, width: int) -> Scene:
-    """Draw scene `index` of the world `seed` on a canvas of height x width pixels."""
+    """Render image `index` of a seed on a canvas of height x width pixels."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, index, height, width]))
     image, labels = _regions(rng, height, width)
     for _ in range(rng.poisson((height + 2 * MARGIN) * (width + 2 * MARGIN) / SHAPE_AREA)):
@@ -54,7 +53,7 @@ def _grid(height: int, width: int) -> tuple[Array, Array]:
 
 
 def _regions(rng: np.random.Generator, height: int, width: int) -> tuple[Array, NDArray[np.uint8]]:
-    """Textured cells around random sites, borders bent by a slow wave."""
+    """Draw textured cells around random sites, with borders bent by a slow wave."""
     count = 1 + rng.poisson(height * width / REGION_AREA)
     sites = rng.uniform((0, 0), (height, width), (count, 2)).astype(np.float32)
     y, x = _grid(height, width)
@@ -75,7 +74,7 @@ def _regions(rng: np.random.Generator, height: int, width: int) -> tuple[Array, 
 
 
 def _texture(rng: np.random.Generator, name: str, y: Array, x: Array) -> Array:
-    """Two colours mixed by a pattern in [0, 1]; `plain` is a gradient between them."""
+    """Mix two random colors by a pattern in [0, 1]; `plain` is a gradient between them."""
     first, second = rng.uniform(0, 1, (2, 3)).astype(np.float32)
     angle = rng.uniform(0, np.pi)
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
@@ -94,7 +93,7 @@ def _texture(rng: np.random.Generator, name: str, y: Array, x: Array) -> Array:
     return np.asarray(first + mix[..., None] * (second - first), np.float32)
 
 
-# Each form says which points of the plane are inside it, for a thing of radius 1 at the origin.
+# Each function returns which points are inside a shape of radius 1 at the origin: coordinates u and v, distance r.
 _FORMS: dict[str, Form] = {
     "disc": lambda u, v, r: r < 1,
     "square": lambda u, v, r: np.maximum(abs(u), abs(v)) < 0.9,
@@ -108,7 +107,7 @@ _FORMS: dict[str, Form] = {
 
 
 def _draw_shape(rng: np.random.Generator, image: Array, labels: NDArray[np.uint8]) -> None:
-    """Paint one random shape, or the part of it that lies on the canvas."""
+    """Draw one random shape in place, or the part of it that is on the canvas."""
     height, width = labels.shape
     kind = int(rng.integers(len(SHAPES)))
     radius = np.exp(rng.uniform(*np.log(SHAPE_SIZE))) / 2
@@ -134,7 +133,7 @@ def _draw_shape(rng: np.random.Generator, image: Array, labels: NDArray[np.uint8
 
 
 def _contrasting(rng: np.random.Generator, colour: Array) -> Array:
-    """A random colour that can be told from `colour`."""
+    """Return a random color with sufficient contrast to `colour`."""
     while True:
         other = rng.uniform(0, 1, 3).astype(np.float32)
         if np.linalg.norm(other - colour) > MIN_CONTRAST:
@@ -142,7 +141,7 @@ def _contrasting(rng: np.random.Generator, colour: Array) -> Array:
 
 
 def _shading(rng: np.random.Generator, height: int, width: int) -> Array:
-    """Slow changes of light, +-0.1 at most."""
+    """Return a slow variation of brightness (H, W, 1), at most +-0.1."""
     y, x = _grid(height, width)
     fy, fx = rng.uniform(-1, 1, 2) / 60
     light = 0.1 * np.sin(y * fy + x * fx + rng.uniform(0, 2 * np.pi))

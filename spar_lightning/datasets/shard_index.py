@@ -1,7 +1,7 @@
-"""A scan of shards and folders: every image with its place, its size and its hash.
+"""Index of shards and image folders: location, size and hash of every image.
 
-Scans are kept under a name that holds the shard's size and time, so each shard is read once, by
-whichever process claims it, and anew when it changes.
+An index is stored under a name that depends on the shard's size and modification time. Each shard is therefore read
+once, by the process that gets the lease, and again only if it changes.
 """
 
 import os
@@ -22,36 +22,43 @@ from spar_lightning.image.codec import image_size
 
 
 def expand(shards: str | Sequence[str]) -> list[str]:
-    """Locations of shards from one brace pattern or a list of them, such as sa_{000000..000002}.tar.
+    """Expand one brace pattern, such as sa_{000000..000002}.tar, or a list of patterns to locations.
 
-    A location is a tar (plain or gzipped), a URL or a `pipe:` command that gives one, or a folder of images.
+    A location is a tar file (plain or gzipped), a URL or a `pipe:` command that returns one, or an image folder.
 
     Raises:
-        ShardError: The list is empty, or a local file is missing.
+        ShardError: If the list is empty, a pattern is invalid or a local file is missing.
     """
     patterns = [shards] if isinstance(shards, str) else list(shards)
     try:
         locations = [location for pattern in patterns for location in braceexpand(pattern)]
     except ValueError as error:
-        raise ShardError(f"data.shards: {patterns} is no brace pattern ({error}). Write {{000000..000002}}.") from error
+        raise ShardError(
+            f"data.shards: invalid brace pattern {patterns} ({error}). Write {{000000..000002}}."
+        ) from error
     missing = [location for location in locations if not is_remote(location) and not Path(location).exists()]
     if not locations:
         raise ShardError(
-            "data.shards is empty. Give tar files or folders, or a pattern such as sa1b/sa_{000000..000002}.tar."
+            "data.shards is empty. Set it to tar files, folders, or a pattern such as sa1b/sa_{000000..000002}.tar."
         )
     if missing:
         raise ShardError(
-            f"data.shards names {len(locations)} files, of which {len(missing)} do not exist, the first of them "
-            f"{missing[0]}. Give existing tar files or folders, or a pattern such as sa1b/sa_{{000000..000002}}.tar."
+            f"data.shards: {len(missing)} of {len(locations)} shards do not exist (first: {missing[0]}). "
+            "Set data.shards to existing tar files, folders, or a pattern such as sa1b/sa_{000000..000002}.tar."
         )
     return locations
 
 
 def scan_all(locations: Sequence[str], root: Path, show: bool = True) -> Images:
-    """The images of all locations in order; scans lie in `root`/scans and are shared by all processes.
+    """Return the images of all locations in order; new and changed shards are indexed first.
+
+    Args:
+        locations: Shards and image folders.
+        root: Folder for the indexes (in `root`/scans), shared by all processes.
+        show: Show a progress bar.
 
     Raises:
-        ShardError: A location is missing, damaged or without images, or a key stands for two different images.
+        ShardError: If a location is missing, damaged or without images, or two different images have the same key.
     """
     folder, private, claims = root / "scans", root / "tmp", root / "claims"
     for path in (folder, private, claims):
@@ -59,7 +66,7 @@ def scan_all(locations: Sequence[str], root: Path, show: bool = True) -> Images:
     sweep(private)
     names = {_scan_name(location): location for location in locations}
     bar: tqdm[Any]
-    with tqdm(desc="scanning shards", unit="image", leave=False, disable=not show) as bar:
+    with tqdm(desc="indexing shards", unit="image", leave=False, disable=not show) as bar:
 
         def make(name: str) -> None:
             bar.set_postfix_str(PurePosixPath(names[name]).name, refresh=False)
@@ -71,10 +78,10 @@ def scan_all(locations: Sequence[str], root: Path, show: bool = True) -> Images:
 
 
 def scan(location: str, each: Callable[[], Any] = lambda: None) -> Images:
-    """Every image of one location, with its hash; `each` is called once per image.
+    """Index all images of one location; `each` is called once per image.
 
     Raises:
-        ShardError: The location is damaged or without images.
+        ShardError: If the location is damaged or contains no images.
     """
     walk = _walk_folder if not is_remote(location) and Path(location).is_dir() else walk_tar
     sources, sizes = [], []
@@ -82,27 +89,27 @@ def scan(location: str, each: Callable[[], Any] = lambda: None) -> Images:
         try:
             name.encode()
         except UnicodeEncodeError as error:
-            raise ShardError(f"{location}: the name {name!r} is not in UTF-8. Rename that image.") from error
+            raise ShardError(f"{location}: the name {name!r} is not valid UTF-8. Rename that image.") from error
         sources.append(Source(key, location, name, offset, len(content), hash_bytes(content).hex()))
         sizes.append(image_size(content))
         each()
     if not sources:
         raise ShardError(
-            f"{location} holds no images ({' '.join(IMAGE_SUFFIXES)}). An SA-1B shard holds sa_1.jpg, sa_1.json, ..; "
-            "leave this one out of data.shards."
+            f"{location} contains no images ({' '.join(IMAGE_SUFFIXES)}). An SA-1B shard contains sa_1.jpg, sa_1.json "
+            "and so on. Remove this location from data.shards."
         )
     return Images.concatenate([Images.collect(sources, sizes)])
 
 
 def _scan_name(location: str) -> str:
-    """File name of a scan: another one when the shard has changed. Of a remote shard only the location is known."""
+    """Return the file name of a shard's index, which changes with the shard, or for a remote shard with its URL."""
     stamp: Any = None
     if not is_remote(location):
         path = Path(location)
         files = [path] if path.is_file() else [path / name for name in _files(path)]
         missing = [file for file in files if not file.exists()]
         if missing:
-            raise ShardError(f"{missing[0]} is a link to a file that does not exist. Mend or remove the link.")
+            raise ShardError(f"{missing[0]} is a link to a file that does not exist. Fix or remove the link.")
         stats = [file.stat() for file in files]
         stamp = [[str(f), s.st_size, s.st_mtime_ns] for f, s in zip(files, stats, strict=True)]
     name = hash_json([os.path.abspath(location) if stamp else location, stamp], 16)
@@ -111,7 +118,7 @@ def _scan_name(location: str) -> str:
 
 
 def _files(folder: Path) -> list[str]:
-    """Images below a folder, as sorted relative paths; a folder that is linked twice is entered once."""
+    """Return the images below a folder as sorted relative paths; each linked folder is entered once."""
     found, entered = [], set()
     for place, below, names in os.walk(folder, followlinks=True):
         entered.add(os.path.realpath(place))
@@ -121,7 +128,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _walk_folder(location: str) -> Iterator[tuple[str, str, int, bytes]]:
-    """Key, name, offset and bytes of every image below a folder; the key keeps the path inside the folder."""
+    """Yield key, name, offset and bytes of every image below a folder; the key includes the subfolders."""
     for name in _files(Path(location)):
         try:
             content = (Path(location) / name).read_bytes()

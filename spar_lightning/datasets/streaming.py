@@ -1,4 +1,4 @@
-"""Augmented images straight from where they lie, for training without a cache and for building one."""
+"""Augmented images read directly from the shards, for training without a cache and for building one."""
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -11,17 +11,20 @@ from spar_lightning.image.codec import ImageError, decode_image
 
 
 def augmented(key: str, content: bytes, augmentation: Augmentation, seed: int) -> tuple[Tensor, Record]:
-    """The image as it is trained on (3, H, W) uint8, and what was done to it.
+    """Decode and augment an image.
 
     Args:
-        key: Of the image; decides what is drawn.
-        content: Its bytes.
-        augmentation: Applied to it.
-        seed: Of the augmentation.
+        key: Key of the image; determines the random draw.
+        content: Bytes of the image file.
+        augmentation: Augmentation to apply.
+        seed: Seed of the augmentation.
+
+    Returns:
+        The augmented image (3, H, W) uint8, and the augmentation that was drawn.
 
     Raises:
-        ImageError: The bytes are no image.
-        SizeError: The image is too small.
+        ImageError: If the bytes cannot be decoded as an image.
+        SizeError: If the image is too small or has an extreme aspect ratio.
     """
     image = decode_image(content)
     record = augmentation.draw(image.shape[-2], image.shape[-1], seed, key)
@@ -29,12 +32,12 @@ def augmented(key: str, content: bytes, augmentation: Augmentation, seed: int) -
 
 
 class SourceImages(Dataset[Sample]):
-    """Augmented images without features.
+    """Dataset of augmented images without features.
 
     Args:
-        images: Where they lie.
-        augmentation: Applied to each, the same in every epoch.
-        seed: Of the augmentation.
+        images: Table of the images.
+        augmentation: Augmentation to apply; the result for an image is the same in every epoch.
+        seed: Seed of the augmentation.
     """
 
     def __init__(self, images: Images, augmentation: Augmentation, seed: int) -> None:
@@ -49,7 +52,7 @@ class SourceImages(Dataset[Sample]):
             image, _ = augmented(source.key, source.read(), self.augmentation, self.seed)
         except (ImageError, SizeError) as error:
             raise ShardError(
-                f"{source.location}: {source.key} cannot be used ({error}). Leave it out with data.keys, or train from "
-                "a cache (data.cache), which sets such images aside and counts them."
+                f"{source.location}: {source.key} cannot be used ({error}). Exclude it with data.keys, or train from "
+                "a cache (data.cache), which skips and counts such images."
             ) from error
         return Sample(source.key, image, None)

@@ -1,4 +1,4 @@
-"""A part of the images: by a list of keys, and by a share that the keys alone decide."""
+"""Selection of training images by a list of keys and by a fraction."""
 
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,15 @@ from spar_lightning.files.hashing import hash_bytes
 
 
 def select(images: Images, keys: str | list[str] | None, fraction: float | None) -> Images:
-    """The images with these keys, and of those a share that their keys alone decide.
+    """Select images by their keys, then a fraction of these.
+
+    Args:
+        images: Images to select from; their order is kept.
+        keys: Keys, or the path of a text file with one key per line; None selects all images.
+        fraction: Fraction above 0 and at most 1, chosen by a hash of the keys; None selects all images.
 
     Raises:
-        UserError: A key is not among the images, or the file of keys cannot be read.
+        UserError: If a key is not among the images, or the file of keys cannot be read.
     """
     if keys is not None:
         images = images.take(_places(images, _read_keys(keys) if isinstance(keys, str) else keys))
@@ -28,24 +33,24 @@ def select(images: Images, keys: str | list[str] | None, fraction: float | None)
 
 def _read_keys(path: str) -> list[str]:
     try:
-        # utf-8-sig: editors on Windows put a mark before the first key
+        # utf-8-sig: some Windows editors write a byte order mark before the first key
         return [line.strip() for line in Path(path).read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"data.keys: {path} cannot be read ({error}). Give a text file with a key in each line, or a list."
+            f"data.keys: {path} cannot be read ({error}). Set it to a text file with one key per line, or to a list."
         ) from error
 
 
 def _places(images: Images, keys: list[str]) -> "np.ndarray[Any, Any]":
-    """Places of the keys, in the order of the images."""
+    """Return the indices of the keys, in the order of the images."""
     order = np.argsort(images.keys)
     wanted = key_array(dict.fromkeys(keys))
     if not len(wanted):
-        raise UserError("data.keys is empty. Give keys such as sa_1, or leave it out to take all images.")
+        raise UserError("data.keys is empty. Set it to keys such as sa_1, or omit it to use all images.")
     place = find(images.keys[order], wanted)
     if (place < 0).any():
         raise UserError(
-            f"data.keys names {len(wanted)} images, of which {int((place < 0).sum())} are not in data.shards, the "
-            f"first of them {wanted[place < 0][0].decode()}. A key is a file name without suffix, such as sa_1."
+            f"data.keys: {int((place < 0).sum())} of {len(wanted)} keys are not in data.shards "
+            f"(first: {wanted[place < 0][0].decode()}). A key is a file name without suffix, such as sa_1."
         )
     return np.sort(order[place])

@@ -1,1 +1,1 @@
-"""Evaluation: confusion matrices, the loop over a benchmark, what can be resumed, the protocol and the report."""
+"""Evaluation on segmentation benchmarks: data, confusion matrices, resumable evaluation, protocols and reports."""

@@ -1,6 +1,7 @@
-"""A benchmark on disk: labelled images in the folders that users already have, read one at a time.
+"""Segmentation benchmarks on disk: labeled images in the usual folder layouts, read one at a time.
 
-Labels stay at the size of their image and are compared there; only the image is resized, by the segmenter.
+Only the image is resized, by the segmenter. Labels keep the size of the original image, and predictions are compared
+with them at that size.
 """
 
 import copy
@@ -30,18 +31,20 @@ from spar_lightning.image.codec import ImageError, decode_image
 
 
 class Benchmark(Dataset[LabelledImage]):
-    """Labelled images for mIoU.
+    """Benchmark of labeled images for mIoU.
+
+    Nothing is read before `open` is called.
 
     Args:
-        source: Name of one that ships (voc21, voc20, cityscapes, ade20k, context60, context59), the path of a YAML
-            file, or a folder with benchmark.yaml, images/ and labels/.
-        root: Folder in which the data of those that ship lie.
+        source: Name of a bundled benchmark (voc21, voc20, cityscapes, ade20k, context60, context59), path of a YAML
+            file, or folder with benchmark.yaml, images/ and labels/.
+        root: Folder with the data of the bundled benchmarks; required for these only.
 
     Attributes:
-        name: How results call it: the name that ships, or that of the file or folder.
-        description: What the YAML file says; once `open` has run.
-        folder: Where images and labels lie.
-        stems: What stands for `{}` in the patterns of each image.
+        name: Name in reports: that of the bundled benchmark, of the YAML file or of the folder.
+        description: Content of the YAML file; set by `open`.
+        folder: Folder with images and labels; set by `open`.
+        stems: Name of each image: the text that replaces `{}` in the path patterns.
     """
 
     description: BenchmarkConfig
@@ -56,13 +59,14 @@ class Benchmark(Dataset[LabelledImage]):
             self.name = path.resolve().parent.name
         self.stems: list[str] = []
         self._images: list[Path] = []
-        self._digests: list[str] = []  # one at most; a list, which copies at another size share
+        self._digests: list[str] = []  # at most one entry; copies made by `resized` share the list
 
     def open(self) -> None:
-        """Read the description and list the images.
+        """Read the YAML file and list the images.
 
         Raises:
-            BenchmarkError: Folders, files or class names are missing.
+            BenchmarkError: If the YAML file, the data folder or the list of images is missing or invalid, or if an
+                image is listed twice.
         """
         self._digests = []
         file = locate(self.source)
@@ -73,8 +77,7 @@ class Benchmark(Dataset[LabelledImage]):
             found = sorted((path, stem) for pattern in patterns for path, stem in matches(self.folder, pattern))
             if not found:
                 raise BenchmarkError(
-                    f"{self.name} holds no images: nothing matches {' or '.join(patterns)} in {self.folder}. "
-                    f"{self._help}"
+                    f"{self.name} has no images: no file in {self.folder} matches {' or '.join(patterns)}. {self._help}"
                 )
             self._images, self.stems = [path for path, _ in found], [stem for _, stem in found]
         else:
@@ -82,17 +85,17 @@ class Benchmark(Dataset[LabelledImage]):
             self._images = [self._image(stem, patterns) for stem in self.stems]
         if twice := [stem for stem, count in Counter(self.stems).items() if count > 1]:
             raise BenchmarkError(
-                f"{self.name}: {twice[0]} is there twice, in {self.description.split or ' and '.join(patterns)} of "
-                f"{self.folder}. It would count twice: keep one."
+                f"{self.name}: image {twice[0]} occurs twice in {self.description.split or ' and '.join(patterns)} of "
+                f"{self.folder}. Remove one of the two; otherwise the image would be counted twice."
             )
 
     def digest(self) -> str:
-        """Stands for the images and labels: names, sizes of the image files, contents of the label maps.
+        """Return a hash of the image names, the sizes of the image files and the contents of the label maps.
 
-        The same on every machine that holds them.
+        The hash does not depend on the machine or the folder.
 
         Raises:
-            BenchmarkError: A file is missing.
+            BenchmarkError: If a file is missing or cannot be read.
         """
         if self._digests:
             return self._digests[0]
@@ -108,27 +111,32 @@ class Benchmark(Dataset[LabelledImage]):
         return self._digests[0]
 
     def keep(self, count: int | None) -> None:
-        """Keep so many images, spread evenly over all; None or a larger number keeps all."""
+        """Keep `count` images, spread evenly over the benchmark; None or a larger number keeps all."""
         if count is not None and count < len(self):
             chosen = [i * len(self) // count for i in range(count)]
             self.stems, self._images = [self.stems[i] for i in chosen], [self._images[i] for i in chosen]
             self._digests = []
 
     def resized(self, area: int) -> "Benchmark":
-        """The same with all images brought to the area of a square of this side, in pixels."""
+        """Return a copy that resizes each image to the area of a square with side `area`, in pixels."""
         other = copy.copy(self)
         other.description = replace(self.description, resize=area)
         return other
 
     @property
     def classes(self) -> dict[str, tuple[str, ...]]:
-        """Label -> names, in the order of the class ids."""
+        """Names of each class by its label, in the order of the class ids."""
         return self.description.names()
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> LabelledImage:
+        """Return an image with its labels, both at the original size.
+
+        Raises:
+            BenchmarkError: If a file cannot be read, or if the labels do not match the image or the classes.
+        """
         path = self._images[index]
         try:
             image = decode_image(path.read_bytes())
@@ -137,13 +145,13 @@ class Benchmark(Dataset[LabelledImage]):
         label_path, kind = self.label_file(self.stems[index])
         try:
             with Image.open(label_path) as file:
-                values = np.array(file)  # of a palette its indices
-        except Exception as error:  # every format has its own ways to fail
+                values = np.array(file)  # palette images: the indices
+        except Exception as error:  # each image format raises its own errors
             raise BenchmarkError(f"{self.name}: {label_path} cannot be read: {error}. Restore the file.") from error
         if values.shape != tuple(image.shape[-2:]):
             raise BenchmarkError(
-                f"{self.name}: {label_path} is {values.shape}, but its image {path} {tuple(image.shape[-2:])}. Labels "
-                "have one channel and the size of their image."
+                f"{self.name}: {label_path} has shape {values.shape}, but its image {path} has size "
+                f"{tuple(image.shape[-2:])}. A label map must have one channel and the size of its image."
             )
         try:
             labels = class_ids(values, kind, len(self.description.classes))
@@ -152,17 +160,17 @@ class Benchmark(Dataset[LabelledImage]):
         return LabelledImage(self.stems[index], image, torch.from_numpy(labels))
 
     def label_file(self, stem: str) -> tuple[Path, LabelFiles]:
-        """The label map of an image, and what its values mean.
+        """Return the path of an image's label map, and the format of its values.
 
         Raises:
-            BenchmarkError: There is none.
+            BenchmarkError: If the image has no label map.
         """
         candidates = self._label_files(stem)
         for path, kind in candidates:
             if path.is_file():
                 return path, kind
         raise BenchmarkError(
-            f"{self.name}: {stem} has no labels: there is no {' nor '.join(str(path) for path, _ in candidates)}. "
+            f"{self.name}: image {stem} has no label map. Expected {' or '.join(str(path) for path, _ in candidates)}. "
             f"{self._help}"
         )
 
@@ -170,19 +178,19 @@ class Benchmark(Dataset[LabelledImage]):
         return [(self.folder / kind.file.replace("{}", stem), kind) for kind in self.description.labels]
 
     def has_labels(self, stem: str) -> bool:
-        """Whether a label map of an image exists."""
+        """Return True if the label map of an image exists."""
         return any(path.is_file() for path, _ in self._label_files(stem))
 
     def has_image(self, index: int) -> bool:
-        """Whether the file of an image exists; those of a list may not."""
+        """Return True if the file of an image exists; images in a split file may be missing."""
         return self._images[index].is_file()
 
     def _folder(self, file: Path) -> Path:
-        """The folder with the data: of a benchmark that ships below the root, otherwise beside its YAML file."""
+        """Return the data folder: below `root` for a bundled benchmark, otherwise relative to the YAML file."""
         ships = self.source in SHIPPED
         if ships and self.root is None:
             raise BenchmarkError(
-                f"{self.name} needs the folder in which the benchmarks lie: give --root, or data.benchmark_root."
+                f"{self.name} needs the folder that contains the benchmarks. Set --root or data.benchmark_root."
             )
         base = Path(self.root) if ships and self.root is not None else file.parent
         candidates = [base / folder for folder in self.description.folder]
@@ -191,15 +199,14 @@ class Benchmark(Dataset[LabelledImage]):
             if (candidate / wanted).exists():
                 return candidate
         raise BenchmarkError(
-            f"{self.name} is not in {base}: none of {', '.join(str(c / wanted) for c in candidates)} exists. "
-            f"{self._help}"
+            f"{self.name} is not in {base}. Expected {' or '.join(str(c / wanted) for c in candidates)}. {self._help}"
         )
 
     @property
     def _help(self) -> str:
-        context = " `spar evaluate --prepare context --root DIR` makes its list and labels."
+        context = " `spar evaluate --prepare context --root DIR` creates its image list and label maps."
         known = self.source in SHIPPED
-        where = f"`spar evaluate --check {self.root}` says what lies where." if known else ""
+        where = f"`spar evaluate --check {self.root}` lists the expected files." if known else ""
         return where + (context if known and self.name.startswith("context") else "")
 
     def _read_split(self, path: Path) -> list[str]:
@@ -215,19 +222,20 @@ class Benchmark(Dataset[LabelledImage]):
 
     def _image(self, stem: str, patterns: list[str]) -> Path:
         candidates = [self.folder / pattern.replace("{}", stem) for pattern in patterns]
-        return next((path for path in candidates if path.is_file()), candidates[0])  # reading a missing one names it
+        return next((path for path in candidates if path.is_file()), candidates[0])  # if missing, reading it raises
 
 
 def opened_later(sources: Sequence[str], root: str | None) -> list[Benchmark]:
-    """The benchmarks of a list; nothing is read yet.
+    """Return the benchmarks of a list, without opening them.
 
     Raises:
-        BenchmarkError: Two have the same name, so that results could not tell them apart.
+        BenchmarkError: If two benchmarks have the same name, because reports identify benchmarks by name.
     """
     benchmarks = [Benchmark(source, root) for source in sources]
     names = [benchmark.name for benchmark in benchmarks]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise BenchmarkError(
-            f"benchmarks: two are called {', '.join(twice)}. The name is that of the file or folder: give each its own."
+            f"benchmarks: two benchmarks have the name {', '.join(twice)}. The name is that of the YAML file or "
+            "folder: rename one of them."
         )
     return benchmarks

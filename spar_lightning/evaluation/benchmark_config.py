@@ -1,7 +1,7 @@
-"""What a benchmark is, in a YAML file: where images and labels lie, what labels mean, class names, protocol.
+"""YAML description of a benchmark: paths of images and labels, meaning of label values, class names, protocol.
 
-The six benchmarks of the paper are such files too (configs/benchmarks); one's own may lie anywhere. In a
-pattern `{}` stands for what identifies an image, subfolders included.
+The six benchmarks of the paper are bundled as such files (configs/benchmarks); user-defined files can be in any
+folder. In a path pattern, `{}` stands for the name of an image, including its subfolders.
 """
 
 from collections.abc import Mapping
@@ -24,16 +24,16 @@ from spar_lightning.segmentation.text_embeddings import TextClassifiers
 
 
 class BenchmarkError(UserError):
-    """A benchmark is missing or malformed."""
+    """Error for a benchmark that is missing or invalid."""
 
 
 @dataclass(frozen=True)
 class ClassNames:
-    """One class.
+    """Class of a benchmark.
 
     Attributes:
-        label: How results call it.
-        names: What prompts call it; the best of them counts.
+        label: Name of the class in reports.
+        names: Names of the class in prompts; the name with the highest similarity counts.
     """
 
     label: str
@@ -42,13 +42,13 @@ class ClassNames:
 
 @dataclass(frozen=True)
 class LabelFiles:
-    """Label maps of one kind: one channel, or a palette whose indices count.
+    """Format of label maps: images with one channel, or palette images (their indices are the values).
 
     Attributes:
-        file: Pattern of the files' paths.
-        reduce_zero_label: Whether 0 is not counted and k stands for class k - 1.
-        label_map: Value in the file -> class; null takes values as classes.
-        ignored: Values that are not counted.
+        file: Pattern of the label map paths.
+        reduce_zero_label: If true, the value 0 is ignored and the value k means class k - 1.
+        label_map: Class id of each value in the file; null if the values are the class ids.
+        ignored: Values of pixels that are not counted.
     """
 
     file: str
@@ -59,20 +59,21 @@ class LabelFiles:
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """A labelled set of images and the protocol of its evaluation.
+    """Labeled images and the protocol of their evaluation.
 
     Attributes:
-        classes: In the order of the class ids.
-        folder: Where it lies, relative to this file; of several the first that exists.
-        images: Pattern of the images' paths; several where their format differs.
-        labels: Label maps; for each image the first kind whose file exists.
-        split: Text file with one image in each line; null takes all that `images` finds.
-        expected_images: How many there are when nothing is missing; null where that is not known.
-        resize: Bounds of the long and of the short side that images are brought to, in pixels; or one number, the
-            side of the square whose area they get; null keeps sizes.
-        background: Whether class 0 is everything that the other classes are not; thresholds need it.
-        thresholds: When a pixel becomes background.
-        backbone_thresholds: The same for some classes of backbones, by their names.
+        classes: Classes, in the order of the class ids.
+        folder: Data folder, relative to the YAML file (bundled benchmarks: to the root folder). In a list, the first
+            folder that contains the data is used.
+        images: Pattern of the image paths; a list if there are several file formats.
+        labels: Formats of the label maps; each image uses the first format that has a file for it.
+        split: Text file with one image name per line; null uses all files that match `images`.
+        expected_images: Number of images of the complete benchmark; null if it is not known.
+        resize: Maximum long and short side of the resized image, in pixels; or one number, the side of a square with
+            the area of the resized image; null keeps the size.
+        background: True if class 0 covers everything outside the other classes; required for thresholds.
+        thresholds: Thresholds that assign pixels to the background.
+        backbone_thresholds: Thresholds for particular backbones, by class name; they replace `thresholds`.
     """
 
     classes: list[ClassNames]
@@ -87,23 +88,23 @@ class BenchmarkConfig:
     backbone_thresholds: dict[str, Thresholds] = field(default_factory=dict)
 
     def names(self) -> dict[str, tuple[str, ...]]:
-        """Label -> names, in the order of the class ids."""
+        """Return the names of each class by its label, in the order of the class ids."""
         return {entry.label: tuple(entry.names) for entry in self.classes}
 
     def segmenter(self, backbone: Backbone, config: InferenceConfig, classifiers: TextClassifiers) -> Segmenter:
-        """Return a segmenter that follows this benchmark's protocol.
+        """Return a segmenter that follows the protocol of this benchmark.
 
         Args:
-            backbone: The network.
-            config: How it segments.
-            classifiers: Text embeddings of the backbone's classes.
+            backbone: Backbone of the segmenter.
+            config: Inference settings.
+            classifiers: Text embeddings of class names for this backbone.
         """
-        # Refined scores have another scale than the similarities that thresholds belong to.
+        # Thresholds are defined for similarities; refined scores have a different scale.
         thresholds = self.thresholds_of(type(backbone)) if config.refine is None else None
         return Segmenter(backbone, classifiers(self.names()), config, resize=self.resize, thresholds=thresholds)
 
     def thresholds_of(self, backbone: type) -> Thresholds:
-        """Those of the backbone's class or of the nearest class above it, or those of all."""
+        """Return the thresholds of a backbone class or its nearest base class; otherwise the common thresholds."""
         named = (
             self.backbone_thresholds[cls.__name__]
             for cls in backbone.__mro__
@@ -112,7 +113,7 @@ class BenchmarkConfig:
         return next(named, self.thresholds)
 
     def protocol(self, backbone: type) -> dict[str, Any]:
-        """What a result depends on beside images and network."""
+        """Return the settings of this benchmark that affect a result, without images and network."""
         return {
             "classes": len(self.classes),
             "names": sum(len(entry.names) for entry in self.classes),
@@ -124,7 +125,7 @@ class BenchmarkConfig:
 
 
 def shipped() -> dict[str, Path]:
-    """Name -> file of the benchmarks in the package."""
+    """Return the YAML files of the bundled benchmarks by name."""
     folder = Path(str(resources.files("spar_lightning.configs"))) / "benchmarks"
     return {name: folder / f"{name}.yaml" for name in SHIPPED}
 
@@ -133,10 +134,13 @@ SHIPPED = ("voc21", "voc20", "cityscapes", "ade20k", "context60", "context59")  
 
 
 def locate(source: str) -> Path:
-    """The YAML file of a benchmark: by its name, by its path, or benchmark.yaml in a folder.
+    """Return the YAML file of a benchmark.
+
+    Args:
+        source: Name of a bundled benchmark, path of a YAML file, or folder with benchmark.yaml.
 
     Raises:
-        BenchmarkError: There is none.
+        BenchmarkError: If the file does not exist.
     """
     if source in SHIPPED:
         return shipped()[source]
@@ -145,37 +149,37 @@ def locate(source: str) -> Path:
         path = path / "benchmark.yaml"
     if not path.is_file():
         raise BenchmarkError(
-            f"There is no benchmark {source!r}: {path} does not exist. {nearest(source, SHIPPED)}Allowed are "
+            f"Benchmark {source!r} not found: {path} does not exist. {nearest(source, SHIPPED)}Allowed: "
             f"{', '.join(SHIPPED)}, the path of a YAML file, or a folder with benchmark.yaml, images/ and labels/."
         )
     return path
 
 
 def read(path: Path) -> BenchmarkConfig:
-    """Read and check a description.
+    """Read and validate the YAML file of a benchmark.
 
     Raises:
-        BenchmarkError: The file is no YAML of this form.
+        BenchmarkError: If the file is not valid YAML, or has missing, unknown or invalid keys.
     """
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BenchmarkError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise BenchmarkError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, Mapping):
-        raise BenchmarkError(f"{path} must hold classes: [{{label: disc, names: [disc, circle]}}, ..].")
+        raise BenchmarkError(f"{path} must contain classes: [{{label: disc, names: [disc, circle]}}, ..].")
     classes = _classes(content.get("classes"), path)
     content = {key: value for key, value in content.items() if key != "classes"}
     content = {**content, **{key: [content[key]] for key in ("folder", "images") if isinstance(content.get(key), str)}}
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(BenchmarkConfig, skip={"classes"})  # of 150 dataclasses it takes seconds
+    parser.add_class_arguments(BenchmarkConfig, skip={"classes"})  # parsing 150 classes takes seconds
     try:
         settings = parser.instantiate(parser.parse_object(content))
         description = BenchmarkConfig(classes, **vars(settings))
     except UserError as error:
         raise BenchmarkError(f"{path}: {error}") from error
-    except Exception as error:  # jsonargparse's own, of several types
+    except Exception as error:  # jsonargparse raises several types
         keys = ", ".join(key.name for key in fields(BenchmarkConfig))
-        raise BenchmarkError(f"{path}: {' '.join(str(error).split())}. Keys of a benchmark are {keys}.") from error
+        raise BenchmarkError(f"{path}: {' '.join(str(error).split())}. Allowed keys are {keys}.") from error
     _check(description, path)
     return description
 
@@ -188,37 +192,37 @@ def _classes(entries: Any, path: Path) -> list[ClassNames]:
         and all(isinstance(name, str) for name in (entry["label"], *entry["names"]))
         for entry in entries
     ):
-        raise BenchmarkError(f"{path} must hold classes: [{{label: disc, names: [disc, circle]}}, ..].")
+        raise BenchmarkError(f"{path} must contain classes: [{{label: disc, names: [disc, circle]}}, ..].")
     return [ClassNames(**entry) for entry in entries]
 
 
 def _check(description: BenchmarkConfig, path: Path) -> None:
     labels = [entry.label for entry in description.classes]
     if not labels:
-        raise BenchmarkError(f"{path}: classes is empty. Give at least one: {{label: disc, names: [disc, circle]}}.")
+        raise BenchmarkError(f"{path}: classes is empty. Add at least one: {{label: disc, names: [disc, circle]}}.")
     for entry in description.classes:
         if not entry.names or not all(name.strip() for name in entry.names):
-            raise BenchmarkError(f"{path}: class {entry.label!r} needs at least one name, and none may be empty.")
+            raise BenchmarkError(f"{path}: class {entry.label!r} needs at least one name, and names must not be empty.")
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
-        raise BenchmarkError(f"{path}: two classes are called {', '.join(twice)}. Every class needs its own label.")
+        raise BenchmarkError(f"{path}: two classes have the label {', '.join(twice)}. Labels must be unique.")
     for pattern in [*description.images, *(kind.file for kind in description.labels)]:
         if pattern.count("{}") != 1:
-            raise BenchmarkError(f"{path}: the pattern {pattern!r} must hold {{}} once, for the image's name.")
+            raise BenchmarkError(f"{path}: the pattern {pattern!r} must contain {{}} exactly once, for the image name.")
     if not description.folder or not description.images or not description.labels:
         raise BenchmarkError(f"{path}: folder, images and labels need at least one entry each.")
     sides = description.resize if isinstance(description.resize, tuple) else (description.resize,)
     if any(side is not None and side < 1 for side in sides):
-        raise BenchmarkError(f"{path}: resize takes one or two numbers of at least 1, but got {description.resize}.")
+        raise BenchmarkError(f"{path}: resize must be one or two numbers of at least 1, but got {description.resize}.")
     for thresholds in (description.thresholds, *description.backbone_thresholds.values()):
         if (thresholds.probability or thresholds.area is not None) and not description.background:
             raise BenchmarkError(
-                f"{path}: thresholds turn pixels into class 0, but {labels[0]!r} is not said to be the background. "
-                "Set background: true, or leave out probability and area."
+                f"{path}: thresholds assign pixels to class 0, but {labels[0]!r} is not declared as the background. "
+                "Set background: true, or remove probability and area."
             )
     for kind in description.labels:
         if kind.label_map is not None and kind.reduce_zero_label:
-            raise BenchmarkError(f"{path}: label_map and reduce_zero_label exclude each other. Give one of them.")
+            raise BenchmarkError(f"{path}: label_map and reduce_zero_label cannot be combined. Set only one of them.")
         if kind.label_map is not None and (not kind.label_map or min(kind.label_map) < 0):
-            raise BenchmarkError(f"{path}: label_map needs at least one entry, and none below 0.")
+            raise BenchmarkError(f"{path}: label_map needs at least one entry, and its keys must be at least 0.")
         if kind.label_map and not set(kind.label_map.values()) <= set(range(len(labels))):
-            raise BenchmarkError(f"{path}: label_map leads to classes outside 0 to {len(labels) - 1}.")
+            raise BenchmarkError(f"{path}: label_map contains class ids outside 0 to {len(labels) - 1}.")

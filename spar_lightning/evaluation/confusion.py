@@ -1,8 +1,9 @@
-"""Confusion matrix of a benchmark: the one accumulator of every evaluation, in training and outside it.
+"""Confusion matrix of a benchmark, used by all evaluations, during training and on the command line.
 
-One matrix serves the whole set. A class counts if it occurs in labels or predictions of the set (torchmetrics >= 1.0
-and mmseg agree on this); averaging per image, as torchmetrics.segmentation.MeanIoU does, is another quantity. Sums of
-integers do not depend on their order, so any number of ranks and of restarts gives the matrix of one process.
+One matrix accumulates all images. The mean IoU covers the classes that occur in the labels or predictions of the
+benchmark, as in torchmetrics >= 1.0 and mmseg. torchmetrics.segmentation.MeanIoU averages per image, which is a
+different metric. Sums of integers do not depend on their order, so any number of ranks and restarts gives the same
+matrix as one process.
 """
 
 import io
@@ -20,13 +21,15 @@ from spar_lightning.datasets.samples import IGNORED
 
 @dataclass(frozen=True)
 class Result:
-    """Metrics of a confusion matrix; a new metric is a field here and a column in `report`.
+    """Metrics of a confusion matrix.
+
+    To add a metric, add a field here and a column in `report`.
 
     Attributes:
-        miou: Mean IoU in percent, over classes that occur.
-        per_class: IoU in percent of each class, nan where it never occurs.
-        accuracy: Fraction of the counted pixels that are correct, in percent.
-        images: Images counted.
+        miou: Mean IoU over the classes that occur, in percent.
+        per_class: IoU of each class in percent; NaN if the class never occurs.
+        accuracy: Fraction of correctly classified pixels among the counted pixels, in percent.
+        images: Number of counted images.
     """
 
     miou: float
@@ -36,16 +39,16 @@ class Result:
 
 
 class ConfusionMatrix:
-    """Pixels of labelled images by true and predicted class.
+    """Confusion matrix over the pixels of labeled images.
 
     Args:
         num_classes: Number of classes C.
         device: Device of the segmentation maps.
 
     Attributes:
-        matrix: (C, C) int64, rows are labels.
-        images: Indices of the images that are counted.
-        milliseconds: Time of each one's segmentation.
+        matrix: (C, C) int64; rows are labels, columns are predictions.
+        images: Indices of the counted images.
+        milliseconds: Segmentation time of each counted image.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
@@ -54,7 +57,14 @@ class ConfusionMatrix:
         self.milliseconds: list[float] = []
 
     def update(self, predicted: Tensor, labels: Tensor, image: int, milliseconds: float = 0.0) -> None:
-        """Add one image: two maps (H, W) of classes, of which labels may be `IGNORED`."""
+        """Add an image.
+
+        Args:
+            predicted: Predicted class ids (H, W).
+            labels: True class ids (H, W); pixels with the value `IGNORED` are not counted.
+            image: Index of the image in the benchmark.
+            milliseconds: Segmentation time.
+        """
         assert predicted.shape == labels.shape
         self.matrix += multiclass_confusion_matrix(
             predicted[None], labels[None].long(), len(self.matrix), ignore_index=IGNORED, validate_args=False
@@ -63,7 +73,7 @@ class ConfusionMatrix:
         self.milliseconds.append(milliseconds)
 
     def merge(self, *others: "ConfusionMatrix") -> "ConfusionMatrix":
-        """Return the sum with others of the same classes, on the CPU."""
+        """Return the sum of this matrix and others with the same classes, on the CPU."""
         total = ConfusionMatrix(len(self.matrix))
         for part in (self, *others):
             total.matrix += part.matrix.cpu()
@@ -72,7 +82,10 @@ class ConfusionMatrix:
         return total
 
     def all_ranks(self) -> "ConfusionMatrix":
-        """Return the sum over all ranks, on the CPU. Collective."""
+        """Return the sum over all ranks, on the CPU.
+
+        All ranks must call this method.
+        """
         mine = self.merge()
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return mine
@@ -84,12 +97,12 @@ class ConfusionMatrix:
         """Compute the metrics in float64."""
         matrix = self.matrix.double()
         hits = matrix.diagonal()
-        iou = 100 * hits / (matrix.sum(0) + matrix.sum(1) - hits)  # nan where a class never occurs
+        iou = 100 * hits / (matrix.sum(0) + matrix.sum(1) - hits)  # NaN if a class never occurs
         accuracy = (100 * hits.sum() / matrix.sum()).item()
         return Result(iou.nanmean().item(), iou.tolist(), accuracy, len(self.images))
 
     def to_bytes(self) -> bytes:
-        """Return the content of an npz file."""
+        """Return the matrix, image indices and times as the content of an npz file."""
         buffer = io.BytesIO()
         images, milliseconds = np.array(self.images, np.int64), np.array(self.milliseconds, np.float64)
         np.savez(buffer, matrix=self.matrix.cpu().numpy(), images=images, milliseconds=milliseconds)
@@ -97,15 +110,15 @@ class ConfusionMatrix:
 
     @classmethod
     def load(cls, path: Path, num_classes: int) -> "ConfusionMatrix":
-        """Read an npz file.
+        """Load an npz file that was written from `to_bytes`.
 
         Raises:
-            ValueError: It has another number of classes.
+            ValueError: If the file has a different number of classes.
         """
         with np.load(path, allow_pickle=False) as file:
             matrix, images, milliseconds = (file[name] for name in ("matrix", "images", "milliseconds"))
         if matrix.shape != (num_classes, num_classes):
-            raise ValueError(f"{matrix.shape} is not the shape of {num_classes} classes")
+            raise ValueError(f"the matrix has shape {matrix.shape}, but there are {num_classes} classes")
         loaded = cls(num_classes)
         loaded.matrix += torch.from_numpy(matrix)
         loaded.images, loaded.milliseconds = images.tolist(), milliseconds.tolist()

@@ -1,4 +1,4 @@
-"""Versions and hardware of an evaluation, which no hash covers."""
+"""Versions and hardware of an evaluation; they are reported, but not part of any hash."""
 
 from importlib import metadata
 from typing import Any
@@ -10,7 +10,10 @@ PACKAGES = ("spar-lightning", "torch", "lightning", "timm", "open_clip_torch", "
 
 
 def environment(fabric: Fabric) -> dict[str, Any]:
-    """Versions by package, the device, the number of processes, and on CUDA what its arithmetic may use."""
+    """Return package versions, device and number of ranks, and what else can affect the numerics.
+
+    On CUDA these are the enabled attention kernels and the float32 matmul precision, otherwise the number of threads.
+    """
     device = fabric.device
     facts: dict[str, Any] = {package: metadata.version(package) for package in PACKAGES}
     facts["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -24,7 +27,7 @@ def environment(fabric: Fabric) -> dict[str, Any]:
             "math": cuda.math_sdp_enabled(),
         }
         facts["attention"] = ", ".join(name for name, on in allowed.items() if on)
-        facts["float32_matmul"] = torch.get_float32_matmul_precision()  # highest: no TF32
+        facts["float32_matmul"] = torch.get_float32_matmul_precision()  # "highest" disables TF32
     else:
         facts["threads"] = torch.get_num_threads()
     return facts

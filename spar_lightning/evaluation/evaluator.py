@@ -1,7 +1,7 @@
-"""Evaluator: one network by one protocol on some benchmarks, on any number of ranks, resumable.
+"""Evaluation of a network on benchmarks, on any number of ranks, resumable.
 
-Every rank takes a share of the images that are not counted yet and writes its counts to disk every half minute. The
-sum is that of one process, whatever the number of ranks and restarts.
+Each rank evaluates a share of the images that are not counted yet and writes its counts to disk every 30 seconds. The
+sum equals that of a single process, for any number of ranks and restarts.
 """
 
 import time
@@ -41,15 +41,15 @@ def count(
     device: torch.device,
     precision: Callable[[], AbstractContextManager[Any]],
 ) -> Iterator[None]:
-    """Segment images and add each to the counts, one per step of the iterator.
+    """Segment images and add them to the counts, one image per step of the iterator.
 
     Args:
-        segmenter: Its backbone is on the device.
-        images: Of a benchmark.
-        indices: Index of each.
-        counts: Where they are added.
-        device: Where the network runs.
-        precision: Context of the network, such as autocast.
+        segmenter: Segmenter with its backbone on `device`.
+        images: Images of a benchmark.
+        indices: Index of each image in the benchmark.
+        counts: Confusion matrix that is updated in place.
+        device: Device of the network.
+        precision: Function that returns the precision context of the network, such as autocast.
     """
     for image, index in zip(images, indices, strict=False):
         pixels = image.image.to(device)
@@ -60,13 +60,15 @@ def count(
 
 
 class Evaluator:
-    """Measures networks on benchmarks; every rank calls the same.
+    """Evaluator of networks on benchmarks.
+
+    All ranks must make the same calls.
 
     Args:
-        fabric: Launched: device, precision, and the other ranks.
-        benchmarks: Opened.
-        num_workers: Loader processes.
-        max_images: Number of images that the benchmarks were cut to; part of a result's name.
+        fabric: Launched Fabric with device, precision and ranks.
+        benchmarks: Opened benchmarks.
+        num_workers: Number of loader processes per rank.
+        max_images: Number of images that each benchmark was limited to, or None; part of the folder name.
     """
 
     def __init__(self, fabric: Fabric, benchmarks: list[Benchmark], num_workers: int, max_images: int | None) -> None:
@@ -83,15 +85,15 @@ class Evaluator:
         folder: Path | None = None,
         area: int | None = None,
     ) -> Report:
-        """Measure what is not measured yet, benchmark after benchmark, and return the report.
+        """Evaluate the images of all benchmarks that are not counted yet, and return the report.
 
         Args:
-            backbone: The network, on the device.
-            config: How it segments.
-            classifiers: Text embeddings of its classes.
-            parent: Folder in which the result's folder, named after network and protocol, is created.
-            folder: Another folder for the result.
-            area: Side of a square whose area all images get, in pixels; None leaves it to the benchmarks.
+            backbone: Network to evaluate, on the device.
+            config: Inference settings.
+            classifiers: Text embeddings of class names for this backbone.
+            parent: Folder in which the result folder, named after network and protocol, is created.
+            folder: Result folder to use instead.
+            area: Side of a square in pixels: all images are resized to its area. None uses the benchmark's `resize`.
         """
         fabric, protocol = self.fabric, self.protocol(backbone, config)
         network, content = protocol.model(), protocol.content()
@@ -101,12 +103,12 @@ class Evaluator:
         self.say("\n".join(f"{key}: {value}" for key, value in {**network, **content}.items()))
         for whole in self.benchmarks:
             benchmark = whole if area is None else whole.resized(area)
-            # One rank reads the label files for their hash.
+            # Only rank 0 reads the label files, to hash them.
             own = fabric.broadcast(protocol.of(benchmark) if fabric.is_global_zero else {})
             own["hash"] = hash_json([content, own], 12)
             self.say(f"\n{benchmark.name}: {', '.join(f'{k} {value}' for k, value in own.items() if k != 'labels')}")
             segmenter = benchmark.description.segmenter(backbone, config, classifiers)
-            # A text encoder without an identity is represented by the embeddings themselves.
+            # If the text encoder has no cache key, the embeddings themselves become part of the key.
             text = None if network["text"] else segmenter.classifier.embeddings.cpu().numpy().tobytes().hex()
             key = fabric.broadcast(f"{benchmark.name}-{hash_json([network, own['hash'], text], 12)}")
             stored = PartialCounts(report.folder, key, len(benchmark.classes))
@@ -116,22 +118,30 @@ class Evaluator:
         return report
 
     def evaluate(self, segmenter: Segmenter, benchmark: Benchmark, stored: PartialCounts) -> ConfusionMatrix:
-        """Return the counts of all images of a benchmark, on every rank. Collective."""
+        """Return the counts of all images of a benchmark, on every rank.
+
+        All ranks must call this method.
+
+        Args:
+            segmenter: Segmenter with its backbone on the device.
+            benchmark: Opened benchmark.
+            stored: Counts on disk: read first, and updated during the evaluation.
+        """
         rank, device = self.fabric.global_rank, self.fabric.device
-        # Only the first rank reads: the others may see another disk, or the shared one late.
+        # Only rank 0 reads: other ranks may have another disk, or see a shared disk with a delay.
         before: ConfusionMatrix = self.fabric.broadcast(
             stored.gather() if rank == 0 else ConfusionMatrix(stored.classes)
         )
         done = set(before.images)
         mine = [i for i in range(len(benchmark)) if i not in done][rank :: self.fabric.world_size]
-        title = benchmark.name + (f" ({len(done)} counted before)" if done else "")
+        title = benchmark.name + (f" ({len(done)} already counted)" if done else "")
         share = ConfusionMatrix(stored.classes, device)
         loader = DataLoader(Subset(benchmark, mine), collate_fn=list, num_workers=self.num_workers)
         images = (image for batch in loader for image in batch)
         steps = count(segmenter, images, mine, share, device, self.fabric.autocast)
         saved = time.monotonic()
         for _ in tqdm(steps, title, len(mine), unit="image", disable=rank != 0):
-            # Only here, between two images: what interrupts the loop elsewhere may find half an update.
+            # Save only between two images: if the loop is interrupted elsewhere, an update may be incomplete.
             if time.monotonic() - saved > SAVE_EVERY or len(share.images) == len(mine):
                 stored.write(share, rank)
                 saved = time.monotonic()
@@ -140,15 +150,15 @@ class Evaluator:
         if rank == 0:
             stored.write(total)
             stored.drop_parts()
-        self.fabric.barrier()  # no rank begins with the next benchmark before this one is on disk
+        self.fabric.barrier()  # no rank starts the next benchmark before this one is on disk
         return total
 
     def protocol(self, backbone: Backbone, config: InferenceConfig) -> Protocol:
-        """Return how the network would be measured now."""
-        # The precision that was asked for may not exist here.
+        """Return the protocol of an evaluation of this backbone with these settings."""
+        # The effective precision; the requested one may not be available on this device.
         return Protocol(backbone, config, str(self.fabric.strategy.precision.precision))
 
     def say(self, text: str) -> None:
-        """Print, on the first rank."""
+        """Print a text on rank 0."""
         if self.fabric.is_global_zero:
             print(text)

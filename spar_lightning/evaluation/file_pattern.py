@@ -1,4 +1,4 @@
-"""Paths with `{}` for what identifies an image, subfolders included."""
+"""Path patterns, in which `{}` stands for the name of an image, including its subfolders."""
 
 import os
 from collections.abc import Iterator
@@ -6,12 +6,15 @@ from pathlib import Path
 
 
 def prefix(pattern: str) -> str:
-    """The folder of a pattern that is the same for all images."""
+    """Return the folder part of a pattern before `{}`, which all images share."""
     return pattern.partition("{}")[0].rpartition("/")[0]
 
 
 def matches(folder: Path, pattern: str) -> Iterator[tuple[Path, str]]:
-    """Files that match a pattern, in subfolders and behind links too, with what stands for `{}`."""
+    """Yield the path and the image name (the text in place of `{}`) of each file that matches a pattern.
+
+    Subfolders and symbolic links are followed.
+    """
     before, _, after = pattern.partition("{}")
     for parent, _, names in os.walk(folder / prefix(pattern), followlinks=True):
         for path in (Path(parent) / name for name in names):

@@ -1,4 +1,4 @@
-"""What the values of a label map mean: classes, or pixels that are not counted."""
+"""Conversion of the values of a label map to class ids."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,13 +8,13 @@ from spar_lightning.evaluation.benchmark_config import LabelFiles
 
 
 def class_ids(values: NDArray[np.generic], kind: LabelFiles, classes: int) -> NDArray[np.int16]:
-    """Classes of label values (H, W), `IGNORED` where none counts.
+    """Return the class ids (H, W) of label values (H, W); pixels that are not counted become `IGNORED`.
 
     Raises:
-        ValueError: A value stands for no class.
+        ValueError: If a value is neither a class nor ignored.
     """
     if values.dtype.kind not in "uib":
-        raise ValueError(f"holds values of type {values.dtype}, but labels are integers")
+        raise ValueError(f"contains values of type {values.dtype}, but labels must be integers")
     raw = values.astype(np.int64)
     ids = np.full(raw.shape, IGNORED, np.int64)
     counted = ~np.isin(raw, [*kind.ignored, *([0] if kind.reduce_zero_label else [])])
@@ -35,7 +35,7 @@ def class_ids(values: NDArray[np.generic], kind: LabelFiles, classes: int) -> ND
         )
         ignored = sorted({*kind.ignored, *([0] if kind.reduce_zero_label else [])})
         raise ValueError(
-            f"holds the value {wrong[0]}, which stands for none of the {classes} classes: allowed are {allowed}, and "
-            f"{', '.join(map(str, ignored))} where nothing counts"
+            f"contains the value {wrong[0]}, which does not belong to any of the {classes} classes. Allowed: "
+            f"{allowed}, and {', '.join(map(str, ignored))} for ignored pixels"
         )
     return ids.astype(np.int16)

@@ -1,9 +1,9 @@
-"""Confusion matrices on disk, so that an interrupted evaluation continues where it was.
+"""Confusion matrices on disk, so that an interrupted evaluation can be continued.
 
-Every rank writes its own file every half minute; the first rank gathers them at the next start.
+Each rank writes its own file every 30 seconds; rank 0 merges the files at the next start.
 
-counts/NAME.npz          gathered: confusion matrix, indices of the images, milliseconds of each
-counts/NAME.part-R.npz   counted by rank R since the last start
+counts/NAME.npz          merged counts: confusion matrix, image indices, milliseconds of each image
+counts/NAME.part-R.npz   counts of rank R since the last start
 """
 
 import logging
@@ -18,11 +18,11 @@ log = logging.getLogger("spar_lightning")
 
 
 class PartialCounts:
-    """The counts of one benchmark in the folder of an evaluation.
+    """Counts of one benchmark in the folder of an evaluation.
 
     Args:
-        folder: The evaluation's folder.
-        name: The benchmark and its protocol: counts of another protocol are not mixed in.
+        folder: Result folder of the evaluation.
+        name: Name of the benchmark with a hash of its protocol, so that counts of different protocols are not mixed.
         classes: Number of classes.
     """
 
@@ -32,10 +32,10 @@ class PartialCounts:
         self.classes = classes
 
     def gather(self) -> ConfusionMatrix:
-        """Return all that is on disk, each image once, and merge the parts into one file.
+        """Return all counts on disk, each image once, and merge the parts into one file.
 
-        Called by one rank, before others write. A part whose images are counted already is left out: the start that
-        merged it was killed in between.
+        Only one rank may call this method, before other ranks write. A part with images that are already counted is
+        skipped: the process that merged it was killed before it could delete the part.
         """
         sweep(self._unfinished)
         total = self._read(self._path) or ConfusionMatrix(self.classes)
@@ -50,12 +50,12 @@ class PartialCounts:
         return total
 
     def drop_parts(self) -> None:
-        """Delete the files of single ranks, which the gathered one now holds."""
+        """Delete the files of individual ranks, after they were merged."""
         for path in self._parts():
             path.unlink(missing_ok=True)
 
     def write(self, counts: ConfusionMatrix, rank: int | None = None) -> None:
-        """Replace the file of a rank, or the gathered one."""
+        """Write the file of a rank, or (rank None) the merged file; an existing file is replaced."""
         path = self._path if rank is None else self.folder / f"{self.name}.part-{rank}.npz"
         replace(path, counts.to_bytes(), self._unfinished)
 
@@ -71,11 +71,11 @@ class PartialCounts:
         return self.folder / f"{self.name}.npz"
 
     def _read(self, path: Path) -> ConfusionMatrix | None:
-        """Return a file's content; None if it does not exist or is damaged: its images are then counted again."""
+        """Return the content of a file, or None if it does not exist or is damaged (its images are counted again)."""
         try:
             return ConfusionMatrix.load(path, self.classes)
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            log.warning("%s is damaged (%s): its images are counted again.", path, error)
+            log.warning("%s is damaged (%s). Its images are evaluated again.", path, error)
             return None

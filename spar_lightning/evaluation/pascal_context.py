@@ -1,9 +1,9 @@
-"""PASCAL Context: the download's annotations of 459 classes become label maps of the 60 that are evaluated.
+"""PASCAL Context: conversion of the annotations with 459 classes to label maps with the 60 evaluated classes.
 
-The download (trainval.tar.gz of the PASCAL-Context site) is a folder of MATLAB files beside VOC2010, one for
-each of its 10 103 trainval images. mmsegmentation's preparation needs another file and a package that is no
-longer kept; the conversion itself is a table: the place of a value in this sorted list is the class,
-everything else is background.
+The download (trainval.tar.gz from the PASCAL-Context website) is a folder of MATLAB files, one for each of the 10,103
+trainval images; the images are in VOC2010. The conversion in mmsegmentation needs an additional file and a package
+that is no longer maintained. Here, the class of a value is its index in the sorted list `IDS`; all other values are
+background.
 """
 
 from collections.abc import Iterator
@@ -29,62 +29,68 @@ LABELS: Final = "SegmentationClassContext"
 
 
 def to_60(values: NDArray[np.integer]) -> NDArray[np.uint8]:
-    """Classes 0 to 59 of the annotation's values 0 to 459.
+    """Convert annotation values from 0 to 459 to class ids from 0 to 59.
 
     Raises:
-        ValueError: A value is outside.
+        ValueError: If a value is outside 0 to 459.
     """
     if values.min() < 0 or values.max() > LARGEST:
-        raise ValueError(f"holds values from {values.min()} to {values.max()}, but the annotation has 0 to {LARGEST}")
+        raise ValueError(f"the values range from {values.min()} to {values.max()}, but must be from 0 to {LARGEST}")
     table = np.zeros(LARGEST + 1, np.uint8)
     table[list(IDS)] = np.arange(len(IDS))
     return np.asarray(table[values])
 
 
 def convert(voc2010: Path, annotations: Path) -> Iterator[str]:
-    """Write the label map of every validation image, and their list; yields the images' names.
+    """Write the label maps of all validation images and the list of these images; yield the image names.
 
     Args:
         voc2010: Folder with JPEGImages/ and ImageSets/Main/val.txt.
-        annotations: Folder with NAME.mat, each with the entry LabelMap.
+        annotations: Folder with one file NAME.mat per image, each with the entry LabelMap.
 
     Raises:
-        BenchmarkError: A file is missing or damaged.
+        BenchmarkError: If a file is missing or damaged, or if the label maps already exist.
     """
     if (voc2010 / LIST).exists():
         raise BenchmarkError(
-            f"{voc2010 / LIST} exists, so the label maps have been made. Delete it to make both anew: results on "
-            "another list of images do not compare."
+            f"{voc2010 / LIST} already exists, so the label maps have already been created. To create both again, "
+            "delete this file. Results on different lists of images are not comparable."
         )
     main = voc2010 / "ImageSets" / "Main" / "val.txt"
     if not main.is_file():
-        raise BenchmarkError(f"{main} does not exist. It comes with VOC2010: give the folder above VOC2010 as --root.")
+        raise BenchmarkError(f"{main} does not exist. It is part of VOC2010: set --root to the folder above VOC2010.")
     if not annotations.is_dir():
         raise BenchmarkError(
-            f"{annotations} does not exist. Unpack trainval.tar.gz of PASCAL-Context there, or give its folder of .mat "
-            "files as --annotations."
+            f"{annotations} does not exist. Unpack trainval.tar.gz of PASCAL-Context there, or set --annotations to "
+            "its folder of .mat files."
         )
     names = [line.split()[0] for line in main.read_text().splitlines() if line.strip()]
     if missing := [name for name in names if not (annotations / f"{name}.mat").is_file()]:
         raise BenchmarkError(
-            f"{annotations} lacks {len(missing)} of the {len(names)} images in {main}, such as {missing[0]}.mat. "
-            "Unpack trainval.tar.gz of PASCAL-Context again."
+            f"{annotations} does not contain the annotations of {len(missing)} of the {len(names)} images in {main} "
+            f"(first: {missing[0]}.mat). Unpack trainval.tar.gz of PASCAL-Context again."
         )
     (voc2010 / LABELS).mkdir(exist_ok=True)
     for name in names:
         Image.fromarray(to_60_of(annotations / f"{name}.mat")).save(voc2010 / LABELS / f"{name}.png")
         yield name
     (voc2010 / LIST).parent.mkdir(exist_ok=True)
-    (voc2010 / LIST).write_text("\n".join(names) + "\n")  # last: it stands for all label maps
+    (voc2010 / LIST).write_text("\n".join(names) + "\n")  # written last: the list marks the label maps as complete
 
 
 def to_60_of(path: Path) -> NDArray[np.uint8]:
-    """The 60 classes of one MATLAB file."""
+    """Return the label map (H, W) with 60 classes of a MATLAB file.
+
+    Raises:
+        BenchmarkError: If scipy is not installed, or if the file cannot be converted.
+    """
     try:
         from scipy.io import loadmat
     except ImportError as error:
-        raise BenchmarkError("MATLAB files are read with scipy: pip install 'spar-lightning[context]'.") from error
+        raise BenchmarkError(
+            "Reading MATLAB files requires scipy. Run: pip install 'spar-lightning[context]'."
+        ) from error
     try:
         return to_60(loadmat(path)["LabelMap"])
-    except Exception as error:  # scipy's reader has many ways to fail
+    except Exception as error:  # scipy's reader raises many types
         raise BenchmarkError(f"{path} cannot be converted: {error}. Restore the file.") from error

@@ -1,6 +1,6 @@
-"""All that an mIoU depends on, resolved and hashed.
+"""Evaluation protocol: all settings that an mIoU depends on, resolved and hashed.
 
-The network and the protocol are told apart: two networks are comparable if their protocols have one hash.
+The network is stored separately: results of two networks are comparable if their protocol hashes are equal.
 """
 
 import json
@@ -14,17 +14,17 @@ from spar_lightning.files.hashing import hash_json
 from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.prompts import prompt_templates
 
-ALGORITHM: Final = 1  # raised by hand when the same network, images and settings give other label maps or counts
+ALGORITHM: Final = 1  # increase if the same network, images and settings give different label maps or counts
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How images become segmentation maps, the same for all benchmarks.
+    """Settings that determine the segmentation maps, common to all benchmarks.
 
     Args:
-        backbone: The network that is measured.
-        config: How it segments.
-        precision: Precision of the network, in Lightning's terms.
+        backbone: Evaluated network.
+        config: Inference settings.
+        precision: Precision of the network, as a Lightning precision string such as 32-true.
     """
 
     backbone: Backbone
@@ -32,7 +32,7 @@ class Protocol:
     precision: str
 
     def model(self) -> dict[str, Any]:
-        """Return the network as plain data; weights by their hash."""
+        """Return the network as plain data; weights are represented by their hash."""
         return {**self.backbone.identity(), "window": self.backbone.window, "text": self.backbone.text_identity()}
 
     def content(self) -> dict[str, Any]:
@@ -55,10 +55,10 @@ class Protocol:
         return content
 
     def of(self, benchmark: Benchmark) -> dict[str, Any]:
-        """Return what one benchmark adds: its images, classes, sizes and thresholds."""
+        """Return the settings of one benchmark: images, classes, sizes and thresholds."""
         own = benchmark.description.protocol(type(self.backbone))
         if self.config.refine is not None:
-            own["thresholds"] = None  # they are those of cosines
+            own["thresholds"] = None  # thresholds apply to unrefined similarities only
         return {
             **own,
             "images": len(benchmark),
@@ -67,20 +67,20 @@ class Protocol:
 
 
 def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a network's or protocol's plain data in today's keys; versions up to 0.1 wrote others."""
+    """Return the plain data of a network or protocol with the current keys; versions up to 0.1 used other keys."""
     renamed = {"geometry": "patch_fit", "backbone": "family"}
     content = {renamed.get(key, key): value for key, value in content.items()}
-    if "family" in content:  # once the class path
+    if "family" in content:  # formerly the class path
         content["family"] = str(content["family"]).rpartition(".")[2]
     return content
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """`key: this and that` for every entry in which two protocols differ."""
+    """Return a text `key: value and other value` for each entry in which two protocols differ."""
     keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
     return [f"{key}: {_short(one.get(key))} and {_short(other.get(key))}" for key in keys]
 
 
 def _short(value: Any) -> str:
-    """A hash by its first digits, everything else as it is."""
+    """Return the first 12 digits of a hash, and any other value as JSON."""
     return value[:12] if isinstance(value, str) and len(value) == 64 else json.dumps(value)

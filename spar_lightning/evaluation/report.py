@@ -1,4 +1,4 @@
-"""What an evaluation leaves: results.json, a table in Markdown, per-class CSV files; and how two of them differ."""
+"""Evaluation report: results.json, a Markdown table and per-class CSV files; comparison of two reports."""
 
 import csv
 import json
@@ -17,16 +17,16 @@ from spar_lightning.formatting import markdown
 
 
 class Report:
-    """The results of one protocol on any number of benchmarks, in a folder.
+    """Results of one network and protocol on any number of benchmarks, stored in a folder.
 
     Args:
-        folder: Where they lie.
-        model: The network that is measured.
-        protocol: What all results have in common.
-        environment: Versions and hardware, which no hash covers.
+        folder: Result folder.
+        model: Evaluated network as plain data.
+        protocol: Protocol that all results share, as plain data.
+        environment: Versions and hardware; not part of any hash.
 
     Raises:
-        UserError: The folder holds results of another network or protocol.
+        UserError: If the folder contains results of another network or protocol.
     """
 
     def __init__(
@@ -39,25 +39,30 @@ class Report:
         self.content["benchmarks"] |= self._earlier()
 
     def _earlier(self) -> dict[str, Any]:
-        """What is in the folder already, of this network and protocol."""
+        """Return the results of this network and protocol that are already in the folder."""
         if not self.path.exists():
             return {}
         try:
             found = read(self.path)
         except UserError as error:
-            raise UserError(f"{error} Or give another --out than {self.folder}.") from error
+            raise UserError(f"{error} Or set --out to a folder other than {self.folder}.") from error
         ours = {**self.content["model"], **self.content["protocol"]}
         if other := differences({**found["model"], **found["protocol"]}, ours):
-            raise UserError(f"{self.folder} holds other results: {'; '.join(other)}. Give another --out.")
+            raise UserError(
+                f"{self.folder} contains results of another network or protocol: {'; '.join(other)}. Set another --out."
+            )
         return dict(found["benchmarks"])
 
     @property
     def path(self) -> Path:
-        """results.json."""
+        """Path of results.json."""
         return self.folder / "results.json"
 
     def add(self, benchmark: Benchmark, protocol: dict[str, Any], counts: ConfusionMatrix) -> None:
-        """Write the results of a benchmark, in place of earlier ones of it; others may have been added meanwhile."""
+        """Write the results of a benchmark and replace its earlier results.
+
+        Results of other benchmarks that were added to the folder in the meantime are preserved.
+        """
         self.content["benchmarks"] |= self._earlier()
         result = counts.results()
         per_class = [None if math.isnan(iou) else iou for iou in result.per_class]
@@ -76,7 +81,7 @@ class Report:
         replace(self.folder / "table.md", f"{table(self.content)}\n".encode(), unfinished)
 
     def _write_classes(self, benchmark: Benchmark, counts: ConfusionMatrix, result: Result) -> None:
-        """per_class/NAME.csv: a line for each class."""
+        """Write per_class/NAME.csv with one line per class."""
         path = self.folder / "per_class" / f"{benchmark.name}.csv"
         path.parent.mkdir(exist_ok=True)
         columns = zip(
@@ -94,7 +99,7 @@ class Report:
 
 
 def table(content: dict[str, Any]) -> str:
-    """A line per benchmark in the paper's order, and the plain mean of all."""
+    """Return a Markdown table with one line per benchmark, in the order of the paper, and their unweighted mean."""
     results: dict[str, Any] = content["benchmarks"]
     names = [*(name for name in SHIPPED if name in results), *(name for name in results if name not in SHIPPED)]
     lines = [["benchmark", "mIoU", "pixel accuracy", "images", "ms per image", "protocol"]]
@@ -111,23 +116,25 @@ def table(content: dict[str, Any]) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a results.json, or of the one in a folder.
+    """Return the content of a results.json, given its path or its folder.
 
     Raises:
-        UserError: There is none, or it was not written by an evaluation.
+        UserError: If the file cannot be read or was not written by an evaluation.
     """
     path = path / "results.json" if path.is_dir() else path
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as results ({error}). Give a results.json of spar evaluate.") from error
+        raise UserError(
+            f"{path} is not a readable results file ({error}). Pass a results.json of spar evaluate."
+        ) from error
     if not isinstance(content, dict) or not {"model", "protocol", "benchmarks"} <= content.keys():
-        raise UserError(f"{path} was not written by spar evaluate. Give a results.json of spar evaluate.")
+        raise UserError(f"{path} was not written by spar evaluate. Pass a results.json of spar evaluate.")
     return {**content, "model": upgraded(content["model"]), "protocol": upgraded(content["protocol"])}
 
 
 def comparison(one: Path, other: Path) -> str:
-    """Where two protocols differ, and both results side by side."""
+    """Return the differences between two networks and protocols, and a table with both results."""
     first, second = read(one), read(other)
     lines = [f"A  {one}", f"B  {other}", ""]
     for part in ("model", "protocol"):
@@ -142,7 +149,7 @@ def comparison(one: Path, other: Path) -> str:
         means = [statistics.fmean(side["benchmarks"][name]["mIoU"] for name in shared) for side in (first, second)]
         rows.append([f"mean of {len(shared)}", *(f"{mean:.2f}" for mean in means), f"{means[1] - means[0]:+.2f}"])
     only = [name for side in (first, second) for name in side["benchmarks"] if name not in shared]
-    lines += [f"only in one of them: {', '.join(only)}"] if only else []
+    lines += [f"only in one of the two reports: {', '.join(only)}"] if only else []
     lines += ["the same network, the same protocol"] if len(lines) == 3 else []
     return "\n".join([*lines, "", markdown(rows)])
 

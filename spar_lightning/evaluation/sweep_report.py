@@ -1,4 +1,4 @@
-"""What a sweep leaves: sweep.json, a table, and the paper's Figures 1 and 3 as PNG and SVG."""
+"""Sweep report: sweep.json, a Markdown table, and Figures 1 and 3 of the paper as PNG and SVG."""
 
 import json
 import statistics
@@ -21,15 +21,17 @@ TITLES: dict[Figure, str] = {
 
 
 class SweepReport:
-    """Points of one or two figures, in a folder; nothing is written before all of them are measured.
+    """Points of one or two figures, stored in a folder.
+
+    Nothing is written before all points are measured.
 
     Args:
-        folder: Where they lie.
-        identity: What they have in common, as plain data: `network`, `protocol` and `benchmarks`.
+        folder: Result folder.
+        identity: Plain data that all points share: `network`, `protocol` and `benchmarks`.
         environment: Versions and hardware.
 
     Raises:
-        UserError: The folder holds another sweep, or something else by this name.
+        UserError: If the folder contains a different sweep, or a sweep.json that is not a sweep.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any], environment: dict[str, Any]) -> None:
@@ -39,23 +41,27 @@ class SweepReport:
             try:
                 earlier = read(folder)
             except UserError as error:
-                raise UserError(f"{error} Or give another --out than {folder}.") from error
+                raise UserError(f"{error} Or set --out to a folder other than {folder}.") from error
             for part in identity:
                 if other := differences(earlier[part], identity[part]):
-                    raise UserError(f"{folder} holds another sweep: {'; '.join(other)}. Give another --out.")
+                    raise UserError(f"{folder} contains a different sweep: {'; '.join(other)}. Set another --out.")
 
     def add(self, point: dict[str, Any]) -> None:
-        """Take a point: its figure, curve, stride or area, protocol, images, and mIoU and timing by benchmark."""
+        """Add a point.
+
+        Args:
+            point: Figure, curve, stride or area, protocol and images, and the mIoU and timing of each benchmark.
+        """
         row = {**point, "mean": statistics.fmean(point["mIoU"].values())}
         self.content["points"].append({**row, "ms": statistics.fmean(t["ms"] for t in point["timings"].values())})
 
     def finish(self) -> str:
-        """Write the points, the table and the figures; returns the table."""
+        """Write the points, the table and the figures, and return the table."""
         unfinished = self.folder / "tmp"
         text = tables(self.content["points"])
         replace_json(self.folder / "sweep.json", self.content, unfinished)
         replace(self.folder / "sweep.md", f"{text}\n".encode(), unfinished)
-        for figure in TITLES:  # those of an earlier command with both may be out of date
+        for figure in TITLES:  # figures of an earlier command may be outdated
             for path in self.folder.glob(f"{figure}.*"):
                 path.unlink()
         draw([self.folder], self.folder)
@@ -63,17 +69,17 @@ class SweepReport:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The content of sweep.json in a folder.
+    """Return the content of sweep.json in a folder.
 
     Raises:
-        UserError: There is none, or it was not written by a sweep.
+        UserError: If the file cannot be read or was not written by a sweep.
     """
     path = folder / "sweep.json"
-    advice = "Give folders of spar evaluate --strides or --sweep."
+    advice = "Pass folders of spar evaluate --strides or --sweep."
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a sweep ({error}). {advice}") from error
+        raise UserError(f"{path} is not a readable sweep file ({error}). {advice}") from error
     keys = {"network", "protocol", "benchmarks", "environment", "points"}
     if not isinstance(content, dict) or not keys <= content.keys():
         raise UserError(f"{path} was not written by a sweep. {advice}")
@@ -81,10 +87,10 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def draw(folders: Sequence[Path], out: Path) -> list[Path]:
-    """Draw the figures of one or several sweeps into a folder, and say which files they are.
+    """Draw the figures of one or several sweeps into a folder, and return the paths of the files.
 
     Raises:
-        UserError: A folder holds no sweep, or one on other images or classes than the first.
+        UserError: If a folder does not contain a sweep, or if the sweeps have different images or classes.
     """
     sweeps = {folder.resolve(): read(folder) for folder in folders}
     names = tails(list(sweeps))
@@ -99,7 +105,7 @@ def draw(folders: Sequence[Path], out: Path) -> list[Path]:
         if row["images"] != points[0]["images"]:
             raise UserError(
                 f"Sweeps on different benchmarks cannot share a figure: one is on {_benchmarks(points[0])}, another on "
-                f"{_benchmarks(row)}. Give sweeps on the same images and classes."
+                f"{_benchmarks(row)}. Pass sweeps on the same images and classes."
             )
     time = _shared(points, "arithmetic")
     score = _shared(points, "refined")
@@ -115,7 +121,7 @@ def draw(folders: Sequence[Path], out: Path) -> list[Path]:
 
 
 def _shared(points: list[dict[str, Any]], key: str) -> str:
-    """What all points have in common, for an axis; where they differ, every curve is given its own."""
+    """Return the value that all points share, for an axis label; if they differ, add each value to its curve name."""
     kinds = {row[key] for row in points}
     if len(kinds) == 1:
         return f", {text}" if (text := kinds.pop()) else ""
@@ -131,7 +137,7 @@ def _benchmarks(row: dict[str, Any]) -> str:
 
 
 def refined(protocol: dict[str, Any]) -> str:
-    """What follows the cosines, in a few words; empty where nothing does."""
+    """Return a short text with the refinement and the upsampler of a protocol; empty without them."""
     words = []
     if "refine" in protocol:
         words.append("LPOSS " + ", ".join(f"{k} {v:g}" for k, v in protocol["refine"].items() if k != "name"))
@@ -141,7 +147,7 @@ def refined(protocol: dict[str, Any]) -> str:
 
 
 def tails(paths: Sequence[Path]) -> dict[Path, str]:
-    """The last parts of paths, as many as tell them apart."""
+    """Return the last parts of each path, as many as are needed to make all of them different."""
     for count in range(1, max(len(path.parts) for path in paths)):
         names = {path: "/".join(path.parts[-count:]) for path in paths}
         if len(set(names.values())) == len(paths):
@@ -150,7 +156,7 @@ def tails(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def tables(points: Sequence[dict[str, Any]]) -> str:
-    """A table per figure."""
+    """Return the Markdown tables of the points, one per figure."""
     parts = []
     for figure, title in TITLES.items():
         if rows := [row for row in points if row["figure"] == figure]:

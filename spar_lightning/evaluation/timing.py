@@ -1,7 +1,7 @@
-"""Time of the network alone, as the paper's Figures 1 and 3 give it: forward passes of one image and nothing else.
+"""Time of the network alone, as in Figures 1 and 3 of the paper: forward passes of one image.
 
-No loading, no text, no stitching, no upsampling. Warm-ups first, then several passes, each between two waits
-for the device; median and quartiles.
+Loading, text encoding, stitching of windows and upsampling are excluded. After the warm-up passes, each pass is timed
+between two device synchronizations; median and quartiles are reported.
 """
 
 import statistics
@@ -22,16 +22,16 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Timing:
-    """Forward passes of one image.
+    """Timing of the forward passes of one image.
 
     Attributes:
-        ms: Median.
-        quartiles: First and third, in milliseconds.
-        size: Height and width of what the network saw, in pixels.
-        patches: Of that image.
-        windows: 1 in a single pass.
-        memory: Peak in MiB: on CUDA what torch has allocated, weights included; otherwise of the process; null where
-            the system does not say.
+        ms: Median time in milliseconds.
+        quartiles: First and third quartile in milliseconds.
+        size: Height and width of the resized image that the network receives, in pixels.
+        patches: Number of patches in that image.
+        windows: Number of windows; 1 for single-pass inference.
+        memory: Peak memory in MiB. CUDA: memory allocated by torch, including the weights. Other devices: memory of
+            the process, or None if the system does not report it.
     """
 
     ms: float
@@ -50,14 +50,14 @@ class Timing:
         warm_ups: int,
         repeats: int,
     ) -> "Timing":
-        """Measure on the device of the image (3, H, W) uint8.
+        """Time the forward passes of an image.
 
         Args:
-            segmenter: Its backbone lies there too.
-            image: As the benchmark has it.
-            precision: Context of the network's arithmetic, such as autocast.
-            warm_ups: Passes that do not count.
-            repeats: Passes that do, at least 1.
+            segmenter: Segmenter with its backbone on the device of `image`.
+            image: Image (3, H, W) uint8 at its original size.
+            precision: Function that returns the precision context of the network, such as autocast.
+            warm_ups: Number of initial passes that do not count.
+            repeats: Number of passes that count, at least 1.
         """
         pixels = segmenter.pixels(image)
         peak = Peak(image.device)
@@ -74,23 +74,23 @@ class Timing:
 
 
 def timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
-    """Return the result of a call, and the milliseconds until the device has finished it."""
+    """Return the result of a call, and its time in milliseconds until the device has finished."""
     start = now(device)
     result = run()
     return result, 1000 * (now(device) - start)
 
 
 def now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was given."""
+    """Return the current time in seconds, after the device has finished all pending work."""
     torch.get_device_module(device).synchronize()
     return time.perf_counter()
 
 
 class Peak:
-    """Peak memory since this was made.
+    """Peak memory since the creation of the object.
 
     Args:
-        device: Of what torch allocates; for the CPU the process counts.
+        device: CUDA: the memory that torch allocates on this device is measured; otherwise that of the process.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -100,12 +100,12 @@ class Peak:
             torch.cuda.reset_peak_memory_stats(device)
             return
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: sets VmHWM back
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM, the peak of the process
         except OSError:
             self._known = False
 
     def mebibytes(self) -> float | None:
-        """None where the system does not say."""
+        """Return the peak memory in MiB, or None if the system does not report it."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device) / 2**20
         if not self._known:

@@ -1,7 +1,8 @@
-"""Students in the formats of other libraries, each checked by that library before it is handed over.
+"""Export of students to the formats of other libraries.
 
-A recipe belongs to one library and one family of backbones. Its Python code stands in the README of the export
-and is what the check runs, in a process that never imports this package: what a reader copies is what was tested.
+A recipe covers one library and one family of backbones. Its Python code is written to the README of the export. Before
+an export is published, the same code is run in a separate process and its outputs are compared with the student, so
+that the code which a reader copies has been tested.
 """
 
 from spar_lightning.export.exporter import LIBRARIES as LIBRARIES

@@ -1,4 +1,4 @@
-"""The folder of an export: files of the library, a README, and the check before it gets its name."""
+"""Folder of an export: the files of the library and a README. It gets its name only after the check has passed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,21 +23,24 @@ LIBRARIES: Final[Mapping[str, Recipes]] = {
 
 
 def export(student: Student, library: str, folder: Path) -> list[Difference]:
-    """Write a student for a library and let that library check it; returns what the check found.
+    """Export a student to a library and check the result with that library.
 
     Args:
-        student: On the CPU, in fp32.
-        library: One of `LIBRARIES`.
-        folder: Is made; nothing is left of an export that fails.
+        student: Student on the CPU, in fp32.
+        library: Key of `LIBRARIES`.
+        folder: Output folder, which must not exist yet. It is removed if the export fails.
+
+    Returns:
+        Largest difference from the student for each output at each of five image sizes.
 
     Raises:
-        UserError: The library has no place for this backbone, or the folder is taken.
+        UserError: The library does not support this backbone, or the folder already exists.
         ExportError: The check failed.
     """
     backbone = student.backbone.requires_grad_(False)
     recipe = recipe_of(backbone, library)
     if folder.exists():
-        raise UserError(f"--out {folder} is there already. Give a folder that does not exist yet.")
+        raise UserError(f"--out {folder} already exists. Pass a folder that does not exist yet.")
     with new_folder(folder) as unfinished:
         recipe.write(student, unfinished)
         found = check(backbone, recipe, unfinished)
@@ -46,10 +49,10 @@ def export(student: Student, library: str, folder: Path) -> list[Difference]:
 
 
 def recipe_of(backbone: Backbone, library: str) -> Recipe:
-    """How a backbone goes to a library.
+    """Return the recipe that exports a backbone to a library.
 
     Raises:
-        UserError: It does not.
+        UserError: The library does not support this backbone.
     """
     kinds = type(backbone).__mro__
     for kind in kinds:
@@ -57,5 +60,5 @@ def recipe_of(backbone: Backbone, library: str) -> Recipe:
             return recipe
     others = [name for name, recipes in LIBRARIES.items() if any(kind in recipes for kind in kinds)]
     raise UserError(
-        f"--to {library}: that library has no place for {type(backbone).__name__}. Allowed are {', '.join(others)}."
+        f"--to {library} does not support {type(backbone).__name__}. Allowed libraries: {', '.join(others)}."
     )

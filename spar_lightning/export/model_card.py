@@ -1,4 +1,4 @@
-"""The README of an export: what the student is, under which licence, and code that has been run."""
+"""README of an export: description of the student, license, and code that has been tested."""
 
 import json
 from collections.abc import Sequence
@@ -23,24 +23,24 @@ library_name: {library}
 
 # {name}
 
-A vision transformer that gives dense, text-aligned features of an image of any size in one pass: a student of {paper},
-made with spar_lightning {version}.
+A vision transformer that computes dense, text-aligned features of images of any size in a single forward pass. It is a
+student network of {paper}, exported with spar_lightning {version}.
 
 {facts}
 
-## Licence
+## License
 
-{licence}
+{license}
 
-## Load
+## Loading
 
 ```python
 {load}
 ```
 
-{normalisation}
+{normalization}
 
-## Any size
+## Images of any size
 
 {sizes}
 
@@ -48,34 +48,46 @@ made with spar_lightning {version}.
 {any_size}
 ```
 
-## Check
+## Verification
 
-{library} {action} this folder in a process of its own, by the code above. Largest differences from the student, fp32 on
-the CPU:
+{library} {action} this folder in a separate process with the code above. Largest absolute differences from the student
+(fp32, CPU):
 
 {differences}
 
-## Classes
+## Classification
 
-The class of a patch is the one whose text embedding has the largest cosine with its feature. Embeddings are those of
-the base model's text encoder{half}; `spar_lightning.load` gives label maps of whole images.
+The class of a patch is the class whose text embedding has the largest cosine similarity to the feature of the patch.
+Compute text embeddings with the text encoder of the base model{half}.
+To get segmentation maps of whole images, use `spar_lightning.load`.
+
+## Files
 
 {files}
 """
 
 
 def card(student: Student, library: str, recipe: Recipe, found: Sequence[Difference], folder: Path) -> str:
-    """The text, in Markdown."""
+    """Return the README of an export in Markdown.
+
+    Args:
+        student: Exported student.
+        library: Key of `LIBRARIES`.
+        recipe: Recipe that wrote the export.
+        found: Differences found by `parity.check`.
+        folder: Folder of the exported files, which are listed with size and sha256.
+    """
     backbone = student.backbone
     rows = [["output", "image", "largest difference"]]
     rows += [[each.output, f"{each.size[0]} x {each.size[1]}", f"{each.largest:.1e}"] for each in found]
     files = [["file", "bytes", "sha256"]]
     files += [[path.name, f"{path.stat().st_size:,}", hash_file(path)] for path in sorted(folder.iterdir())]
     if recipe.pixels:
-        normalisation = "It takes RGB pixels from 0 to 1 and normalises them itself."
+        normalization = "Images are RGB with pixel values in [0, 1]. The model normalizes them itself."
     else:
-        normalisation = (
-            f"Images are RGB, pixels from 0 to 1, normalised by mean {backbone.mean} and std {backbone.std}."
+        normalization = (
+            f"Images are RGB with pixel values in [0, 1], normalized with mean {backbone.mean} and std {backbone.std}. "
+            "Image sides must be multiples of the patch size."
         )
     return CARD.format(
         library=library if library != "safetensors" else "spar_lightning",
@@ -84,25 +96,25 @@ def card(student: Student, library: str, recipe: Recipe, found: Sequence[Differe
         paper=PAPER,
         version=__version__,
         facts=markdown([["", ""], *([key, value] for key, value in facts(student).items())]),
-        licence=backbone.licence(),
+        license=backbone.licence(),
         load=recipe.load.strip(),
-        normalisation=normalisation,
+        normalization=normalization,
         sizes=recipe.sizes,
         any_size=recipe.any_size.strip(),
         differences=markdown(rows),
-        half=", of which the second half belongs to patches" if isinstance(backbone, DINOv3Text) else "",
+        half=", and compare patches with the second half of an embedding" if isinstance(backbone, DINOv3Text) else "",
         files=markdown(files),
     )
 
 
 def facts(student: Student) -> dict[str, str]:
-    """What the student is and how it was made, as far as its run says."""
+    """Return backbone, teacher, training settings and mean IoU of the student, as far as its run records them."""
     backbone, run = student.backbone, student.run
     arguments = student.block["backbone"]["init_args"]
     rows = {
         "backbone": f"{type(backbone).__name__}({', '.join(f'{k}={_public(v)}' for k, v in arguments.items())})",
         "patch, native size, channels": f"{backbone.patch_size} px, {backbone.window} px, {backbone.embed_dim}",
-        "teacher": f"the same network in windows of {backbone.window} px, stride {student.config.stride} px",
+        "teacher": f"this network before training, windows of {backbone.window} px, stride {student.config.stride} px",
     }
     model, data, trainer = (run.get(key) or {} for key in ("model", "data", "trainer"))
     for key in ("trainable", "lr", "weight_decay"):
@@ -116,12 +128,12 @@ def facts(student: Student) -> dict[str, str]:
         if trainer.get(key) not in (None, -1):
             rows[f"trainer.{key}"] = _public(trainer[key])
     if student.weights is None:
-        rows["trained"] = "no: the backbone as it comes"
+        rows["trained"] = "no (backbone without distillation)"
     return {**rows, **_results(student)}
 
 
 def _results(student: Student) -> dict[str, str]:
-    """Mean IoU of the run, where it measured any."""
+    """Return the mean IoU of each stage of the run; empty if the run did not measure it."""
     if student.weights is None or student.weights.absolute().parent.name != "checkpoints":
         return {}
     path = student.weights.absolute().parents[1] / "results.json"
@@ -134,12 +146,16 @@ def _results(student: Student) -> dict[str, str]:
     return found
 
 
-# Rows of results.json in words; the last need not be those of the best checkpoint.
-STAGES: Final = {"before": "single pass before training", "teacher": "teacher", "after": "single pass at the end"}
+# Stages of results.json. "after" belongs to the final weights, which may differ from those of the best checkpoint.
+STAGES: Final = {
+    "before": "single pass before training",
+    "teacher": "teacher",
+    "after": "single pass at the end of training",
+}
 
 
 def _public(value: Any) -> str:
-    """A setting, with paths cut to their last part: where things lay on a machine is nobody's business."""
+    """Format a setting as text. Paths are cut to their last part, so that local folders are not published."""
     if isinstance(value, list):
         return ", ".join(map(_public, value))
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
-"""Students as one ONNX graph for any backbone: pixels in, dense features out, height and width free.
+"""Export of any backbone to one ONNX graph from pixels to dense features, with dynamic height and width.
 
-A tracer fixes whatever Python decides by the size of its example. The example is therefore larger than the native
-size, where no shortcut for that size is taken, and a graph whose output has a fixed side is refused.
+Tracing fixes every Python decision that depends on the size of the example. The example is therefore larger than the
+native size, so that shortcuts for the native size are not traced. A graph with a fixed output side is rejected.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ FILE: Final = "student.onnx"
 
 
 class Graph(nn.Module):
-    """Pixels (B, 3, H, W) in [0, 1] to features (B, h, w, d)."""
+    """Module that maps pixels (B, 3, H, W) in [0, 1] to features (B, h, w, d)."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -31,22 +31,23 @@ class Graph(nn.Module):
         self.register_buffer("std", torch.tensor(backbone.std).view(3, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Return the dense features of pixels."""
         features: Tensor = self.backbone((pixels - self.mean) / self.std)
         return features
 
 
 def write(student: Student, folder: Path) -> None:
-    """The graph, in one file as long as ONNX can hold it.
+    """Write the graph to `student.onnx`: one file, unless the weights exceed the size limit of ONNX.
 
     Raises:
-        UserError: The exporter of torch is not installed, or the backbone cannot be traced for all sizes.
+        UserError: A package of the `onnx` extra is not installed, or the backbone cannot be traced for all sizes.
     """
     try:
-        import onnxruntime  # noqa: F401 - of the check, before minutes of tracing
+        import onnxruntime  # noqa: F401 - used by the check; fail before minutes of tracing
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"--to onnx needs a package that is not installed ({error}): pip install 'spar-lightning[onnx]'."
+            f"--to onnx requires a package that is not installed ({error}). Run: pip install 'spar-lightning[onnx]'"
         ) from error
     backbone = student.backbone
     patch, side = backbone.patch_size, backbone.window // backbone.patch_size
@@ -63,11 +64,12 @@ def write(student: Student, folder: Path) -> None:
         model.inputs[0].shape[axis] = name
     if any(isinstance(size, int) for size in model.outputs[0].shape[:3]):
         raise UserError(
-            f"{type(backbone).__name__} cannot become a graph for all sizes: its features come out as "
-            f"{list(model.outputs[0].shape)}. Somewhere it turns a size into a number, such as len(images) or float(h)."
+            f"{type(backbone).__name__} cannot be exported to ONNX for all image sizes: its output has shape "
+            f"{list(model.outputs[0].shape)}. Remove code that converts a size to a number, such as len(images) or "
+            "float(h)."
         )
     for node in model:
-        node.metadata_props.clear()  # stack traces, with paths of this machine
+        node.metadata_props.clear()  # stack traces contain local paths
     graph.save(folder / FILE)
 
 
@@ -82,13 +84,13 @@ import torch
 
 
 def dense(model, pixels):
-    """Features (B, h, w, d) of pixels in [0, 1]: the graph normalises them."""
+    """Return features (B, h, w, d) of pixels in [0, 1], which the graph normalizes."""
     return torch.from_numpy(model.run(["features"], {"pixels": pixels.numpy()})[0])
 '''
 
 SIZES: Final = (
-    "The graph takes any height and width that the patch divides, and any batch; it resizes the table of positions as "
-    "the student was trained."
+    "The graph accepts any batch size, and any height and width that are multiples of the patch size. It adapts the "
+    "positional embedding to the image size as in training."
 )
 
 RECIPES: Final[Recipes] = {

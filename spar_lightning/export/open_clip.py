@@ -1,4 +1,4 @@
-"""Students as folders of open_clip: its configuration and one file with both towers, for `local-dir:`."""
+"""Export of students to open_clip: a folder for `local-dir:` with the configuration and one file of both towers."""
 
 import json
 from pathlib import Path
@@ -17,27 +17,27 @@ from spar_lightning.student import Student
 
 
 def write(student: Student, folder: Path) -> None:
-    """The student's vision tower, and the text tower of its base."""
+    """Write the vision tower of the student and the text tower of its base model."""
     backbone = student.backbone
     assert isinstance(backbone, OpenClipModel)
-    config = {**model_config(backbone.model), "quick_gelu": backbone.quick_gelu}  # a tag may ask for it
+    config = {**model_config(backbone.model), "quick_gelu": backbone.quick_gelu}  # some pretrained tags require it
     preprocess = {"mean": backbone.mean, "std": backbone.std, "interpolation": "bicubic", "resize_mode": "squash"}
     content = {"model_cfg": config, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(content, indent=1) + "\n")
     clip, base = both_towers(backbone.model, backbone.quick_gelu, warn=False), backbone.text_pretrained
-    # Of a base with random weights the text tower is random, too.
+    # If the base model has random weights, so has its text tower.
     tensors = dict(clip.state_dict()) if base is None else weights(backbone.model, base)
     tensors = {name: t for name, t in tensors.items() if not name.endswith("position_ids")}
     tensors |= backbone.vision_state_dict()
     for name, own in clip.state_dict().items():
-        if name in tensors and own.ndim == 0:  # some files hold the scale of the logits as a list of one
+        if name in tensors and own.ndim == 0:  # some files store the logit scale with shape (1,)
             tensors[name] = tensors[name].reshape(())
     check_fit(tensors, clip.state_dict(), base or "random", backbone.model)
     save_file({name: t.contiguous() for name, t in tensors.items()}, folder / FILES[0], {"format": "pt"})
 
 
 def before_last_block(backbone: Backbone, images: Tensor) -> Tensor:
-    """The tokens that enter the last block, whose attention MaskCLIP replaces."""
+    """Return the input of the last block, where MaskCLIP replaces the attention."""
     return backbone.trunk_tokens(images, backbone.depth - 1)
 
 
@@ -53,12 +53,12 @@ import torch.nn.functional as F
 
 
 def tokens(model, images):
-    """What enters the last block, whose attention MaskCLIP replaces."""
+    """Return the input of the last block, where MaskCLIP replaces the attention."""
     visual = model.visual
     patches = visual.conv1(images)
     first, table = visual.positional_embedding[:1], visual.positional_embedding[1:]
     table = table.T.unflatten(1, visual.grid_size)[None]
-    table = F.interpolate(table, patches.shape[2:], mode="bicubic", align_corners=False)  # no antialias
+    table = F.interpolate(table, patches.shape[2:], mode="bicubic", align_corners=False)  # without antialiasing
     first = (visual.class_embedding + first).expand(len(images), 1, -1)
     x = visual.ln_pre(torch.cat([first, (patches + table).flatten(2).transpose(1, 2)], dim=1))
     for block in visual.transformer.resblocks[:-1]:
@@ -70,7 +70,7 @@ def dense(model, images):
     visual, block = model.visual, model.visual.transformer.resblocks[-1]
     x = tokens(model, images)[:, 1:]
     weight, bias = block.attn.in_proj_weight.chunk(3)[2], block.attn.in_proj_bias.chunk(3)[2]
-    x = x + block.ls_1(block.attn.out_proj(F.linear(block.ln_1(x), weight, bias)))  # values instead of attention
+    x = x + block.ls_1(block.attn.out_proj(F.linear(block.ln_1(x), weight, bias)))  # values only, without attention
     x = x + block.ls_2(block.mlp(block.ln_2(x)))
     h, w = images.shape[2] // visual.patch_size[0], images.shape[3] // visual.patch_size[1]
     return (visual.ln_post(x) @ visual.proj).unflatten(1, (h, w))

@@ -1,6 +1,6 @@
-"""An export, loaded by its library in a fresh process, gives what the student gives.
+"""Check of an export: its library, in a new process, must compute the same outputs as the student.
 
-The process runs the code of the README and nothing of this package, on images of five sizes.
+The process runs only the code of the README, on images of five sizes.
 """
 
 import os
@@ -37,17 +37,17 @@ save_file(results, sys.argv[2])
 
 
 class ExportError(UserError):
-    """The export does not give what the student gives."""
+    """Error raised if an export cannot be loaded or its outputs differ from those of the student."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of one output at one size.
+    """Difference between export and student in one output at one image size.
 
     Attributes:
-        output: tokens or dense.
-        size: Height and width in pixels.
-        largest: Absolute difference.
+        output: `tokens` or `dense`.
+        size: Height and width of the image in pixels.
+        largest: Largest absolute difference.
     """
 
     output: str
@@ -56,7 +56,7 @@ class Difference:
 
 
 def sizes(backbone: Backbone) -> list[tuple[int, int]]:
-    """The native size and four others, in pixels: smaller, larger, much longer than wide, a few patches."""
+    """Return five image sizes (height, width) in pixels: native, smaller, larger, elongated, and a few patches."""
     patch, side = backbone.patch_size, backbone.window // backbone.patch_size
     grids = ((side, side), (-(-side // 2), side + 2), (side + 3, side + 1), (2 * side + 1, -(-side // 2)), (2, 3))
     return [(h * patch, w * patch) for h, w in grids]
@@ -64,10 +64,13 @@ def sizes(backbone: Backbone) -> list[tuple[int, int]]:
 
 @torch.no_grad()
 def check(backbone: Backbone, recipe: Recipe, folder: Path) -> list[Difference]:
-    """Differences between what the export in a folder gives and what the backbone gives.
+    """Compare the outputs of the export in a folder with those of the backbone.
+
+    Returns:
+        Largest difference of each output at each size.
 
     Raises:
-        ExportError: The code of the README fails, or a difference is above the tolerance.
+        ExportError: The code of the README fails, or a difference exceeds the tolerance.
     """
     images, ours = {}, {}
     for i, (height, width) in enumerate(sizes(backbone)):
@@ -83,20 +86,34 @@ def check(backbone: Backbone, recipe: Recipe, folder: Path) -> list[Difference]:
     for name, tensor in ours.items():
         output, number = name.split()
         if theirs[name].shape != tensor.shape:
-            raise ExportError(f"The export gives {output} {tuple(theirs[name].shape)}, not {tuple(tensor.shape)}.")
+            raise ExportError(
+                f"The export returns {output} of shape {tuple(theirs[name].shape)}, expected {tuple(tensor.shape)}."
+            )
         largest = (theirs[name] - tensor).abs().max().item()
         found.append(Difference(output, sizes(backbone)[int(number)], largest))
-    if not all(difference.largest <= recipe.tolerance for difference in found):  # NaN is above, too
+    if not all(difference.largest <= recipe.tolerance for difference in found):  # NaN fails, too
         worst = max(found, key=lambda difference: difference.largest)
         raise ExportError(
-            f"The export does not give what the student gives: {worst.output} at {worst.size[0]} x {worst.size[1]} "
-            f"differ by {worst.largest:.1e}, allowed are {recipe.tolerance:.0e}. Nothing was written."
+            f"The outputs of the export differ from those of the student: {worst.output} at {worst.size[0]} x "
+            f"{worst.size[1]} by {worst.largest:.1e}, allowed: {recipe.tolerance:.0e}. Nothing was written."
         )
     return found
 
 
 def run_fresh(recipe: Recipe, folder: Path, images: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the README's code gives in a process of its own, without a network."""
+    """Run the code of the README offline in a new process.
+
+    Args:
+        recipe: Recipe with the code.
+        folder: Folder of the export, the working directory of the process.
+        images: Image batches by name.
+
+    Returns:
+        Outputs by kind and batch, such as `dense 0`.
+
+    Raises:
+        ExportError: The process failed.
+    """
     with tempfile.TemporaryDirectory(prefix="spar-export-") as place:
         given, results = Path(place) / "given.safetensors", Path(place) / "results.safetensors"
         save_file(images, given)
@@ -107,5 +124,5 @@ def run_fresh(recipe: Recipe, folder: Path, images: dict[str, Tensor]) -> dict[s
         )  # fmt: skip
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["no output"]
-            raise ExportError(f"The library does not load the export: {last[0]}\n{done.stderr}")
+            raise ExportError(f"The library failed to load or run the export: {last[0]}\n{done.stderr}")
         return load_file(results)

@@ -1,4 +1,4 @@
-"""Recipe: how the weights of a family become files of a library, and what its user does with them."""
+"""Recipes: how the weights of a backbone family are written for a library, and the Python code that uses them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,22 +9,24 @@ from torch import Tensor
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.student import Student
 
-TOLERANCE = 1e-4  # largest difference of the check, fp32
+TOLERANCE = 1e-4  # largest absolute difference that the check allows, fp32
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One library, one family.
+    """Export of one family of backbones to one library.
 
     Attributes:
-        write: Puts the files of a student into an empty folder.
-        load: Python that makes `model` from the folder in which it runs, without a network.
-        any_size: Python that defines `dense(model, images)`, features (B, h, w, d) of images whose sides the patch
-            divides, and `tokens(model, images)`, what the trunk gives (B, prefix+N, D).
-        sizes: What the library itself does with images of other sizes.
-        tokens: Our own trunk tokens, from a backbone and images; None where the format has none.
-        pixels: Whether images are pixels in [0, 1], which the model normalises itself.
-        tolerance: Of the check.
+        write: Function that writes the files of a student to an empty folder.
+        load: Python code that creates `model` from the current directory, offline.
+        any_size: Python code that defines `dense(model, images)`, which returns features (B, h, w, d), and
+            `tokens(model, images)`, which returns the tokens of the trunk (B, P+N, D) with P class and register
+            tokens. The sides of images must be multiples of the patch size.
+        sizes: Text for the README: how the library itself handles images of other sizes.
+        tokens: Function that computes the same tokens with a backbone of this package; None if the export does not
+            return tokens.
+        pixels: True if the model takes pixels in [0, 1] and normalizes them itself.
+        tolerance: Largest absolute difference that the check allows.
     """
 
     write: Callable[[Student, Path], None]
@@ -40,12 +42,16 @@ Recipes = Mapping[type[Backbone], Recipe]
 
 
 def normed(norm: str) -> Callable[[Backbone, Tensor], Tensor]:
-    """What gives the tokens behind the final norm, a submodule of the backbone by its name."""
+    """Return a function that computes the tokens after the final norm.
+
+    Args:
+        norm: Name of the final norm among the submodules of the backbone.
+    """
     return lambda backbone, images: backbone.get_submodule(norm)(backbone.trunk_tokens(images))
 
 
 def renamed(name: str, parts: Mapping[str, str]) -> str:
-    """A tensor's name with parts of it replaced, one after the other."""
+    """Return the name of a tensor with each key of `parts` replaced by its value, in order."""
     for ours, theirs in parts.items():
         name = name.replace(ours, theirs)
     return name

@@ -1,4 +1,4 @@
-"""Students for this package: one safetensors file, in whose header stands what network it is of."""
+"""Export of students for this package: one safetensors file whose metadata records the network."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from spar_lightning.student import HEADER, Student
 
 
 def write(student: Student, folder: Path) -> None:
-    """The vision weights, in the names of the library that they come from."""
+    """Write the vision weights under the names of their original library."""
     tensors = {name: t.contiguous() for name, t in student.backbone.vision_state_dict().items()}
     save_file(tensors, folder / STUDENT, {"format": "pt", HEADER: json.dumps(student.block)})
 
@@ -21,7 +21,8 @@ def write(student: Student, folder: Path) -> None:
 LOAD: Final = """
 import spar_lightning as spar
 
-model = spar.load(".").backbone  # with classes=["cat", "dog"] a segmenter: labels = spar.load(".", [..])("photo.jpg")
+model = spar.load(".").backbone
+# Segment an image: labels = spar.load(".", classes=["cat", "dog"])("photo.jpg")
 """
 
 ANY_SIZE: Final = """
@@ -33,6 +34,6 @@ def dense(model, images):
     return model(images)
 """
 
-SIZES: Final = "spar_lightning takes images of any size; the sides of what its networks see are multiples of the patch."
+SIZES: Final = "A segmenter from `spar_lightning.load` accepts images of any size. `model` itself does not."
 
 RECIPES: Final[Recipes] = {Backbone: Recipe(write, LOAD, ANY_SIZE, SIZES, Backbone.trunk_tokens)}  # type: ignore[type-abstract]

@@ -1,13 +1,13 @@
-"""Python that READMEs of several recipes share. `{trunk}` is where timm's VisionTransformer lies in `model`.
+"""Python code shared by the READMEs of several recipes. `{trunk}` stands for the timm VisionTransformer in `model`.
 
-Positions are resized as the student was trained: bicubic, align_corners False, without antialias.
+The positional embedding is resized as in training: bicubic, align_corners=False, without antialiasing.
 """
 
 from typing import Final
 
 ANTIALIASED: Final = (
-    "{library} refuses other sizes than the native, or with {option} resizes the table of positions with antialias, "
-    "which gives other features. The functions above resize it as the student was trained."
+    "By default, {library} accepts only the native image size. With {option}, it resizes the positional embedding with "
+    "antialiasing, which changes the features. The functions below resize it as in training, without antialiasing."
 )
 
 TIMM_TOKENS: Final = """
@@ -18,22 +18,22 @@ def tokens(model, images):
     trunk = {trunk}
     patches = trunk.patch_embed.proj(images)
     table = trunk.pos_embed.transpose(1, 2).unflatten(2, trunk.patch_embed.grid_size)
-    table = F.interpolate(table, patches.shape[2:], mode="bicubic", align_corners=False)  # no antialias
+    table = F.interpolate(table, patches.shape[2:], mode="bicubic", align_corners=False)  # without antialiasing
     return trunk.norm(trunk.blocks((patches + table).flatten(2).transpose(1, 2)))
 """
 
-# Behind TIMM_TOKENS: the value path of SigLIP's attention pooling.
+# Appended to TIMM_TOKENS: the value path of SigLIP's attention pooling.
 TIMM_POOL: Final = """
 
 def dense(model, images):
     pool, patch = {trunk}.attn_pool, {trunk}.patch_embed.patch_size[0]
-    weight, bias = pool.kv.weight.chunk(2)[1], pool.kv.bias.chunk(2)[1]  # the values of the attention pooling
+    weight, bias = pool.kv.weight.chunk(2)[1], pool.kv.bias.chunk(2)[1]  # value projection of the attention pooling
     values = pool.proj(F.linear(tokens(model, images), weight, bias))
     h, w = (side // patch for side in images.shape[2:])
     return (values + pool.mlp(pool.norm(values))).unflatten(1, (h, w))
 """
 
-# The same pooling in the names of transformers.
+# The same pooling with the parameter names of transformers.
 TRANSFORMERS_POOL: Final = """
 
 def dense(model, images):

@@ -1,4 +1,4 @@
-"""Students as folders of timm, for `local-dir:`: config.json with every number of the architecture, and the weights."""
+"""Export of students to timm: a folder for `local-dir:` with the weights and the architecture in config.json."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from spar_lightning.export.recipe import Recipe, Recipes, normed, renamed
 from spar_lightning.export.snippets import ANTIALIASED, TIMM_POOL, TIMM_TOKENS
 from spar_lightning.student import Student
 
-# Of a vision tower of open_clip, what a plain ViT of other libraries can be told.
+# Keys of an open_clip vision configuration that the plain ViTs of other libraries support.
 PLAIN: Final = {"image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size", "output_tokens"}
 
 NAMES: Final = {
@@ -33,12 +33,12 @@ def save(
     """Write config.json and model.safetensors.
 
     Args:
-        folder: Where.
-        backbone: Its window and its normalisation are recorded.
-        tensors: In timm's names.
-        architecture: timm's name of one whose arguments these are.
-        classes: Outputs of timm's `head`; 0 is none.
-        arguments: Of the architecture, where they are not its defaults.
+        folder: Output folder.
+        backbone: Backbone whose window and normalization are recorded.
+        tensors: Weights under timm's names.
+        architecture: Name of a timm architecture.
+        classes: Number of outputs of timm's `head`; 0 for a model without a head.
+        arguments: Arguments of the architecture that differ from its defaults.
     """
     pretrained = {
         "input_size": [3, backbone.window, backbone.window], "num_classes": classes, "mean": backbone.mean,
@@ -54,29 +54,31 @@ def save(
 
 
 def plain_vision(backbone: OpenCLIP, library: str) -> dict[str, Any]:
-    """open_clip's configuration of a vision tower that other libraries can be told.
+    """Return the vision configuration of open_clip, if other libraries support it.
 
     Raises:
-        UserError: It has parts that they lack.
+        UserError: The vision tower has parts that the library lacks.
     """
     vision: dict[str, Any] = model_config(backbone.model)["vision_cfg"]
     if other := sorted(vision.keys() - PLAIN):
-        raise UserError(f"{library} has no architecture for {backbone.model}: {', '.join(other)}. Export to open_clip.")
+        raise UserError(
+            f"{library} has no architecture for {backbone.model} (unsupported: {', '.join(other)}). Use --to open_clip."
+        )
     return vision
 
 
 def write_siglip2(student: Student, folder: Path) -> None:
-    """The trunk, which is timm's already."""
+    """Write the trunk, which is a timm model already."""
     backbone = student.backbone
     assert isinstance(backbone, SigLIP2)
     architecture = model_config(backbone.model)["vision_cfg"]["timm_model_name"]
     tensors = {name.removeprefix("visual.trunk."): t for name, t in backbone.vision_state_dict().items()}
-    # img_size is said: timm would make a table for another size and resample ours to it.
+    # Without img_size, timm would create a positional embedding of another size and resample ours to it.
     save(folder, backbone, tensors, architecture, 0, img_size=backbone.window, global_pool="map")
 
 
 def write_openclip(student: Student, folder: Path) -> None:
-    """The vision tower; its projection is timm's head."""
+    """Write the vision tower, with its projection as the head of the timm model."""
     backbone = student.backbone
     assert isinstance(backbone, OpenCLIP)
     vision, visual = plain_vision(backbone, "timm"), backbone.visual
@@ -84,8 +86,8 @@ def write_openclip(student: Student, folder: Path) -> None:
     tensors["cls_token"] = tensors.pop("class_embedding")[None, None]
     tensors["pos_embed"] = tensors.pop("positional_embedding")[None]
     tensors["head.weight"] = tensors.pop("proj").T
-    tensors["head.bias"] = tensors["head.weight"].new_zeros(backbone.embed_dim)  # timm's head has one
-    # One architecture with every number said: timm has no names for some sizes.
+    tensors["head.bias"] = tensors["head.weight"].new_zeros(backbone.embed_dim)  # timm's head has a bias
+    # One architecture with all arguments, since timm lacks names for some sizes.
     save(
         folder, backbone, tensors, "vit_base_patch16_clip_224", backbone.embed_dim, img_size=backbone.window,
         patch_size=backbone.patch_size, embed_dim=visual.conv1.out_channels, depth=backbone.depth,
@@ -95,14 +97,14 @@ def write_openclip(student: Student, folder: Path) -> None:
 
 
 def write_dinov3(student: Student, folder: Path) -> None:
-    """The trunk, which is timm's already."""
+    """Write the trunk, which is a timm model already."""
     backbone = student.backbone
     assert isinstance(backbone, DINOv3Text)
     save(folder, backbone, backbone.vision_state_dict(), backbone.model, 0)
 
 
 def write_tiny(student: Student, folder: Path) -> None:
-    """A plain ViT with a head."""
+    """Write a plain ViT with a head."""
     backbone = student.backbone
     assert isinstance(backbone, Tiny)
     save(
@@ -124,11 +126,11 @@ import torch.nn.functional as F
 
 
 def tokens(model, images):
-    """What enters the last block, whose attention MaskCLIP replaces."""
+    """Return the input of the last block, where MaskCLIP replaces the attention."""
     patches = model.patch_embed.proj(images)
     first, table = model.pos_embed[:, :1], model.pos_embed[:, 1:]
     table = table.transpose(1, 2).unflatten(2, model.patch_embed.grid_size)
-    table = F.interpolate(table, patches.shape[2:], mode="bicubic", align_corners=False)  # no antialias
+    table = F.interpolate(table, patches.shape[2:], mode="bicubic", align_corners=False)  # without antialiasing
     first = (model.cls_token + first).expand(len(images), -1, -1)
     x = model.norm_pre(torch.cat([first, (patches + table).flatten(2).transpose(1, 2)], dim=1))
     return model.blocks[:-1](x)
@@ -137,7 +139,7 @@ def tokens(model, images):
 def dense(model, images):
     x, block = tokens(model, images)[:, 1:], model.blocks[-1]
     weight, bias = block.attn.qkv.weight.chunk(3)[2], block.attn.qkv.bias.chunk(3)[2]
-    x = x + block.attn.proj(F.linear(block.norm1(x), weight, bias))  # values instead of attention
+    x = x + block.attn.proj(F.linear(block.norm1(x), weight, bias))  # values only, without attention
     x = x + block.mlp(block.norm2(x))
     h, w = (side // model.patch_embed.patch_size[0] for side in images.shape[2:])
     return model.head(model.norm(x)).unflatten(1, (h, w))
@@ -145,7 +147,7 @@ def dense(model, images):
 
 DINOV3: Final = """
 def tokens(model, images):
-    return model.forward_features(images)  # RoPE: any size
+    return model.forward_features(images)  # RoPE supports any size
 
 
 def dense(model, images):
@@ -153,8 +155,8 @@ def dense(model, images):
     return tokens(model, images)[:, model.num_prefix_tokens :].unflatten(1, (h, w))
 """
 
-# The official weights keep their periods in bf16; timm computes its own.
-ROUNDED: Final = """model.rope.periods.copy_(model.rope.periods.bfloat16())  # again after every change of dtype
+# The official weights store the RoPE periods in bf16; timm computes them.
+ROUNDED: Final = """model.rope.periods.copy_(model.rope.periods.bfloat16())  # repeat after every change of dtype
 """
 
 TINY: Final = """
@@ -167,8 +169,8 @@ def dense(model, images):
 SIZES: Final = ANTIALIASED.format(library="timm", option="`dynamic_img_size` or `img_size`")
 
 PERIODS: Final = (
-    "timm takes any size, but computes RoPE periods anew and does not round them through bf16, as the official "
-    "weights have them: the last line of loading does it. Without it features differ at every size."
+    "timm accepts any image size. It computes the RoPE periods without the bf16 rounding of the official weights. The "
+    "last line of the loading code rounds them; without it, features differ at every size."
 )
 
 RECIPES: Final[Recipes] = {

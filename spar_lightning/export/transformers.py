@@ -1,4 +1,4 @@
-"""Students as folders of transformers, as `save_pretrained` lays them out."""
+"""Export of students to transformers: folders in the layout of `save_pretrained`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +38,13 @@ DINOV3: Final = {
 
 
 def split_qkv(tensors: Mapping[str, Tensor], joined: str, apart: str) -> dict[str, Tensor]:
-    """Tensors in which query, key and value are three: names with `joined` get `apart`, `{}` being q, k or v."""
+    """Split tensors of joined query, key and value into three tensors; others are returned unchanged.
+
+    Args:
+        tensors: Tensors by name.
+        joined: Part of the names of joined tensors, such as `.attn.qkv.`.
+        apart: Replacement for `joined`, in which `{}` becomes q, k or v.
+    """
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if joined in name:
@@ -49,13 +55,13 @@ def split_qkv(tensors: Mapping[str, Tensor], joined: str, apart: str) -> dict[st
 
 
 def save(theirs: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Load tensors strictly into a model of transformers and write config.json and model.safetensors."""
+    """Load tensors strictly into a transformers model and write its config.json and model.safetensors."""
     theirs.load_state_dict(tensors)
     theirs.save_pretrained(folder)
 
 
 def write_siglip2(student: Student, folder: Path) -> None:
-    """SiglipVisionModel."""
+    """Write a SiglipVisionModel."""
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
     backbone = student.backbone
@@ -73,14 +79,14 @@ def write_siglip2(student: Student, folder: Path) -> None:
     tensors = {renamed(name, SIGLIP): tensor for name, tensor in tensors.items()}
     tensors = split_qkv(tensors, ".attn.qkv.", ".self_attn.{}_proj.")
     tensors["embeddings.position_embedding.weight"] = tensors.pop("pos_embed")[0]
-    for kind in ("weight", "bias"):  # nn.MultiheadAttention holds query, key and value in one
+    for kind in ("weight", "bias"):  # nn.MultiheadAttention stores query, key and value in one tensor
         parts = [tensors.pop(f"attn_pool.{part}.{kind}") for part in ("q", "kv")]
         tensors[f"head.attention.in_proj_{kind}"] = torch.cat(parts)
     save(SiglipVisionModel(config), tensors, folder)
 
 
 def write_openclip(student: Student, folder: Path) -> None:
-    """CLIPVisionModelWithProjection."""
+    """Write a CLIPVisionModelWithProjection."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     backbone = student.backbone
@@ -101,7 +107,7 @@ def write_openclip(student: Student, folder: Path) -> None:
 
 
 def write_dinov3(student: Student, folder: Path) -> None:
-    """DINOv3ViTModel."""
+    """Write a DINOv3ViTModel."""
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
     backbone = student.backbone
@@ -121,15 +127,15 @@ def write_dinov3(student: Student, folder: Path) -> None:
 
 
 def write_naflex(student: Student, folder: Path) -> None:
-    """Siglip2VisionModel, which the backbone is."""
+    """Write the Siglip2VisionModel of the backbone."""
     backbone = student.backbone
     assert isinstance(backbone, NaFlex)
-    backbone.vision_model.config.name_or_path = ""  # a folder of this machine
+    backbone.vision_model.config.name_or_path = ""  # may be a local path
     backbone.vision_model.save_pretrained(folder)
 
 
 def _gelu(act: nn.Module) -> str:
-    """Activation of a trunk of timm in transformers' words: SigLIP models differ in it."""
+    """Return the transformers name of a timm activation; SigLIP models use different ones."""
     tanh = type(act).__name__ == "GELUTanh" or getattr(act, "approximate", "none") == "tanh"
     return "gelu_pytorch_tanh" if tanh else "gelu"
 
@@ -141,9 +147,9 @@ model, report = {model}.from_pretrained(".", output_loading_info=True)
 assert not report["missing_keys"] and not report["unexpected_keys"]
 """
 
-# The official weights keep their periods in bf16; transformers computes its own.
+# The official weights store the RoPE periods in bf16; transformers computes them.
 ROUNDED: Final = """frequencies = model.rope_embeddings.inv_freq
-frequencies.copy_(1 / (1 / frequencies).bfloat16().float())  # again after every change of dtype
+frequencies.copy_(1 / (1 / frequencies).bfloat16().float())  # repeat after every change of dtype
 """
 
 INTERPOLATED: Final = """
@@ -156,13 +162,13 @@ def tokens(model, images):
 
 CLIP_TOKENS: Final = '''
 def tokens(model, images):
-    """What enters the last layer, whose attention MaskCLIP replaces."""
+    """Return the input of the last layer, where MaskCLIP replaces the attention."""
     return model(images, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states[-2]
 
 
 def dense(model, images):
     x, layer = tokens(model, images)[:, 1:], model.vision_model.encoder.layers[-1]
-    x = x + layer.self_attn.out_proj(layer.self_attn.v_proj(layer.layer_norm1(x)))  # values instead of attention
+    x = x + layer.self_attn.out_proj(layer.self_attn.v_proj(layer.layer_norm1(x)))  # values only, without attention
     x = x + layer.mlp(layer.layer_norm2(x))
     h, w = (side // model.config.patch_size for side in images.shape[2:])
     return model.visual_projection(model.vision_model.post_layernorm(x)).unflatten(1, (h, w))
@@ -170,7 +176,7 @@ def dense(model, images):
 
 DINOV3_TOKENS: Final = """
 def tokens(model, images):
-    return model(images).last_hidden_state  # RoPE: any size
+    return model(images).last_hidden_state  # RoPE supports any size
 
 
 def dense(model, images):
@@ -186,22 +192,22 @@ import torch.nn.functional as F
 def tokens(model, images):
     p = model.config.patch_size
     h, w = images.shape[2] // p, images.shape[3] // p
-    # (B, 3, H, W) -> (B, h * w, p * p * 3): rows of patches, channels last
+    # (B, 3, H, W) -> (B, h * w, p * p * 3): patches row by row, channels last
     patches = images.unflatten(3, (w, p)).unflatten(2, (h, p)).permute(0, 2, 4, 3, 5, 1).reshape(len(images), h * w, -1)
-    mask = torch.ones(patches.shape[:2], dtype=torch.long, device=images.device)  # no padding
+    mask = torch.ones(patches.shape[:2], dtype=torch.long, device=images.device)  # without padding
     shapes = torch.tensor([[h, w]] * len(images))
     return model(pixel_values=patches, pixel_attention_mask=mask, spatial_shapes=shapes).last_hidden_state
 """
 
 SIZES: Final = (
-    "transformers refuses other sizes than the native, unless `interpolate_pos_encoding=True` is given: it then "
-    "resizes the table of positions bicubic without antialias, as the student was trained."
+    "transformers accepts only the native image size, unless `interpolate_pos_encoding=True` is passed. It then "
+    "resizes the positional embedding as in training: bicubic, without antialiasing."
 )
 PERIODS: Final = (
-    "transformers takes any size, but does not round its RoPE periods through bf16, as the official weights have them: "
-    "the last lines of loading do it. Without them features differ at every size."
+    "transformers accepts any image size. It computes the RoPE periods without the bf16 rounding of the official "
+    "weights. The last lines of the loading code round them; without them, features differ at every size."
 )
-NATIVE: Final = "transformers resizes the table of positions bilinear with antialias, as this model is trained."
+NATIVE: Final = "transformers resizes the positional embedding as in training: bilinear, with antialiasing."
 
 RECIPES: Final[Recipes] = {
     SigLIP2: Recipe(

@@ -1,1 +1,1 @@
-"""The teacher's features on disk."""
+"""Cache of the teacher's features on disk."""

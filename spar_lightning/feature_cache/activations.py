@@ -1,8 +1,9 @@
-"""The tokens that enter the first trainable block, kept on disk: what a student's frozen part gives never changes.
+"""Cached activations: the tokens that enter the first trainable block, stored on disk.
 
-A product of a feature cache in a folder of its own beside `shards/`, made from the cached images and kept in
-the same way (`feature_cache`), with the cache's fingerprint and the number of frozen blocks as its identity.
-Training from it reads no image: a sample is the tokens and the teacher's features.
+The frozen blocks of a student always return the same tokens for an image, so they run once per image. The tokens are
+computed from the images of a feature cache and stored next to its `shards/`, in a folder with the same format
+(see `feature_cache.cache`). The cache key consists of the fingerprint of the feature cache and the number of frozen
+blocks. Training from cached activations does not read images: a sample is the tokens and the teacher's features.
 """
 
 import shutil
@@ -29,22 +30,22 @@ from spar_lightning.feature_cache.shard import CacheError, Entry
 from spar_lightning.formatting import bytes_text
 from spar_lightning.sliding_window import SlidingWindow
 
-ALGORITHM = 1  # raised by hand when the same weights and images give other tokens
+ALGORITHM = 1  # increase this when the same weights and images produce different tokens
 
 
 class ActivationCache:
     """Cached activations of the samples of a feature cache.
 
     Args:
-        cache: Whose images they are.
-        teacher: The module whose student is trained.
-        dtype: Precision in which tokens are stored.
-        device: Of the student.
-        precision: Context in which the student runs.
+        cache: Feature cache that contains the images.
+        teacher: Module that trains the student.
+        dtype: Precision of the stored tokens.
+        device: Device of the student.
+        precision: Function that returns the precision context in which the student runs.
 
     Raises:
-        UserError: The embedding of images trains, so nothing is frozen.
-        CacheError: The folder holds tokens of another cache.
+        UserError: The patch embedding is trained, so no blocks are frozen.
+        CacheError: The folder contains tokens with a different cache key.
     """
 
     def __init__(
@@ -63,38 +64,38 @@ class ActivationCache:
         self.tokens = FeatureCache(folder_of(cache.root, self.blocks), identity, {"torch": torch.__version__})
 
     def bytes(self, images: Images, augmentation: Augmentation, seed: int) -> float:
-        """Disk that the tokens of these images take; of a long list estimated from a sample."""
+        """Return the size in bytes of the tokens of these images; for long lists, estimate it from a sample."""
         student = self._teacher.student
         price = cost(images, augmentation, seed, SlidingWindow(student), student.embed_dim, self._itemsize)
         patch = student.patch_size
         with torch.no_grad():
             shape = student.embed(torch.zeros(1, 3, patch, patch).to(next(student.parameters()))).shape
-        extra, width = shape[1] - 1, shape[2]  # of the sequence: prefix tokens of each image; D
+        extra, width = shape[1] - 1, shape[2]  # class and register tokens per image; D
         return float((price.patches + extra * price.images) * width * self._itemsize)
 
     def text(self, todo: Images, augmentation: Augmentation, seed: int) -> str:
-        """What is to be made, in a line.
+        """Return one line that describes the remaining work and its size.
 
         Raises:
-            CacheError: The disk does not hold it.
+            CacheError: The disk has too little free space.
         """
         size, free = self.bytes(todo, augmentation, seed), shutil.disk_usage(self.tokens.root).free
         if size > free:
             raise CacheError(
-                f"The tokens of the frozen blocks take {bytes_text(size)}, but {self.tokens.root} has "
-                f"{bytes_text(free)} free. Make room, or set data.cache_activations: false."
+                f"The tokens of the frozen blocks need {bytes_text(size)}, but {self.tokens.root} has only "
+                f"{bytes_text(free)} free. Free some disk space, or set data.cache_activations: false."
             )
         return (
-            f"{self.tokens.root}: tokens behind {self.blocks} frozen blocks, {len(todo):,} images to do, "
+            f"{self.tokens.root}: tokens after {self.blocks} frozen blocks, {len(todo):,} images to do, "
             f"{bytes_text(size)}; {bytes_text(free)} free"
         )
 
     def build(self, images: Images, features: CachedFeatures, show: bool) -> None:
-        """Make what is missing, together with all other processes that call this."""
+        """Compute the missing tokens, together with all other processes that call this method."""
         self.tokens.build(images, self._make(features), show, "activations")
 
     def dataset(self, features: CachedFeatures) -> "CachedActivations":
-        """The same samples, with tokens in the place of images."""
+        """Return a dataset of the same samples with tokens instead of images."""
         return CachedActivations(self.tokens.dataset(features.keys), features)
 
     def _network(self) -> Callable[[Tensor], Tensor]:
@@ -102,27 +103,27 @@ class ActivationCache:
 
 
 def folder_of(root: Path, blocks: int) -> Path:
-    """Return the folder of the tokens behind so many blocks; caches of version 0.1 call it prefix-N."""
+    """Return the folder of the tokens after `blocks` frozen blocks; in caches of version 0.1 it is named prefix-N."""
     older = root / f"prefix-{blocks}"
     return older if older.exists() else root / f"activations-{blocks}"
 
 
 def folders(root: Path) -> list[Path]:
-    """Return all folders of a cache that hold tokens of frozen blocks."""
+    """Return all folders of a feature cache that contain cached activations."""
     manifests = [*root.glob("activations-*/manifest.json"), *root.glob("prefix-*/manifest.json")]
     return sorted(path.parent for path in manifests)
 
 
 class Activations:
-    """Turns an image of the cache into the tokens behind the frozen blocks.
+    """Function that computes the tokens after the frozen blocks for cached images.
 
     Args:
-        samples: The cached images.
-        build_network: Makes the frozen part, on its device, when the first image needs it: pixels (1, 3, H, W) uint8
-            to tokens (1, prefix+N, D).
-        dtype: Precision in which tokens are stored.
-        device: Of the network.
-        precision: Context in which the network runs.
+        samples: Samples of the feature cache with the images.
+        build_network: Function that returns the frozen blocks on `device`. The blocks map pixels (1, 3, H, W) uint8 to
+            tokens (1, T, D), where T counts the class, register and patch tokens. Called for the first image.
+        dtype: Precision of the stored tokens.
+        device: Device of the network.
+        precision: Function that returns the precision context in which the network runs.
     """
 
     def __init__(
@@ -141,10 +142,10 @@ class Activations:
         self.dtype, self.device, self.precision = dtype, device, precision
 
     def __call__(self, sources: Iterable[Source]) -> Iterator[Entry]:
-        """The tokens of each image, in the place of features: (1, prefix+N, D).
+        """Yield an entry for each image, with tokens (1, T, D) instead of features.
 
         Raises:
-            CacheError: They do not fit into the stored precision, or a shard is damaged.
+            CacheError: A token is outside the range of the stored precision, or a shard is damaged.
         """
         if self._network is None:
             self._network = self._build()
@@ -160,11 +161,11 @@ class Activations:
 
 
 class CachedActivations(Dataset[ActivationSample]):
-    """Tokens and features by index; no image is read.
+    """Dataset of cached activations and teacher features; does not read images.
 
     Args:
-        tokens: Of cached activations.
-        features: The teacher's, of the same images in the same order.
+        tokens: Cached activations.
+        features: Teacher features of the same images in the same order.
     """
 
     def __init__(self, tokens: CachedFeatures, features: CachedFeatures) -> None:
@@ -177,6 +178,6 @@ class CachedActivations(Dataset[ActivationSample]):
 
     def __getitem__(self, index: int) -> ActivationSample:
         shard, row = self.tokens.locate(index)
-        _, tokens = shard.check(row)  # (1, prefix+N, D)
+        _, tokens = shard.check(row)  # (1, T, D)
         shard, row = self.features.locate(index)
         return ActivationSample(shard.keys[row], tokens[0], shard.features(row))

@@ -1,15 +1,15 @@
-"""The teacher's features on disk: a folder of shards with a manifest and a plan.
+"""Feature cache: the teacher's features on disk, as a folder of shards with a manifest and a plan.
 
-    manifest.json   identity of the cache (teacher, augmentation, seed, precision), see `manifest`
-    scans/          what lies in each tar or folder of images, see `scan`
-    plan/           which images belong to which shard, see `shard_plan`
-    shards/         00000.h5 .. of up to 64 samples each, see `feature_shard`
-    index.npz       key -> shard and row; made from the shards, see `cache_index`
-    claims/, tmp/   who works on what; unfinished files
+    manifest.json   cache key (teacher, augmentation, seed, precision), see `feature_cache.manifest`
+    scans/          index of each tar file or folder of images, see `datasets.shard_index`
+    plan/           assignment of images to shards, see `feature_cache.plan`
+    shards/         00000.h5, 00001.h5, .. with up to 64 samples each, see `feature_cache.shard`
+    index.npz       sample key -> shard and row, derived from the shards, see `feature_cache.index`
+    claims/, tmp/   leases on shards that are being built, see `files.work_queue`; unfinished files
 
-The list of images is no part of the identity: more images extend a cache, and training on a subset
-selects from it. A shard is done when it exists under its final name; nothing else is believed. Any
-number of processes on any number of machines build a cache together, see `claims`.
+The list of images is not part of the cache key: adding images extends the cache, and a training run can use a subset.
+A shard is finished if and only if a file with its final name exists. Any number of processes on any number of machines
+can build a cache together.
 """
 
 import json
@@ -33,24 +33,25 @@ from spar_lightning.files.atomic import make_folder, publish, sweep
 from spar_lightning.files.hashing import hash_json
 from spar_lightning.files.work_queue import Claims, share
 
-# Turns sources into samples, in order; it may work ahead.
+# Converts sources to samples, in the same order; may compute samples in advance.
 Make = Callable[[Iterable[Source]], Iterator[Entry | Rejected]]
 
-REJECTED: Final = (10, 0.001)  # images that may be unusable: the larger of a number and a share
+REJECTED: Final = (10, 0.001)  # allowed number of unusable images: the larger of a count and a fraction
 
 log = logging.getLogger("spar_lightning")
 
 
 class FeatureCache:
-    """A cache folder of one identity.
+    """Feature cache in a folder.
 
     Args:
-        root: The folder; made when it is missing.
-        identity: Everything that the features depend on, apart from the images themselves.
-        provenance: What is worth knowing and changes nothing: versions, hardware. Kept as the first builder had it.
+        root: Folder of the cache; created if it does not exist.
+        identity: Cache key: all settings that the features depend on, except the images themselves.
+        provenance: Further information for the manifest, such as library versions and hardware. It is recorded when
+            the manifest is written first, and never compared.
 
     Raises:
-        CacheError: The folder holds a cache of another identity; the sentence lists the differences.
+        CacheError: The folder contains a cache with a different cache key; the message lists the differences.
     """
 
     def __init__(self, root: Path, identity: Mapping[str, Any], provenance: Mapping[str, Any] | None = None) -> None:
@@ -60,24 +61,24 @@ class FeatureCache:
         for folder in ("shards", "plan", "claims", "tmp"):
             make_folder(root / folder)
         if not self.manifest.exists():
-            for name in sorted(shard_names(root))[:1]:  # a manifest was lost: it is written anew for the same features
+            for name in sorted(shard_names(root))[:1]:  # a lost manifest is only rewritten for the same cache key
                 FeatureShard(root / "shards" / name, self.fingerprint).close()
             content = {"fingerprint": self.fingerprint, "identity": self.identity, "made": dict(provenance or {})}
             publish(self.manifest, (json.dumps(content, indent=2) + "\n").encode(), root / "tmp")
-        self.fingerprint = compare(root, self.identity)  # an older version may have hashed it in other words
+        self.fingerprint = compare(root, self.identity)  # an older version may have used other names in the cache key
         self.index = CacheIndex(root, self.fingerprint)
         self.plan = ShardPlan(root / "plan", root / "tmp")
 
     @property
     def manifest(self) -> Path:
-        """The file that says whose features these are."""
+        """Path of the manifest, which records the cache key."""
         return self.root / "manifest.json"
 
     def missing(self, images: Images) -> Images:
-        """Those of the images that have neither features nor a reason why they cannot.
+        """Return the images that have neither features nor an entry in the list of unusable images.
 
         Raises:
-            CacheError: One of them is another image than the one whose features lie here; or a shard is damaged.
+            CacheError: An image differs from the cached image with the same key, or a shard is damaged.
         """
         self.index.refresh()
         keys, digests = self.index.sources()
@@ -88,10 +89,10 @@ class FeatureCache:
         if other.any():
             source = images[int(other.argmax())]
             raise CacheError(
-                f"The image {source.key} in {source.location} is not the one whose features lie in {self.root}. "
-                "Name another folder in data.cache, or restore the old shard."
+                f"Image {source.key} in {source.location} differs from the image with this key in {self.root}. "
+                "Set data.cache to another folder, or restore the original images."
             )
-        # A rejected image that has other bytes now was mended: it is tried again.
+        # If the bytes of an unusable image have changed, try it again.
         rejected = {key: item.digest for key, (item, _) in self.index.rejected().items()}
         for i in self._listed(images, list(rejected)):
             built[i] = images[i].digest == rejected[images[i].key]
@@ -99,24 +100,25 @@ class FeatureCache:
 
     @staticmethod
     def _listed(images: Images, keys: list[str]) -> list[int]:
-        """Places of the images with these keys."""
+        """Return the indices of the images with these keys."""
         places: list[int] = np.flatnonzero(find(np.sort(key_array(keys)), images.keys) >= 0).tolist()
         return places
 
     def build(self, images: Images, make: Make, show: bool = True, what: str = "teacher features") -> None:
-        """Compute the features that are missing, together with every other process that does.
+        """Compute the missing features, together with all other processes that call this method.
 
-        Returns when all of them are there, whoever made them. Finished shards stay if this is cut off.
+        Returns when all images are done, including those that other processes work on. Finished shards are kept if
+        the build is interrupted.
 
         Args:
-            images: What should have features afterwards.
-            make: The samples of images.
-            show: Whether to draw a progress bar.
-            what: Its title.
+            images: Images to compute features for.
+            make: Function that computes samples from images.
+            show: Whether to show a progress bar.
+            what: Title of the progress bar.
 
         Raises:
-            CacheError: Too many images cannot be used.
-            OSError: A shard cannot be written; those that are finished stay.
+            CacheError: Too many images are unusable.
+            OSError: A shard cannot be written. Finished shards are kept.
         """
         todo = self.missing(images)
         self._check_rejected(images)
@@ -126,7 +128,7 @@ class FeatureCache:
         sweep(self.root / "tmp")
         bar: tqdm[Any]
         with tqdm(total=len(todo), desc=what, unit="image", disable=not show) as bar:
-            # Again while something is missing: another builder may have planned a part of it in another way.
+            # Repeat until nothing is missing: another process may have planned some of these images differently.
             while len(todo):
                 self._build(images, self.plan.extend(todo, self.index.numbers), make, bar)
                 todo = self.missing(images)
@@ -140,7 +142,7 @@ class FeatureCache:
         make: Make,
         bar: "tqdm[Any]",
     ) -> None:
-        """Make planned shards, by file name, until all of them are there."""
+        """Build planned shards (file name -> images) and wait until all of them exist."""
         before, total = len(self.index) - bar.n, bar.total or 0
 
         def compute(name: str) -> Callable[[], None]:
@@ -152,7 +154,7 @@ class FeatureCache:
             def finish() -> None:
                 write_shard(self.root / "shards" / name, made, self.fingerprint, self.root / "tmp")
                 self.index.refresh()
-                bar.n = max(bar.n, min(len(self.index) - before, total))  # others' work counts too
+                bar.n = max(bar.n, min(len(self.index) - before, total))  # includes the work of other processes
                 self._check_rejected(images)
 
             return finish
@@ -166,7 +168,7 @@ class FeatureCache:
         )
 
     def _check_rejected(self, images: Images) -> None:
-        """Stop when more images cannot be used than chance explains."""
+        """Raise CacheError if more images are unusable than `REJECTED` allows."""
         limit = max(REJECTED[0], REJECTED[1] * len(images))
         if self.index.quarantined <= min(limit, len(images) - 1):
             return
@@ -175,17 +177,17 @@ class FeatureCache:
         if len(mine) < len(images) and len(mine) <= limit:
             return
         rows = "\n".join(f"  {key}: {rejected[key][0].reason} (shards/{rejected[key][1]})" for key in mine[:10])
-        allowed = "Nothing is left to train on." if len(mine) == len(images) else f"Allowed are {limit:.0f}."
+        allowed = "No images are left to train on." if len(mine) == len(images) else f"At most {limit:.0f} are allowed."
         raise CacheError(
-            f"{len(mine)} of {len(images)} images cannot be used, the first of them\n{rows}\n{allowed} Mend them, or "
-            "leave them out with data.keys, and start again; to try the same bytes again, delete those shards."
+            f"{len(mine)} of {len(images)} images cannot be used. The first ones:\n{rows}\n{allowed} Fix them or "
+            "exclude them with data.keys, and start again. To retry unchanged files, delete the shards in brackets."
         )
 
     def dataset(self, keys: NDArray[np.bytes_]) -> CachedFeatures:
-        """The samples with these keys, in this order, without those that were rejected.
+        """Return a dataset of the samples with these keys, in this order, without unusable images.
 
         Raises:
-            CacheError: Some of them are not in the cache.
+            CacheError: The cache has no features for some of the keys.
         """
         self.index.refresh()
         names, known, shard, row = self.index.places()
@@ -194,10 +196,10 @@ class FeatureCache:
         missing = keys[(place < 0) & ~unusable]
         if len(missing):
             raise CacheError(
-                f"{len(missing)} of {len(keys)} images have no features in {self.root}, the first of them "
-                f"{missing[0].decode()}. `spar cache` and `spar fit` build them; run one with the same data.shards."
+                f"{len(missing)} of {len(keys)} images have no features in {self.root} (first: {missing[0].decode()}). "
+                "Run `spar cache` or `spar fit` with the same data.shards to compute them."
             )
         if unusable.any():
-            log.warning("%d of %d images cannot be used; `spar cache info` says why.", unusable.sum(), len(keys))
+            log.warning("%d of %d images are skipped; `spar cache info` shows the reasons.", unusable.sum(), len(keys))
         place = place[~unusable]
         return CachedFeatures(self.root / "shards", names, known[place], shard[place], row[place], self.fingerprint)

@@ -1,7 +1,7 @@
-"""What a cache costs before it is built: images, windows, bytes and hours.
+"""Cost of a feature cache before it is built: images, windows, disk space and throughput.
 
-Sizes are not guessed: the scan knows every image's height and width, and the augmentation depends on
-the key alone, so the result of each image is known. Long lists are sampled evenly.
+The shard index records the height and width of every image, and the augmentation depends only on the seed and the
+image key. The augmented size of each image is therefore exact. Long lists are sampled evenly.
 """
 
 import time
@@ -19,20 +19,20 @@ from spar_lightning.datasets.image_table import Images
 from spar_lightning.sliding_window import SlidingWindow
 
 SAMPLED: Final = 2000  # images
-IMAGE_SHARE: Final = 0.5  # of the raw bytes of a photograph, lossless; drawings take less
-SECONDS: Final = 5.0  # that measuring the rate should take
+IMAGE_SHARE: Final = 0.5  # size of a losslessly compressed photograph relative to its raw pixels; drawings need less
+SECONDS: Final = 5.0  # approximate duration of the throughput measurement
 
 
 @dataclass(frozen=True)
 class CacheCost:
-    """Sums over images; of a sample of them, scaled up.
+    """Total cost of a number of images, extrapolated from a sample of them.
 
     Args:
         images: Number of images.
-        patches: Patches of all images after augmentation.
-        windows: The teacher's windows.
-        feature_bytes: Of the stored features.
-        image_bytes: Of the stored images, estimated.
+        patches: Number of patches of all images after augmentation.
+        windows: Number of windows that the teacher processes.
+        feature_bytes: Size of the stored features in bytes.
+        image_bytes: Estimated size of the stored images in bytes.
     """
 
     images: int
@@ -43,11 +43,11 @@ class CacheCost:
 
     @property
     def bytes(self) -> float:
-        """Disk that the shards take."""
+        """Size of the shards on disk in bytes."""
         return self.feature_bytes + self.image_bytes
 
     def of(self, images: int) -> "CacheCost":
-        """The same for another number of such images."""
+        """Return the cost scaled to another number of images."""
         scale = images / max(self.images, 1)
         return CacheCost(
             images, *(scale * x for x in (self.patches, self.windows, self.feature_bytes, self.image_bytes))
@@ -57,15 +57,15 @@ class CacheCost:
 def cost(
     images: Images, augmentation: Augmentation, seed: int, teacher: SlidingWindow, channels: int, itemsize: int
 ) -> CacheCost:
-    """Cost of the features of these images.
+    """Compute the cost of caching the features of these images.
 
     Args:
-        images: With their sizes.
-        augmentation: Applied to each.
-        seed: Of the augmentation.
-        teacher: Its window, stride and patch count.
-        channels: Of the features.
-        itemsize: Bytes of a stored number.
+        images: Images with their sizes.
+        augmentation: Augmentation of each image.
+        seed: Seed of the augmentation.
+        teacher: Sliding-window teacher; defines window, stride and patch size.
+        channels: Number of feature channels.
+        itemsize: Bytes per stored value.
     """
     patch = teacher.backbone.patch_size
     chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), SAMPLED)).astype(np.int64))
@@ -82,7 +82,7 @@ def cost(
 
 
 def augmented_sizes(images: Images, augmentation: Augmentation, seed: int) -> NDArray[np.int64]:
-    """Height and width (n, 2) of each image after augmentation, in pixels; 0 where it will be rejected."""
+    """Return height and width (n, 2) of each image in pixels after augmentation; 0 for images that will be rejected."""
     sizes = np.zeros((len(images), 2), np.int64)
     for i, row in enumerate(images.rows):
         try:
@@ -94,22 +94,22 @@ def augmented_sizes(images: Images, augmentation: Augmentation, seed: int) -> ND
 
 
 def windows_per_second(features: Callable[[Tensor], Tensor], teacher: SlidingWindow, device: torch.device) -> float:
-    """Windows that the teacher takes in a second, stitching included, measured on images of noise.
+    """Measure how many windows the teacher processes per second, including stitching, on random images.
 
     Args:
-        features: The teacher's features of an image (3, H, W) uint8.
-        teacher: Its window, stride and batch.
-        device: Where it lies.
+        features: Function that computes the teacher's features of an image (3, H, W) uint8.
+        teacher: Sliding-window teacher; defines window, stride and batch size.
+        device: Device of the teacher.
     """
     columns, most = 1, teacher.windows_at_once(device)
-    while True:  # wider images until the time is long enough to trust, or a batch is full
+    while True:  # widen the image until the measured time is long enough or a batch is full
         width = teacher.window + (columns - 1) * teacher.stride
         width -= width % teacher.backbone.patch_size
         image = torch.randint(0, 256, (3, teacher.window, width), dtype=torch.uint8)
         count = teacher.count(teacher.window, width)
-        features(image)  # the first call of a size chooses kernels
+        features(image)  # warm-up: the first call with a new size selects kernels
         start = time.perf_counter()
-        features(image).sum().item()  # the sum waits for an accelerator
+        features(image).sum().item()  # item() waits for the accelerator
         seconds = time.perf_counter() - start
         if 4 * seconds > SECONDS or count >= most:
             return count / seconds

@@ -1,7 +1,7 @@
-"""Stage 2's data set: images and features by index, from many workers and ranks at once.
+"""Dataset of stage 2: cached images and features, read by many workers and ranks in parallel.
 
-Shards are opened in the process that reads them, without locks, and only the last few stay open. The
-lists are numpy columns: worker processes share them, where lists of objects would be copied by and by.
+Each process opens shards itself, without locks, and keeps only the last few open. The sample lists are NumPy arrays,
+which worker processes share; Python lists would be copied gradually by reference counting.
 """
 
 import os
@@ -20,15 +20,15 @@ OPEN_SHARDS: Final = 16  # per process
 
 
 class CachedFeatures(Dataset[Sample]):
-    """Samples of a cache.
+    """Dataset of the images and features of a feature cache.
 
     Args:
-        folder: Where the shards lie.
+        folder: Folder of the shards.
         shards: Names of the shard files.
         keys: Key of each sample.
-        shard: Number of each sample's shard among `shards`.
+        shard: Index in `shards` of each sample's shard.
         row: Row of each sample in its shard.
-        fingerprint: Identity that every shard must carry.
+        fingerprint: Fingerprint of the cache, which every shard must contain.
     """
 
     def __init__(
@@ -53,16 +53,16 @@ class CachedFeatures(Dataset[Sample]):
         return Sample(shard.keys[row], *shard.read(row))
 
     def locate(self, index: int) -> tuple[FeatureShard, int]:
-        """The open shard of a sample, and the row in it.
+        """Return the open shard of a sample and the sample's row in it.
 
         Raises:
-            CacheError: The shard is damaged, or another than that which was indexed.
+            CacheError: The shard is damaged, or was replaced after it was indexed.
         """
         shard, row, key = self._shard(int(self.shard[index])), int(self.row[index]), self.keys[index].decode()
         if row >= len(shard.keys) or shard.keys[row] != key:
             raise CacheError(
-                f"{shard.path} was exchanged since it was indexed: row {row} is not {key}. "
-                "Delete index.npz in the cache and start again."
+                f"{shard.path} was replaced after it was indexed: row {row} is not {key}. "
+                "Delete index.npz in the cache folder and start again."
             )
         return shard, row
 

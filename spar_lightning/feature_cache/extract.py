@@ -1,7 +1,7 @@
-"""Samples of a cache: an image, augmented once, and the teacher's features of the pixels that are stored.
+"""Computation of the samples of a feature cache: an augmented image and the teacher's features of it.
 
-Images are read by one thread and decoded, augmented and encoded by others while the teacher works on an
-earlier one: a fast accelerator would otherwise wait half of the time.
+One thread reads images. Other threads decode, augment and encode them while the teacher processes an earlier image.
+Without these threads, a fast accelerator is idle half of the time.
 """
 
 from abc import ABC, abstractmethod
@@ -33,12 +33,12 @@ Result = TypeVar("Result")
 
 
 def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """Results of a function in the order of the items; as many as there are threads are computed in advance.
+    """Yield the results of a function in the order of the items, computing up to `threads` results in advance.
 
     Args:
-        function: Called in the threads; what it raises comes up in the place of its result.
-        items: Taken one by one, in the thread that asks for the results.
-        threads: With one, the calls follow each other.
+        function: Function to call in the threads. An exception is raised when its result is requested.
+        items: Items, read one by one in the thread that requests the results.
+        threads: Number of threads; with 1, the calls run one after another.
     """
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:
@@ -55,11 +55,11 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: in
 
 
 class Teacher(ABC):
-    """Interface of the feature cache to the module that trains; `Distillation` implements it.
+    """Interface between the feature cache and the training module; `Distillation` implements it.
 
     Attributes:
-        student: The network that is trained; normalization, patch size and widths are those of the teacher.
-        compiled: Whether the teacher runs compiled.
+        student: Network that is trained, with the normalization, patch size and widths of the teacher.
+        compiled: Whether the teacher is compiled.
     """
 
     student: Backbone
@@ -68,23 +68,23 @@ class Teacher(ABC):
     @property
     @abstractmethod
     def frozen_blocks(self) -> int:
-        """Number of first blocks that training does not change."""
+        """Number of frozen blocks at the start of the network."""
 
     @abstractmethod
     def teacher_identity(self) -> dict[str, Any]:
-        """Return what the teacher's features depend on: weights, windows and how they are combined."""
+        """Return the settings that the teacher's features depend on: weights, windows and how windows are combined."""
 
     @abstractmethod
     def build_teacher(self) -> SlidingWindow:
-        """Return a frozen copy of the network as it was before training, in sliding windows, on the module's device."""
+        """Return a frozen copy of the network before training as a sliding-window teacher, on the module's device."""
 
     @abstractmethod
     def build_activations(self, device: torch.device) -> Callable[[Tensor], Tensor]:
-        """Return a copy of the frozen blocks: pixels (1, 3, H, W) uint8 to tokens (1, prefix+N, D)."""
+        """Return a copy of the frozen blocks, which maps pixels (1, 3, H, W) uint8 to tokens (1, T, D)."""
 
 
 class _Ready(NamedTuple):
-    """An image (3, H, W) uint8 that waits for the teacher, with its lossless encoding."""
+    """Decoded image (3, H, W) uint8, ready for the teacher, with its lossless encoding."""
 
     source: Source
     content: bytes
@@ -93,16 +93,16 @@ class _Ready(NamedTuple):
 
 
 class TeacherFeatures:
-    """Turns source images into samples of the cache.
+    """Function that computes samples of the cache from source images.
 
     Args:
-        teacher: Its network is built, on the device, when the first image needs it.
-        augmentation: Applied to each image.
+        teacher: Training module that builds the teacher; called for the first image.
+        augmentation: Augmentation of each image.
         seed: Seed of the augmentation.
-        dtype: Precision in which features are stored.
+        dtype: Precision of the stored features.
         device: Device of the teacher.
-        precision: Context in which the teacher runs.
-        threads: Threads that decode and encode images while the teacher runs.
+        precision: Function that returns the precision context in which the teacher runs.
+        threads: Number of threads that decode and encode images while the teacher runs.
     """
 
     def __init__(
@@ -123,17 +123,17 @@ class TeacherFeatures:
 
     @cached_property
     def teacher(self) -> SlidingWindow:
-        """The teacher's network in sliding windows, built at the first use."""
+        """Sliding-window teacher, built on first use."""
         return self._module.build_teacher().to(self.device)
 
     def __call__(self, sources: Iterable[Source]) -> Iterator[Entry | Rejected]:
-        """The sample of each image, or why it cannot be used.
+        """Yield the sample of each image, or the reason why the image cannot be used.
 
         Raises:
-            ShardError: The bytes are not those that were scanned.
-            CacheError: The features do not fit into the stored precision.
+            ShardError: The bytes of an image changed after its shard was indexed.
+            CacheError: A feature is outside the range of the stored precision.
         """
-        read = ahead(lambda source: (source, source.read()), sources, 1)  # a stream is read by one, in order
+        read = ahead(lambda source: (source, source.read()), sources, 1)  # one thread, because streams are sequential
         for ready in ahead(self._prepare, read, self.threads):
             if isinstance(ready, Rejected):
                 yield ready
@@ -147,27 +147,27 @@ class TeacherFeatures:
             image, record = augmented(source.key, content, self.augmentation, self.seed)
         except (ImageError, SizeError) as error:
             return Rejected(source.key, source.digest, str(error))
-        return _Ready(source, encode_image(image), image, record)  # lossless: what is decoded later is this image
+        return _Ready(source, encode_image(image), image, record)  # lossless: decodes to exactly this image
 
     @torch.no_grad()
     def features(self, image: Tensor) -> Tensor:
-        """The teacher's features (h, w, d) of an image (3, H, W) uint8."""
+        """Compute the teacher's features (h, w, d) of an image (3, H, W) uint8."""
         with self.precision():
             features: Tensor = self.teacher(self._module.student.normalize(image.to(self.device)[None]))[0]
         return features
 
 
 def as_stored(features: Tensor, dtype: Dtype, key: str) -> NDArray[Any]:
-    """Features as they are kept on disk.
+    """Convert features to the stored precision.
 
     Raises:
-        CacheError: They do not fit into the precision.
+        CacheError: A value is not finite in this precision.
     """
     kept = features.to(getattr(torch, dtype))
     if not kept.isfinite().all():
         raise CacheError(
-            f"The features of {key} do not fit into {dtype} (largest {features.abs().max():.3g}). "
-            "Set data.cache_dtype: float32, or check the weights and trainer.precision if they are not finite."
+            f"The features of {key} exceed the range of {dtype} (largest value: {features.abs().max():.3g}). "
+            "Set data.cache_dtype: float32. If they are NaN or inf, check the weights and trainer.precision."
         )
     array: NDArray[np.floating[Any]] = kept.cpu().numpy()
     return array

@@ -1,8 +1,8 @@
-"""What lies where in a cache: key -> shard and row, and what was rejected.
+"""Index of a feature cache: sample key -> shard and row, and the list of unusable images.
 
-The index is read from the shards' own headers and kept in index.npz to spare opening every shard at
-each start. It is never believed over a shard: one whose size or time differs from the kept entry is
-read again, a damaged index.npz is made anew, and every sample is compared with its key and CRC when it is read.
+The index is built from the headers of the shards and saved in index.npz, so that a start need not open every shard.
+The shards take precedence over the saved index: a shard with a different size or modification time is read again, a
+damaged index.npz is rebuilt, and every sample is checked against its key and CRC when it is read.
 """
 
 import io
@@ -24,22 +24,22 @@ log = logging.getLogger("spar_lightning")
 
 
 def shard_names(root: Path) -> set[str]:
-    """Published shards of a cache; what copying tools and file systems put beside them is passed over."""
+    """Return the file names of the published shards; temporary files of copy tools and file systems are ignored."""
     return {name for name in os.listdir(root / "shards") if re.fullmatch(r"\d+\.h5", name)}
 
 
 class CacheIndex:
-    """The published shards of a cache.
+    """Index of the published shards of a feature cache.
 
     Args:
         root: Folder of the cache.
-        fingerprint: Identity that every shard must carry.
+        fingerprint: Fingerprint of the cache, which every shard must contain.
     """
 
     def __init__(self, root: Path, fingerprint: str) -> None:
         self.root, self.fingerprint = root, fingerprint
-        self._keys: dict[str, NDArray[np.bytes_]] = {}  # by shard, in the order of its rows
-        self._digests: dict[str, NDArray[np.uint64]] = {}  # of the source images, (n, 2)
+        self._keys: dict[str, NDArray[np.bytes_]] = {}  # shard -> keys in the order of its rows
+        self._digests: dict[str, NDArray[np.uint64]] = {}  # shard -> digests of the source images (n, 2)
         self._rejected: dict[str, list[Rejected]] = {}
         self._stamps: dict[str, tuple[int, int]] = {}
         self._changed = self._compared = False
@@ -47,7 +47,7 @@ class CacheIndex:
 
     @property
     def path(self) -> Path:
-        """Where it is kept."""
+        """Path of the saved index."""
         return self.root / "index.npz"
 
     @property
@@ -61,14 +61,14 @@ class CacheIndex:
         return sum(map(len, self._rejected.values()))
 
     def __len__(self) -> int:
-        """Images with features."""
+        """Return the number of images with features."""
         return sum(map(len, self._keys.values()))
 
     def refresh(self) -> None:
-        """Read the shards that are new, and forget those that are gone.
+        """Add new shards to the index and remove deleted ones.
 
-        Sizes and times are compared the first time only: a published shard does not change, and asking a network
-        file system about a hundred thousand of them takes minutes.
+        Sizes and modification times are compared only in the first call: published shards do not change, and checking
+        a hundred thousand files on a network file system takes minutes.
 
         Raises:
             CacheError: A shard is damaged.
@@ -90,7 +90,7 @@ class CacheIndex:
             except Exception:
                 if path.exists():
                     raise
-                if name in self._stamps:  # somebody has just deleted it
+                if name in self._stamps:  # deleted by another process in the meantime
                     self._forget(name)
                 continue
             self._stamps[name], self._changed = stamp, True
@@ -100,7 +100,7 @@ class CacheIndex:
         self._changed = True
 
     def save(self) -> None:
-        """Keep it for the next start, unless it is kept already or the cache is for reading only."""
+        """Save the index for the next start, unless it is already saved or the cache is read-only."""
         if not self._changed:
             return
         names, keys, digests = self._columns()
@@ -123,8 +123,8 @@ class CacheIndex:
                 raise ValueError("it belongs to another cache")
         except FileNotFoundError:
             return
-        except Exception as error:  # a damaged archive fails in many ways; the shards hold all that it held
-            log.warning("%s cannot be used (%s); it is made again from the shards.", self.path, error)
+        except Exception as error:  # damaged archives raise many exception types; the index can be rebuilt
+            log.warning("%s cannot be used (%s); it is rebuilt from the shards.", self.path, error)
             return
         first = 0
         for name, (size, time, count, rejected) in header["shards"].items():
@@ -133,30 +133,30 @@ class CacheIndex:
             first += count
 
     def places(self) -> tuple[list[str], NDArray[np.bytes_], NDArray[np.int32], NDArray[np.int32]]:
-        """Shard names, and for every sample in ascending order of keys: key, number of its shard, row in it."""
+        """Return shard names, and for all samples, sorted by key: key, index in the shard names, row in the shard."""
         names, keys, _ = self._columns()
         counts = [len(self._keys[name]) for name in names]
         shard = np.repeat(np.arange(len(names), dtype=np.int32), counts)
         row = np.concatenate([np.empty(0, np.int32), *(np.arange(count, dtype=np.int32) for count in counts)])
-        _, first = np.unique(keys, return_index=True)  # of an image that two builders made, the first is taken
+        _, first = np.unique(keys, return_index=True)  # if two builders computed an image, use the first
         return names, keys[first], shard[first], row[first]
 
     def sources(self) -> tuple[NDArray[np.bytes_], NDArray[np.uint64]]:
-        """Keys, ascending, and source digests (n, 2) of all images with features."""
+        """Return sorted keys and source digests (n, 2) of all images with features."""
         _, keys, digests = self._columns()
         keys, first = np.unique(keys, return_index=True)
         return keys, digests[first]
 
     def _columns(self) -> tuple[list[str], NDArray[np.bytes_], NDArray[np.uint64]]:
-        """Shard names, and keys and digests of all their rows, one shard behind the other."""
+        """Return shard names, and the concatenated keys and digests of their rows."""
         names = sorted(self._keys)
         keys = np.concatenate([key_array([]), *(self._keys[name] for name in names)])
         return names, keys, np.concatenate([digest_array([]), *(self._digests[name] for name in names)])
 
     def rejected(self) -> dict[str, tuple[Rejected, str]]:
-        """By key: images that cannot be used, each with the shard that lists it; not those mended since."""
+        """Return unusable images by key, each with the shard that lists it; images fixed since then are excluded."""
         found = {item.key: (item, name) for name, part in sorted(self._rejected.items()) for item in part}
         if not found:
             return {}
-        mended = find(self.sources()[0], key_array(found)) >= 0
-        return {key: value for (key, value), done in zip(found.items(), mended, strict=True) if not done}
+        fixed = find(self.sources()[0], key_array(found)) >= 0
+        return {key: value for (key, value), done in zip(found.items(), fixed, strict=True) if not done}

@@ -1,7 +1,7 @@
-"""manifest.json: whose features lie in a cache, told by everything that they depend on.
+"""Manifest of a feature cache (manifest.json): its cache key, which contains all settings the features depend on.
 
-The fingerprint of the identity is repeated in every shard. Where a configuration differs, each
-difference is named, and the command that builds the right features.
+The fingerprint is the hash of the cache key and is repeated in every shard. If the cache key of a configuration differs
+from the manifest, the error lists each difference and the command that builds the right features.
 """
 
 import json
@@ -17,7 +17,7 @@ def compare(root: Path, identity: dict[str, Any]) -> str:
     """Return the fingerprint of the cache in `root`, which its shards carry.
 
     Raises:
-        CacheError: It has another identity.
+        CacheError: The cache key differs from `identity`, or the manifest is missing or damaged.
     """
     manifest = read_manifest(root)
     found = upgraded(manifest["identity"])
@@ -29,14 +29,14 @@ def compare(root: Path, identity: dict[str, Any]) -> str:
     rows = "\n".join(f"  {name}: cache {theirs.get(name)}, configuration {ours.get(name)}" for name in names)
     other = root.with_name(f"{root.name}-{hash_json(identity, 8)}")
     raise CacheError(
-        f"The features in {root} were made by another configuration:\n{rows}\n"
-        f"Restore these settings, or build the right features: spar cache with the same --config and "
-        f"--data.cache {other} (rendered scenes: --data.root), or delete the old ones."
+        f"The features in {root} were computed with a different configuration:\n{rows}\n"
+        f"Restore these settings, delete the old features, or build new ones: run spar cache with the same --config "
+        f"and --data.cache {other} (for RenderedScenes: --data.root)."
     )
 
 
 def upgraded(identity: dict[str, Any]) -> dict[str, Any]:
-    """Return an identity in today's keys: version 0.1 recorded a backbone's class path instead of its family."""
+    """Convert a cache key to the current names; version 0.1 recorded the class path of a backbone, not its family."""
     teacher = identity.get("teacher")
     if not isinstance(teacher, dict) or "backbone" not in teacher:
         return identity
@@ -45,29 +45,29 @@ def upgraded(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
-    """The manifest of a cache, checked.
+    """Return the content of the manifest, checked against its fingerprint.
 
     Raises:
-        CacheError: There is none, or it is damaged.
+        CacheError: The manifest does not exist or is damaged.
     """
     path = root / "manifest.json"
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
         whole = manifest["fingerprint"] == hash_json(manifest["identity"])
     except FileNotFoundError as error:
-        raise CacheError(f"{root} holds no feature cache: {path} does not exist.") from error
+        raise CacheError(f"{root} does not contain a feature cache: {path} does not exist.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CacheError(f"{path} is damaged ({error}). {_RESTORE}") from error
     if not whole:
-        raise CacheError(f"{path} is damaged: its fingerprint is not that of its identity. {_RESTORE}")
+        raise CacheError(f"{path} is damaged: its fingerprint does not match its identity. {_RESTORE}")
     return manifest
 
 
-_RESTORE: Final = "Restore it, or delete it: the next start writes it anew, and each shard is compared with it."
+_RESTORE: Final = "Restore or delete it. If deleted, the next start writes it again and compares each shard with it."
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested mappings as dotted names."""
+    """Yield dotted names and values of nested mappings."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")

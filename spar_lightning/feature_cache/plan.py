@@ -1,7 +1,7 @@
-"""plan/: which images belong to which shard of a cache, only ever added to.
+"""Shard plan of a feature cache (folder plan/): the assignment of images to shards, which can only be extended.
 
-00000.npz, 00001.npz, .. are published whole, as the shards are, so two builders cannot give one number to
-different shards without either noticing.
+The plan consists of parts 00000.npz, 00001.npz, .. Like the shards, parts are published atomically and never replaced.
+Two builders therefore cannot assign the same shard number to different images.
 """
 
 import re
@@ -18,18 +18,18 @@ SAMPLES_PER_SHARD: Final = 64
 
 
 class ShardPlan:
-    """The plan of one cache.
+    """Shard plan of one feature cache.
 
     Args:
-        folder: Where its parts lie.
-        private: Folder on the same file system for unfinished files.
+        folder: Folder of the parts of the plan.
+        private: Folder for unfinished files, on the same file system.
     """
 
     def __init__(self, folder: Path, private: Path) -> None:
         self.folder, self.private = folder, private
 
     def read(self) -> tuple[NDArray[Any], NDArray[np.int32], int]:
-        """Rows of all planned images, the number of the shard of each, ascending, and the number of the next part."""
+        """Return rows of all planned images, their shard numbers (ascending), and the number of the next part."""
         parts = {int(path.stem): path for path in self.folder.iterdir() if re.fullmatch(r"\d+\.npz", path.name)}
         rows, numbers = [Images.empty().rows], [np.empty(0, np.int32)]
         for number in sorted(parts):
@@ -39,14 +39,14 @@ class ShardPlan:
         return np.concatenate(rows), np.concatenate(numbers), max(parts, default=-1) + 1
 
     def extend(self, todo: Images, published: NDArray[np.int32]) -> dict[str, Images]:
-        """Shards to make, by file name, for images that have no features.
+        """Return the shards to build for images without features, as a mapping from file name to images.
 
-        Planned shards are taken up where all of their images are asked for; images of others are planned anew,
-        because nobody may ask for the rest of those ever again.
+        A planned shard is used if all of its images are in `todo`. Images of other planned shards are planned again,
+        because the rest of such a shard may never be needed.
 
         Args:
-            todo: The images.
-            published: Numbers of the shards that are there.
+            todo: Images without features.
+            published: Numbers of the published shards.
         """
         while True:
             plan, numbers, part = self.read()
@@ -60,10 +60,10 @@ class ShardPlan:
             if not len(rest):
                 cuts = np.flatnonzero(np.diff(numbers_chosen)) + 1
                 names = [f"{int(number):05d}.h5" for number in numbers_chosen[np.append(0, cuts)]]
-                # The rows of `todo`, not of the plan: a tar may have moved since it was planned.
+                # Use the rows of `todo`, not of the plan: a tar file may have moved since then.
                 return {name: todo.take(rows) for name, rows in zip(names, np.split(chosen, cuts), strict=True)}
             first = int(np.concatenate([numbers, published]).max(initial=-1)) + 1
             column = (first + np.arange(len(rest)) // SAMPLES_PER_SHARD).astype(np.int32)
-            # The number follows those that were read: whoever is second finds it taken, and reads the plan again.
+            # If another builder publishes this part first, the name is taken and the loop reads the plan again.
             content = to_bytes(todo.take(rest), shard=column)
             publish(self.folder / f"{part:05d}.npz", content, self.private)

@@ -1,10 +1,10 @@
-"""One HDF5 shard: up to 64 augmented images and the teacher's features of each.
+"""Shard of a feature cache: one HDF5 file with up to 64 augmented images and the teacher's features of each.
 
-A shard is immutable. It is written whole under a private name, synced, read back and verified, and
-only then linked to its final name, so a name in `shards/` always means a complete shard. HDF5 writes
-it into memory and plain file operations bring it to disk, because HDF5 loses write errors: on a full
-disk it was seen to report success. Ragged maps lie one behind the other in one flat dataset; every
-sample carries its own CRC, because HDF5's checksums do not cover chunks that were never written.
+Shards are immutable. A shard is written under a temporary name, synced, read back and verified, and then linked to its
+final name. Every file in `shards/` is therefore complete. HDF5 writes to memory, and ordinary file operations write
+the result to disk, because HDF5 can lose write errors (it reported success on a full disk). Feature maps of different
+sizes are concatenated in one flat dataset. Every sample has its own CRC, because the checksums of HDF5 do not cover
+chunks that were never written.
 """
 
 import io
@@ -26,21 +26,25 @@ from spar_lightning.errors import UserError
 from spar_lightning.files.atomic import ACCESS_ERRORS, link, private_path, write
 from spar_lightning.image.codec import decode_image
 
-FORMAT: Final = 2  # 1 had no quarantine
+FORMAT: Final = 2  # version 1 did not list unusable images
 TOKENS_PER_CHUNK: Final = 256
 BYTES_PER_CHUNK: Final = 1 << 18
-HEADER: Final = ("key", "hw", "aug", "crc", "digest", "tok_off", "img_off", "quarantine")  # read when a shard is opened
+HEADER: Final = ("key", "hw", "aug", "crc", "digest", "tok_off", "img_off", "quarantine")  # read on opening
 
 
 class CacheError(UserError):
-    """A cache is damaged, incomplete, or belongs to another configuration."""
+    """Error raised if a cache is damaged, incomplete, or belongs to another configuration."""
 
 
 class Entry(NamedTuple):
-    """A finished sample: lossless bytes of the image that the teacher saw, features (h, w, d), and how it was made.
+    """Finished sample of a shard.
 
-    `digest` is that of the source image, as `Source` has it. `content` may be empty, and `features` the tokens
-    (1, T, D) of cached activations.
+    Attributes:
+        key: Key of the image.
+        digest: Digest of the source image, as in `Source`.
+        content: Losslessly encoded image that the teacher processed; empty for cached activations.
+        features: Features (h, w, d) of the image; for cached activations, tokens (1, T, D).
+        record: Augmentation of the image.
     """
 
     key: str
@@ -51,7 +55,7 @@ class Entry(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """An image that cannot be used, with the digest of its bytes and the reason."""
+    """Unusable image, with the digest of its bytes and the reason."""
 
     key: str
     digest: str
@@ -59,17 +63,17 @@ class Rejected(NamedTuple):
 
 
 def write_shard(path: Path, made: Sequence[Entry | Rejected], fingerprint: str, private: Path) -> bool:
-    """Publish a shard under `path`, unless one is there already; whether this call made it.
+    """Write a shard to `path` and return True; return False if `path` already exists.
 
     Args:
-        path: Final name; its folder exists.
-        made: The planned images in order: samples, and what was rejected.
-        fingerprint: Identity of the cache, repeated in every shard.
-        private: Folder on the same file system for the unfinished file.
+        path: Final path, in an existing folder.
+        made: Samples and unusable images, in the order of the plan.
+        fingerprint: Fingerprint of the cache, repeated in every shard.
+        private: Folder for the unfinished file, on the same file system.
 
     Raises:
-        OSError: The disk is full, among others.
-        CacheError: What was written reads back as something else.
+        OSError: The shard cannot be written, for example because the disk is full.
+        CacheError: The verification of the written shard failed.
     """
     unfinished = private_path(private, path)
     buffer = io.BytesIO()
@@ -89,7 +93,7 @@ def _write(buffer: io.BytesIO, made: Sequence[Entry | Rejected], fingerprint: st
     hw = np.array([entry.features.shape[:2] for entry in entries], np.int32).reshape(-1, 2)
     records = np.array([entry.record for entry in entries], np.int32).reshape(-1, len(Record._fields))
     digests = digest_array(entry.digest for entry in entries)
-    # libver v110: a half-written file is refused at opening instead of read as if it were whole.
+    # With libver v110, opening a partially written file fails; older formats read it as if it were complete.
     with h5py.File(buffer, "w", libver="v110") as file:
         _flat(file, "tok", tokens, TOKENS_PER_CHUNK)
         _flat(file, "img", images, BYTES_PER_CHUNK)
@@ -98,14 +102,14 @@ def _write(buffer: io.BytesIO, made: Sequence[Entry | Rejected], fingerprint: st
         samples = zip(entries, tokens, images, hw, records, digests, strict=True)
         file["crc"] = np.array([_crc(entry.key, *parts) for entry, *parts in samples], np.uint32)
         file["quarantine"] = np.frombuffer(json.dumps(rejected).encode(), np.uint8)
-        # Of fixed length, so that it lies where HDF5 has a checksum: a flipped bit elsewhere was seen to hang it.
+        # A fixed-length string is stored where HDF5 has a checksum; a flipped bit elsewhere made HDF5 hang.
         file.attrs["fingerprint"] = np.bytes_(fingerprint)
         header = [file[name][:] for name in HEADER]
         file.attrs.update(format=FORMAT, n=len(entries), header_crc=_crc("", *header), complete=1)
 
 
 def _flat(file: h5py.File, name: str, parts: Sequence[NDArray[Any]], chunk: int) -> None:
-    """Arrays (n_i, ..) one behind the other, with their offsets."""
+    """Write arrays (n_i, ..) concatenated, with their offsets."""
     offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
     file[f"{name}_off"] = offsets
     if not offsets[-1]:
@@ -118,7 +122,7 @@ def _flat(file: h5py.File, name: str, parts: Sequence[NDArray[Any]], chunk: int)
 
 
 def _crc(key: str, *arrays: NDArray[Any]) -> int:
-    """One checksum over everything that belongs to a sample."""
+    """Return one checksum over all data of a sample."""
     value = zlib.crc32(key.encode())
     for array in arrays:
         value = zlib.crc32(np.ascontiguousarray(array).data, value)
@@ -126,69 +130,69 @@ def _crc(key: str, *arrays: NDArray[Any]) -> int:
 
 
 class FeatureShard:
-    """A published shard, open for reading.
+    """Published shard, open for reading.
 
     Args:
-        path: The HDF5 file.
-        fingerprint: Identity that the shard must carry.
+        path: Path of the HDF5 file.
+        fingerprint: Fingerprint of the cache, which the shard must contain.
 
     Raises:
-        CacheError: The file is damaged or of another identity; the sentence names it.
+        CacheError: The file is damaged, unreadable, or belongs to another cache.
     """
 
     def __init__(self, path: Path, fingerprint: str) -> None:
         self.path = path
         try:
-            # No locking: published shards never change, and network file systems often cannot lock.
+            # Published shards never change, and network file systems often do not support locks.
             self.file = h5py.File(path, "r", locking=False)
             attributes = dict(self.file.attrs)
             header = [self.file[name][:] for name in HEADER]
-        except Exception as error:  # HDF5 finds a damaged file in many ways, with as many kinds of exception
+        except Exception as error:  # HDF5 raises many exception types for damaged files
             raise self._damaged(error) from error
         if attributes.get("fingerprint") != fingerprint.encode() or attributes.get("format") != FORMAT:
-            raise CacheError(f"{path} belongs to another cache than the manifest beside it. {MEND}")
+            raise CacheError(f"{path} belongs to a different cache than its manifest.json. {MEND}")
         if attributes.get("complete") != 1 or attributes.get("n") != len(header[0]):
-            raise self._damaged("it is not complete")
+            raise self._damaged("the shard is incomplete")
         if attributes.get("header_crc") != _crc("", *header):
-            raise self._damaged("the checksum of its header differs")
+            raise self._damaged("the header does not match its checksum")
         keys, self.hw, self.records, self.crc, self.digests, self.tok_off, self.img_off, quarantine = header
         self.keys: list[str] = [key.decode() for key in keys]
         self.rejected = [Rejected(*item) for item in json.loads(quarantine.tobytes())]
 
     def read(self, row: int) -> tuple[Tensor, Tensor]:
-        """Image (3, H, W) uint8 and features (h, w, d) of one sample, checked against its CRC."""
+        """Return image (3, H, W) uint8 and features (h, w, d) of one sample, checked against its CRC."""
         content, features = self.check(row)
         return decode_image(content), features
 
     def check(self, row: int) -> tuple[bytes, Tensor]:
-        """Bytes of the image and features (h, w, d) of one sample, checked against its CRC."""
+        """Return encoded image and features (h, w, d) of one sample, checked against its CRC."""
         features, content = self.features(row), self._part("img", self.img_off, row)
         facts = (self.hw[row], self.records[row], self.digests[row])
         if _crc(self.keys[row], features.numpy(), content, *facts) != self.crc[row]:
-            raise self._damaged(f"sample {row}, {self.keys[row]}: its checksum differs")
+            raise self._damaged(f"sample {row}, {self.keys[row]}: the data does not match its checksum")
         return content.tobytes(), features
 
     def features(self, row: int) -> Tensor:
-        """Features (h, w, d) of one sample without its image, which the CRC covers too.
+        """Return the features (h, w, d) of one sample without reading its image.
 
-        HDF5's own checksums are compared: they cover all chunks but those never written, and before the shard was
-        published it was read whole.
+        The CRC covers the image too and is not checked here. The checksums of HDF5 are checked instead: they cover all
+        chunks except chunks that were never written, and the whole shard was verified before it was published.
         """
         h, w = self.hw[row].tolist()
         features: Tensor = torch.from_numpy(self._part("tok", self.tok_off, row)).unflatten(0, (h, w))
         return features
 
     def record(self, row: int) -> Record:
-        """How the image of one sample was augmented."""
+        """Return the augmentation of the image of one sample."""
         return Record(*self.records[row].tolist())
 
     def _part(self, name: str, offsets: NDArray[np.int64], row: int) -> NDArray[Any]:
-        """What one sample has of a flat dataset; one that nothing was written to does not exist."""
+        """Return the part of a flat dataset for one sample; the dataset does not exist if all parts are empty."""
         if offsets[row] == offsets[row + 1]:
             return np.empty(0, np.uint8)
         try:
             part: NDArray[Any] = self.file[name][offsets[row] : offsets[row + 1]]
-        except Exception as error:  # as above
+        except Exception as error:  # many types, see __init__
             raise self._damaged(error, f"sample {row}, {self.keys[row]}: ") from error
         return part
 
@@ -204,8 +208,8 @@ class FeatureShard:
 
     def _damaged(self, what: object, where: str = "") -> CacheError:
         if isinstance(what, OSError) and what.errno in ACCESS_ERRORS:
-            return CacheError(f"{self.path} cannot be read ({what.strerror}). Make it readable; it may be whole.")
+            return CacheError(f"{self.path} cannot be read ({what.strerror}). Make it readable; it may be intact.")
         return CacheError(f"{self.path} is damaged: {where}{what}. {MEND}")
 
 
-MEND: Final = "Delete that file; the next `spar cache` or `spar fit` builds it again."
+MEND: Final = "Delete this file; the next `spar cache` or `spar fit` builds it again."

@@ -1,1 +1,1 @@
-"""Files on any file system: written whole or not at all, hashed, and shared between processes."""
+"""File utilities: atomic writes, content hashes, and a work queue shared by processes."""

@@ -1,8 +1,8 @@
-"""Files that are there whole or not at all, whatever dies in between.
+"""Atomic file writes: a file either exists with its full content or does not exist, even if the process dies.
 
-Content is written under a private name in a folder of the same file system, synced, and only then
-linked to its final name. A link never replaces: of two processes with the same result one publishes
-it, and the other finds it there.
+Content is written under a temporary name in a private folder on the same file system, synced, and then linked to its
+final name. A link never replaces an existing file: if two processes have the same result, the first one publishes it
+and the second one finds the name taken.
 """
 
 import errno
@@ -18,21 +18,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-# What keeps a whole file from being read or written: no reason to call it damaged.
+# Errors that prevent access to an intact file; they do not mean that it is damaged.
 ACCESS_ERRORS: Final = {
     getattr(errno, name)
     for name in ("EACCES", "EPERM", "EROFS", "ENOENT", "EMFILE", "ENFILE", "ENOMEM", "EIO", "ESTALE", "ETIMEDOUT")
 }
 NO_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-OLD: Final = 24 * 3600.0  # seconds after which an unfinished file of another machine is nobody's
+OLD: Final = 24 * 3600.0  # seconds after which unfinished files of other machines are deleted
 
 
 def _machine() -> str:
-    """Name of the machine since its last start and of the container: where it is equal, pids can be compared."""
+    """Return a name of machine, boot and PID namespace; processes with the same name can compare process IDs."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
         space = os.readlink("/proc/self/ns/pid").strip("pid:[]")
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         boot = space = "0"
     return f"{socket.gethostname()}-{boot}-{space}".replace(".", "_")
 
@@ -41,12 +41,12 @@ MACHINE: Final = _machine()
 
 
 def owner() -> str:
-    """Name of this process among all machines that share a folder."""
+    """Return the name of this process, unique among all machines that share a folder."""
     return f"{MACHINE}.{os.getpid()}"
 
 
 def is_dead(name: str) -> bool:
-    """Whether the process of this name is known to have ended; False where that cannot be seen from here."""
+    """Return True if the process with this name has ended; False if it runs or if this machine cannot tell."""
     machine, _, pid = name.partition(".")
     if machine != MACHINE or not pid.isdigit():
         return False
@@ -54,18 +54,18 @@ def is_dead(name: str) -> bool:
         os.kill(int(pid), 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # alive, of another user
+    except PermissionError:  # alive, but owned by another user
         return False
     return False
 
 
 def private_path(folder: Path, path: Path) -> Path:
-    """A new name in `folder` for the unfinished content of `path`; `sweep` knows whose it is."""
+    """Return a new path in `folder` for the unfinished content of `path`, with the process name for `sweep`."""
     return folder / f"{owner()}.{uuid.uuid4().hex[:8]}.{path.name}"
 
 
 def make_folder(folder: Path) -> None:
-    """Make a working folder, which a copy of a cache may lack; one for reading only goes without."""
+    """Create a working folder if it is missing; do nothing on a read-only file system or without write permission."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -80,18 +80,18 @@ def sweep(folder: Path) -> None:
         try:
             if is_dead(f"{machine}.{pid}") or time.time() - path.stat().st_mtime > OLD:
                 path.unlink()
-        except OSError as error:  # another process sweeps too or has published it; or the folder is for reading only
+        except OSError as error:  # another process has deleted or published the file, or the folder is read-only
             if error.errno not in ACCESS_ERRORS:
                 raise
 
 
 def write(path: Path, content: bytes | memoryview) -> None:
-    """Write a new file and bring it to the disk.
+    """Write a new file and sync it to disk.
 
     Raises:
-        OSError: The disk is full, among others; nothing is left behind.
+        OSError: The file exists or cannot be written (for example, disk full). A partial file is deleted.
     """
-    file = open(path, "xb")  # noqa: SIM115 - closed below; a name that exists is not ours to delete
+    file = open(path, "xb")  # noqa: SIM115 - closed below; outside of try, so that an existing file is not deleted
     try:
         with file:
             file.write(content)
@@ -103,15 +103,15 @@ def write(path: Path, content: bytes | memoryview) -> None:
 
 
 def link(unfinished: Path, path: Path) -> bool:
-    """Give a synced file its final name; False if that name was taken first. The unfinished name goes either way.
+    """Link a synced file to its final path and delete its temporary name; return False if `path` already exists.
 
-    Where the file system has no hard links, two processes that publish at the same moment may replace each other.
+    On file systems without hard links, two processes that publish at the same moment may replace each other's file.
     """
     try:
         os.link(unfinished, path)
         published = True
     except FileExistsError:
-        # Network file systems repeat a request whose answer was lost: it may be our own file that exists.
+        # Network file systems repeat a request if the reply was lost: the existing file may be our own.
         published = path.samefile(unfinished)
     except OSError as error:
         if error.errno not in NO_LINKS:
@@ -125,14 +125,14 @@ def link(unfinished: Path, path: Path) -> bool:
 
 
 def publish(path: Path, content: bytes | memoryview, private: Path) -> bool:
-    """Write a file at once, unless its name is taken; whether this call made it."""
+    """Write a file atomically and return True; return False if `path` already exists."""
     unfinished = private_path(private, path)
     write(unfinished, content)
     return link(unfinished, path)
 
 
 def replace(path: Path, content: bytes | memoryview, private: Path) -> None:
-    """Write a file at once, in place of one of the same name; `private` is created if necessary."""
+    """Write a file atomically, replacing an existing one; the folder `private` is created if necessary."""
     private.mkdir(parents=True, exist_ok=True)
     unfinished = private_path(private, path)
     write(unfinished, content)
@@ -141,16 +141,16 @@ def replace(path: Path, content: bytes | memoryview, private: Path) -> None:
 
 
 def replace_json(path: Path, content: Any, private: Path) -> None:
-    """Write plain data as indented JSON, like `replace`."""
+    """Write JSON-serializable data as indented JSON; otherwise like `replace`."""
     replace(path, f"{json.dumps(content, indent=2)}\n".encode(), private)
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield an unfinished folder next to `path`; it gets that name when the block ends without an error.
+    """Yield a temporary folder next to `path` and rename it to `path` if the block ends without an error.
 
     Raises:
-        OSError: `path` exists by then; the unfinished folder is removed, as after any error.
+        OSError: `path` exists when the block ends. The temporary folder is deleted, as after any error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{path.name}.unfinished-", dir=path.parent))
@@ -163,7 +163,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
+    """Sync the directory entries of a folder to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

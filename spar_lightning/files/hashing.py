@@ -1,4 +1,4 @@
-"""Content hashes. The formats never change: caches, checkpoints and results on disk are found by them."""
+"""Content hashes. The formats must not change: caches, checkpoints and results on disk are identified by them."""
 
 import hashlib
 import json
@@ -12,22 +12,22 @@ from torch import Tensor
 
 
 def hash_bytes(content: bytes, size: int = 16) -> bytes:
-    """Return blake2b of some bytes, `size` bytes long."""
+    """Return the BLAKE2b hash of some bytes, `size` bytes long."""
     return hashlib.blake2b(content, digest_size=size).digest()
 
 
 def sha256(content: bytes, digits: int = 64) -> str:
-    """Return the first hexadecimal digits of the sha256 of some bytes."""
+    """Return the first hexadecimal digits of the SHA-256 hash of some bytes."""
     return hashlib.sha256(content).hexdigest()[:digits]
 
 
 def hash_json(content: Any, digits: int = 64) -> str:
-    """Return the first hexadecimal digits of the sha256 of plain data as canonical JSON."""
+    """Return the first hexadecimal digits of the SHA-256 hash of data as JSON with sorted keys."""
     return sha256(json.dumps(content, sort_keys=True).encode(), digits)
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Return sha256 over names, types, shapes and bytes of tensors."""
+    """Return the SHA-256 hash of the names, dtypes, shapes and values of tensors, in hexadecimal."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -36,7 +36,7 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """Return sha256 of a file; it is read once per process while its size and time stay the same."""
+    """Return the SHA-256 hash of a file; cached in the process by path, size and modification time."""
     stat = path.stat()
     return _hash_file(path, stat.st_size, stat.st_mtime_ns)
 

@@ -1,8 +1,9 @@
-"""Work shared by any number of processes over a folder: each item is done once, a dead worker's is taken over.
+"""Work queue for any number of processes that share a folder: each item is processed once.
 
-There are no collectives and no locks, which network file systems often lack. A claim is a file that
-is created exclusively and touched while its owner lives. Claims only save work; what keeps the
-result right is that publishing never replaces (see `durable`).
+The queue needs neither collectives nor file locks, which network file systems often lack. A lease on an item is a file
+that is created exclusively and touched while its owner is alive. If the owner dies, another process takes over the
+item. Leases only prevent duplicate work; the result is correct because published files are never replaced (see
+`files.atomic`).
 """
 
 import os
@@ -22,21 +23,21 @@ STALE: Final = 180.0  # seconds without a heartbeat; attributes on network file 
 
 
 class Claims:
-    """The claims on items of one kind of work.
+    """Leases on the items of a work queue.
 
     Args:
-        folder: Where they lie; every worker sees the same folder.
+        folder: Folder of the lease files, shared by all workers.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def names(self) -> set[str]:
-        """Items that somebody works on."""
+        """Return the names of all leased items."""
         return set(os.listdir(self.folder))
 
     def take(self, name: str) -> bool:
-        """Claim an item; False if another process has it."""
+        """Acquire the lease on an item; return False if it is already leased."""
         try:
             descriptor = os.open(self.folder / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError:
@@ -48,11 +49,11 @@ class Claims:
         return True
 
     def take_over(self, name: str) -> bool:
-        """Claim an item whose owner has died; False if the owner lives or another process was faster."""
+        """Acquire the lease of a dead owner; return False if the owner is alive or another process was faster."""
         path = self.folder / name
         try:
             holder, age = path.read_text(), self._now() - path.stat().st_mtime
-            # A claim in our own name that we do not hold is of a process that had our pid, before a restart.
+            # A lease in our own name that we do not hold is from an earlier process with the same process ID.
             if holder != owner() and not is_dead(holder) and age < STALE:
                 return False
             path.unlink()
@@ -61,7 +62,7 @@ class Claims:
         return self.take(name)
 
     def holder(self, name: str) -> str:
-        """Who works on an item: machine and process; empty if nobody does any more."""
+        """Return the owner of a lease (machine and process ID); empty if the item is not leased."""
         try:
             return (self.folder / name).read_text()
         except FileNotFoundError:
@@ -69,7 +70,7 @@ class Claims:
 
     @contextmanager
     def held(self, name: str) -> Iterator[None]:
-        """Keep a claim fresh inside the block and give it back at its end."""
+        """Renew a lease while the block runs and release it at the end."""
         path, done = self.folder / name, threading.Event()
 
         def touch() -> None:
@@ -90,7 +91,7 @@ class Claims:
                 path.unlink(missing_ok=True)
 
     def _now(self) -> float:
-        """The time by the clock of the file system, which need not be this machine's."""
+        """Return the time of the file system's clock, which may differ from the clock of this machine."""
         probe = self.folder.parent / "tmp" / f"{owner()}.clock"
         probe.touch()
         now = probe.stat().st_mtime
@@ -105,19 +106,21 @@ def share(
     make: Callable[[str], Callable[[], None] | None],
     waiting: Callable[[str], None] = lambda holder: None,
 ) -> None:
-    """Do all items, together with every other process that calls this with the same folder.
+    """Process all items, together with all other processes that call this function with the same folder.
 
     Args:
-        names: The items, in the order in which they are best done.
-        claims: Who works on what.
-        done: The items that are finished.
-        make: Finishes one item, or returns what finishes it: called in a thread while the next item is made.
-        waiting: Called now and then with the holder of an item that others still work on.
+        names: Names of the items, in the preferred order.
+        claims: Leases on the items.
+        done: Function that returns the names of the finished items.
+        make: Function that processes one item. It may return a function that publishes the result, which is called in
+            a thread while the next item is processed.
+        waiting: Function that is called repeatedly while other processes work on the remaining items, with the owner
+            of one of their leases.
     """
     last = -1
     pause = 0.05
     publishing = False
-    # Closing `before` waits until the last item is published and gives its claim back.
+    # Closing `before` waits until the last item is published and releases its lease.
     with ThreadPoolExecutor(1) as writer, ExitStack() as before:
         while missing := [i for i, finished in enumerate(map(done().__contains__, names)) if not finished]:
             taken = claims.names()
@@ -125,7 +128,7 @@ def share(
             if free:
                 pick = next_item(free, last)
                 mine = claims.take(names[pick])
-            elif publishing:  # our own claim would look like one of a dead process
+            elif publishing:  # our own lease would look like the lease of a dead process
                 before.close()
                 publishing = False
                 continue
@@ -139,7 +142,7 @@ def share(
                 continue
             with ExitStack() as item:
                 item.enter_context(claims.held(names[pick]))
-                # Finished between the look and the claim?
+                # Another process may have finished the item before we acquired the lease.
                 publish = make(names[pick]) if names[pick] not in done() else None
                 before.close()
                 if publish is not None:
@@ -149,13 +152,13 @@ def share(
 
 
 def next_item(free: Sequence[int], last: int) -> int:
-    """The item to claim: the one after the last, or the middle of the longest run of free ones.
+    """Return the index of the next item: the one after the last, or the middle of the longest run of free items.
 
-    Workers spread over the list without knowing of each other, and each reads its part in order.
+    Workers thus spread over the list without communication, and each reads its part in order.
 
     Args:
-        free: Indices that nobody has claimed, ascending and not empty.
-        last: The index that this worker did before, or -1.
+        free: Indices of the items without a lease, ascending and not empty.
+        last: Index of the item that this worker processed before, or -1.
     """
     if last + 1 in free:
         return last + 1

@@ -1,1 +1,1 @@
-"""Pixels before any network: decoding, user input, sizes."""
+"""Image processing before the network: decoding, user input, resizing."""

@@ -1,4 +1,4 @@
-"""Images as bytes and as tensors (3, H, W) uint8."""
+"""Conversion between encoded images (bytes) and tensors (3, H, W) uint8."""
 
 import io
 import warnings
@@ -15,14 +15,14 @@ LONGEST_WEBP: Final = 16383  # pixels
 
 
 class ImageError(UserError):
-    """The bytes are no image that can be read whole and shown in RGB."""
+    """Error raised if bytes cannot be decoded completely as an image and converted to RGB."""
 
 
 def encode_image(image: Tensor) -> bytes:
-    """Lossless bytes of an image (3, H, W) uint8.
+    """Encode an image (3, H, W) uint8 without loss.
 
-    WebP: a fifth smaller than PNG, and written and read in less time, measured on photographs. It ends at
-    16383 pixels; longer images become PNG.
+    The format is WebP: a fifth smaller than PNG, and faster to write and read (measured on photographs). WebP is
+    limited to 16383 pixels per side; larger images are encoded as PNG.
     """
     buffer = io.BytesIO()
     pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
@@ -34,41 +34,41 @@ def encode_image(image: Tensor) -> bytes:
 
 
 def decode_image(content: bytes, upright: bool = False) -> Tensor:
-    """Image (3, H, W) uint8 from the bytes of any format that Pillow reads.
+    """Decode an image of any format that Pillow reads to a tensor (3, H, W) uint8.
 
-    Grey, palette, CMYK and 16-bit images become RGB; alpha is dropped.
+    Gray, palette, CMYK and 16-bit images are converted to RGB; alpha is dropped.
 
     Args:
-        content: The file.
-        upright: Turn the image as its EXIF orientation says; the published code ignores that.
+        content: Bytes of the image file.
+        upright: Whether to apply the EXIF orientation; the published code ignores it.
 
     Raises:
-        ImageError: The bytes are damaged, or their mode has no known range (32 bits, floating point).
+        ImageError: The bytes are damaged, or the range of the pixel values is unknown (32-bit, floating point).
     """
     if not content:
-        raise ImageError("0 bytes")
+        raise ImageError("the file is empty (0 bytes)")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large images are what we are for
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large images are expected here
             with Image.open(io.BytesIO(content)) as image:
                 return from_pillow(image, upright)
     except UnidentifiedImageError as error:
-        raise ImageError("no image of a known format") from error
+        raise ImageError("not an image in a known format") from error
     except MemoryError:
         raise
-    except Exception as error:  # every format has its own ways to fail
+    except Exception as error:  # Pillow raises different exception types for each format
         raise ImageError(str(error) or type(error).__name__) from error
 
 
 def from_pillow(image: Image.Image, upright: bool) -> Tensor:
-    """Image (3, H, W) uint8 of one that Pillow has opened; arguments and errors as for `decode_image`."""
+    """Convert a PIL image to a tensor (3, H, W) uint8; see `decode_image` for arguments and errors."""
     if upright:
         image = ImageOps.exif_transpose(image)
     return torch.from_numpy(_rgb(image)).permute(2, 0, 1).contiguous()
 
 
 def image_size(content: bytes) -> tuple[int, int]:
-    """Height and width in pixels from the header alone, (0, 0) where it cannot be read."""
+    """Return height and width in pixels from the image header; (0, 0) if it cannot be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -76,15 +76,15 @@ def image_size(content: bytes) -> tuple[int, int]:
                 return image.height, image.width
     except MemoryError:
         raise
-    except Exception:  # as above
+    except Exception:  # see decode_image
         return 0, 0
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    """Pixels (H, W, 3) uint8."""
-    if image.mode.startswith("I;16"):  # Pillow would clip these to 255
+    """Return pixels (H, W, 3) uint8."""
+    if image.mode.startswith("I;16"):  # convert() would clip values to 255
         high = (np.array(image).astype(np.uint16) >> 8).astype(np.uint8)
         return np.stack([high] * 3, axis=-1)
     if image.mode in ("I", "F"):
-        raise ImageError(f"pixels of mode {image.mode} have no known range")
+        raise ImageError(f"the range of pixels in mode {image.mode} is unknown")
     return np.array(image.convert("RGB"))

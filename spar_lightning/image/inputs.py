@@ -1,4 +1,4 @@
-"""What people have as an image, as the tensor that everything here works on."""
+"""Conversion of user input (path, PIL image, array or tensor) to an image tensor (3, H, W) uint8."""
 
 from pathlib import Path
 
@@ -15,20 +15,25 @@ ImageLike = str | Path | Image.Image | NDArray[np.generic] | Tensor
 
 
 def as_pixels(image: ImageLike) -> Tensor:
-    """Image (3, H, W) uint8.
+    """Convert user input to an image tensor (3, H, W) uint8.
 
     Args:
-        image: A path or a PIL image, turned as its EXIF orientation says; an array (H, W), (H, W, 1), (H, W, 3) or
-            (H, W, 4), or a tensor (3, H, W): uint8, uint16 or floating point from 0 to 1. Alpha is dropped.
+        image: One of:
+
+            - a path or a PIL image; the EXIF orientation is applied
+            - an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); alpha is dropped
+            - a tensor (3, H, W)
+
+            Arrays and tensors contain uint8, uint16, or floating-point values from 0 to 1.
 
     Raises:
-        ImageError: The file is no image.
-        UserError: There is no file, or the array has another shape, type or range.
+        ImageError: The file does not exist or cannot be decoded, or the range of its pixel values is unknown.
+        UserError: The type of the input, or the shape, dtype or range of its values is not supported.
     """
     if isinstance(image, str | Path):
         path = Path(image)
         if not path.is_file():
-            raise ImageError(f"There is no image {path}. Give the path of a file, a PIL image, an array or a tensor.")
+            raise ImageError(f"No such image file: {path}. Pass the path of a file, a PIL image, an array or a tensor.")
         try:
             return decode_image(path.read_bytes(), upright=True)
         except (ImageError, OSError) as error:
@@ -40,9 +45,11 @@ def as_pixels(image: ImageLike) -> Tensor:
         return _of_array(image)
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
-            raise UserError(f"A tensor must be (3, H, W), but got {tuple(image.shape)}. An array may be (H, W, 3).")
+            raise UserError(
+                f"Image tensors must have shape (3, H, W), but got {tuple(image.shape)}. An array may be (H, W, 3)."
+            )
         return _in_bytes(image)
-    raise UserError(f"An image is a path, a PIL image, an array or a tensor, but got {type(image).__name__}.")
+    raise UserError(f"Images must be a path, a PIL image, an array or a tensor, but got {type(image).__name__}.")
 
 
 def _of_array(array: NDArray[np.generic]) -> Tensor:
@@ -50,8 +57,8 @@ def _of_array(array: NDArray[np.generic]) -> Tensor:
         array = array[..., None]
     if array.ndim != 3 or array.shape[-1] not in (1, 3, 4) or not array.size:
         raise UserError(
-            f"An array must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), but got {array.shape}. "
-            "Of a batch give one image at a time; channels come last."
+            f"Image arrays must have shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), but got {array.shape}. "
+            "Pass one image at a time, with the channels last."
         )
     colours = np.ascontiguousarray(array[..., :3])
     if not (colours.dtype in (np.uint8, np.uint16) or np.issubdtype(colours.dtype, np.floating)):
@@ -60,20 +67,20 @@ def _of_array(array: NDArray[np.generic]) -> Tensor:
 
 
 def _in_bytes(pixels: Tensor) -> Tensor:
-    """Values of any type that has a known range."""
+    """Convert pixels of a supported dtype to uint8."""
     if pixels.dtype == torch.uint8:
         return pixels
     if pixels.dtype == torch.uint16:
         return (pixels.to(torch.int32) >> 8).to(torch.uint8)
     if not pixels.is_floating_point():
         raise UserError(_TYPES.format(pixels.dtype))
-    if not bool(((pixels >= 0) & (pixels <= 1)).all()):  # NaN is neither
+    if not bool(((pixels >= 0) & (pixels <= 1)).all()):  # False for NaN, too
         low, high = pixels.min().item(), pixels.max().item()
         raise UserError(
-            f"Floating-point pixels lie from 0 to 1, but got {low:.4g} to {high:.4g}. Divide by the white value, or "
-            "undo the normalisation: that is done here."
+            f"Floating-point pixels must be from 0 to 1, but got {low:.4g} to {high:.4g}. Divide by the "
+            "maximum (such as 255), or undo the normalization by mean and std, which is done internally."
         )
     return (pixels.float() * 255).round().to(torch.uint8)
 
 
-_TYPES = "Pixels are uint8, uint16 or floating point from 0 to 1, but got {}."
+_TYPES = "Pixels must be uint8, uint16, or floating point from 0 to 1, but got {}."

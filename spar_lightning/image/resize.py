@@ -1,11 +1,11 @@
-"""Sizes of images: mmcv's keep-ratio resize, and sides that are no multiples of the patch.
+"""Image resizing: mmcv's keep-ratio resize, and rules for sides that are not multiples of the patch size.
 
-One rule for all backbones decides what becomes of such sides.
+The option `patch_fit` selects how image sides are made multiples of the patch size:
 
-`aligned` resizes to the nearest multiples, so that the patch grid covers the image exactly. `paper`
-reproduces what the published code does per family (a backbone names it in `paper_patch_fit`); the maps
-it gives are off by up to a patch at the right and lower border, because the grid is then laid over the
-image as if it fitted.
+- `aligned` resizes to the nearest multiples, so that the patch grid covers the image exactly.
+- `paper` reproduces the published code of each backbone family (attribute `paper_patch_fit` of the backbone). Its
+  results are misaligned by up to one patch at the right and lower borders, because the patch grid is then mapped to
+  the image as if it fitted exactly.
 """
 
 import math
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from spar_lightning.errors import UserError
 
-Rule = Callable[[Tensor, int], Tensor]  # images (B, 3, H, W) and the patch P -> images with sides that P divides
+Rule = Callable[[Tensor, int], Tensor]  # images (B, 3, H, W), patch size P -> images with sides divisible by P
 PatchFit = Literal["aligned", "paper"]
-Resize = tuple[int, int] | int | None  # bounds of the long and the short side, or the side of a square of that area
+Resize = tuple[int, int] | int | None  # bounds of long and short side, or side of a square of equal area
 
 
 def check_sides(images: Tensor, patch_size: int) -> None:
@@ -28,25 +28,25 @@ def check_sides(images: Tensor, patch_size: int) -> None:
     height, width = images.shape[-2:]
     if not height or not width or height % patch_size or width % patch_size:
         raise UserError(
-            f"Images must have sides that are multiples of the patch size {patch_size}, but got "
-            f"{height} x {width}. Resize the image first; Segmenter does it for you."
+            f"Image sides must be multiples of the patch size {patch_size}, but got {height} x {width}. "
+            "Resize the image first, or use Segmenter, which resizes images itself."
         )
 
 
 def rescaled(height: int, width: int, bounds: tuple[int, int]) -> tuple[int, int]:
-    """Largest size with the same aspect whose long and short side stay within the bounds (mmcv's rule)."""
+    """Return the largest size of the same aspect ratio with both sides within the bounds (rule of mmcv)."""
     factor = min(max(bounds) / max(height, width), min(bounds) / min(height, width))
     return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 
 
 def of_area(height: int, width: int, side: int, multiple: int) -> tuple[int, int]:
-    """Size with nearly the same aspect and the area of a square, both sides multiples of a number (paper, Figure 3)."""
+    """Return a size of similar aspect ratio with area `side` x `side`, in multiples of `multiple` (paper, Figure 3)."""
     factor = side / math.sqrt(height * width)
     return max(1, round(height * factor / multiple)) * multiple, max(1, round(width * factor / multiple)) * multiple
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Image (3, H, W) uint8 at another size: bilinear without antialias, rounded, as OpenCV's INTER_LINEAR."""
+    """Resize an image (3, H, W) uint8 like OpenCV's INTER_LINEAR: bilinear, no antialiasing, rounded."""
     if size == tuple(image.shape[-2:]):
         return image
     pixels = F.interpolate(image[None].float(), size, mode="bilinear", align_corners=False)[0]
@@ -54,7 +54,7 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def at_most(image: Tensor, side: int) -> Tensor:
-    """Image (3, H, W) uint8 whose long side has at most this many pixels: shrunk with antialias, never enlarged."""
+    """Limit the long side of an image (3, H, W) uint8 to `side` pixels: shrink with antialiasing, never enlarge."""
     height, width = image.shape[-2:]
     if max(height, width) <= side:
         return image
@@ -64,24 +64,24 @@ def at_most(image: Tensor, side: int) -> Tensor:
 
 
 def aligned(images: Tensor, patch: int) -> Tensor:
-    """Resize (bilinear) to the nearest multiples."""
+    """Resize (bilinear) both sides to the nearest multiples of the patch size."""
     return _resized(images, [max(1, round(side / patch)) * patch for side in images.shape[-2:]], "bilinear")
 
 
 def pad(images: Tensor, patch: int) -> Tensor:
-    """Zeros right and below, up to the next multiples: the published SigLIP2 code."""
+    """Pad with zeros at the right and bottom to the next multiples, as in the published SigLIP2 code."""
     height, width = images.shape[-2:]
     return F.pad(images, (0, -width % patch, 0, -height % patch))
 
 
 def drop(images: Tensor, patch: int) -> Tensor:
-    """Leave out what is over: the published OpenCLIP code. A side below one patch is stretched to it."""
+    """Crop to the previous multiples, as in the published OpenCLIP code; sides below one patch are stretched."""
     height, width = (side // patch * patch for side in images.shape[-2:])
     return images[..., :height, :width] if height and width else stretch(images, patch)
 
 
 def stretch(images: Tensor, patch: int) -> Tensor:
-    """Resize (bicubic) to the next multiples: the published DINOv3.txt code."""
+    """Resize (bicubic) to the next multiples, as in the published DINOv3.txt code."""
     return _resized(images, [-(-side // patch) * patch for side in images.shape[-2:]], "bicubic")
 
 

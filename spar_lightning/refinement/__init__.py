@@ -1,7 +1,7 @@
 """Refinement of patch-text similarities (LPOSS) and guided upsampling to pixels (AnyUp).
 
-Neither trains anything and neither knows a backbone; both take maps of class names on the patch grid. A new
-refinement is a file here and a line below, which makes its class name known to configurations.
+Both work without training and for any backbone, on the similarity maps of class names on the patch grid. To add a
+refinement, add a module to this package and import its class below. Configurations can then use the class name.
 """
 
 from spar_lightning.refinement.anyup import AnyUp as AnyUp

@@ -1,12 +1,11 @@
-"""AnyUp: maps of any kind, brought from the patch grid to the size of an image, guided by the image.
+"""AnyUp: image-guided upsampling of any maps from the patch grid to the size of an image.
 
-Wimmer et al., AnyUp: Universal Feature Upsampling (ICLR 2026, arXiv 2510.12764): every pixel takes an average of
-the maps at the patches near it, weighted by attention between image and patches. Written anew, so that the official
-weights (CC-BY-4.0, github.com/wimmerth/anyup) give the official numbers in a fraction of the memory: the
-networks at full size are convolutions of 1 x 1 between norms, and run through the image in pieces,
-in place; the attention runs in bands of rows.
+Wimmer et al., AnyUp: Universal Feature Upsampling (ICLR 2026, arXiv 2510.12764): each pixel gets an average of the
+maps at nearby patches, weighted by attention between image and patches. This implementation gives the official results
+with the official weights (CC-BY-4.0, github.com/wimmerth/anyup) in a fraction of the memory. The full-size layers are
+1 x 1 convolutions between norms; they process the image in pieces and in place. The attention runs in bands of rows.
 
-Shapes: C maps, H x W pixels of the image, h x w patches, 128 channels inside.
+Shapes: C maps, H x W pixels of the image, h x w patches, 128 internal channels.
 """
 
 from functools import lru_cache
@@ -24,24 +23,24 @@ from spar_lightning.files.hashing import hash_tensors
 from spar_lightning.refinement.anyup_attention import WindowAttention
 from spar_lightning.refinement.anyup_encoders import WIDTH, Encoder, Pointwise, Rotation, Smoothing, Unification
 
-BILINEAR: Final = "bilinear"  # in settings: no AnyUp
+BILINEAR: Final = "bilinear"  # value of the setting that disables AnyUp
 RELEASES: Final = "https://github.com/wimmerth/anyup/releases/download"
-OFFICIAL: Final = {  # named as by their hub
+OFFICIAL: Final = {  # names as in the official torch.hub entry points
     "anyup": f"{RELEASES}/checkpoint/anyup_paper.pth",
     "anyup_multi_backbone": f"{RELEASES}/checkpoint_v2/anyup_multi_backbone.pth",
 }
 
 
 class AnyUp(nn.Module):
-    """Upsampling of any maps, guided by an image; for inference alone.
+    """Image-guided upsampler for any maps, for inference only.
 
     Args:
-        weights: `anyup`, those of its paper, trained with DINOv2 alone, or `anyup_multi_backbone`, trained with five
-            backbones, SigLIP2 among them; both are downloaded once (3.5 MB). Or the path of either file; null for
-            random weights.
+        weights: `anyup` (weights of the paper, trained with DINOv2 only), `anyup_multi_backbone` (trained with five
+            backbones, including SigLIP2), or the path of either file. The named weights are downloaded once (3.5 MB).
+            null selects random weights.
     """
 
-    mean = (0.485, 0.456, 0.406)  # ImageNet's, whatever backbone the maps come from
+    mean = (0.485, 0.456, 0.406)  # ImageNet statistics, for maps of any backbone
     std = (0.229, 0.224, 0.225)
 
     def __init__(self, weights: str | None = "anyup") -> None:
@@ -60,22 +59,22 @@ class AnyUp(nn.Module):
         self.eval().requires_grad_(False)
 
     def identity(self) -> dict[str, str]:
-        """What upsampled maps depend on."""
+        """Return the name and the hash of the weights, which determine the upsampled maps."""
         return {"name": "AnyUp", "weights": hash_tensors(self.state_dict())}
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Turn pixels (..., 3, H, W) in [0, 1] into the guide."""
+        """Normalize pixels (..., 3, H, W) in [0, 1] to a guide image."""
         mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         return ((pixels - mean) / std).to(self.rope.freqs.dtype)
 
     @torch.no_grad()
     def forward(self, images: Tensor, maps: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Maps (B, C, H', W') from maps (B, C, h, w) of any kind, features or scores.
+        """Upsample maps (B, C, h, w) of any kind, such as features or scores, to (B, C, H', W').
 
         Args:
-            images: (B, 3, H, W), normalised with `mean` and `std`.
-            maps: Averages of these are all that the result holds.
-            size: H' and W'; None takes the image's.
+            images: Guide images (B, 3, H, W), normalized with `mean` and `std`.
+            maps: Maps to upsample. All values of the result are weighted averages of their values.
+            size: H' and W'; None uses the size of the images.
         """
         results = []
         for image, values in zip(images, maps, strict=True):
@@ -85,23 +84,23 @@ class AnyUp(nn.Module):
 
     @torch.no_grad()
     def encode(self, image: Tensor, maps: Tensor, size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
-        """Queries (128, H', W') and keys (128, h, w) of one image, for `cross_decode.rows`."""
+        """Compute the queries (128, H', W') and keys (128, h, w) of one image, for `cross_decode.rows`."""
         grid = (maps.shape[-2], maps.shape[-1])
         keys = F.adaptive_avg_pool2d(self.key_encoder(self._encoded(image)), grid)
         keys = torch.cat([keys, self.key_features_encoder(F.normalize(maps.to(keys.dtype), dim=0))])
-        queries = self.query_encoder(self._encoded(image))  # anew: kept, it would be a third tensor of full size
+        queries = self.query_encoder(self._encoded(image))  # encoded again, to avoid a third full-size tensor
         if size is not None and size != tuple(image.shape[-2:]):
             queries = F.adaptive_avg_pool2d(queries, size)
         return queries, self.aggregation(keys)
 
     def _encoded(self, image: Tensor) -> Tensor:
-        """The image (3, H, W) as 128 channels (128, H, W)."""
+        """Encode an image (3, H, W) to 128 channels (128, H, W)."""
         encoded: Tensor = self.rope(self.image_encoder(image))
         return encoded
 
 
 def _tensors(weights: str) -> dict[str, Tensor]:
-    """Read the weights, once per process and file: every segmenter builds its own upsampler from them."""
+    """Read the weights once per process and file, because each segmenter builds its own upsampler."""
     check_weights(weights)
     path = official(weights) if weights in OFFICIAL else Path(weights)
     stat = path.stat()
@@ -114,10 +113,10 @@ def _read(path: str, size: int, time: int) -> dict[str, Tensor]:
 
 
 def official(name: str) -> Path:
-    """The file of one of the official weights, where torch.hub keeps it too; downloaded if it is not there.
+    """Return the file of official weights in the torch.hub cache; download it if it is missing.
 
     Raises:
-        WeightsError: It cannot be fetched.
+        WeightsError: If the download fails.
     """
     url = OFFICIAL[name]
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
@@ -127,16 +126,17 @@ def official(name: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), progress=False)
         except (OSError, HTTPException) as error:  # URLError is an OSError
             raise WeightsError(
-                f"The weights of {name} cannot be fetched from {url} ({error}). Fetch the file elsewhere, and give its "
-                f"path or put it at {path}."
+                f"The weights {name} cannot be downloaded from {url} ({error}). Download the file on another machine, "
+                f"and pass its path or copy it to {path}."
             ) from error
     return path
 
 
 def check_weights(weights: str) -> None:
-    """Raise UserError if a name is neither one of the official weights nor a file."""
+    """Raise UserError unless `weights` names official weights or an existing file."""
     if weights not in OFFICIAL and not Path(weights).is_file():
         raise UserError(
-            f"upsampler: {weights!r} is no file. {nearest(weights, [BILINEAR, *OFFICIAL])}Allowed are {BILINEAR}, "
-            f"{', '.join(OFFICIAL)}, and the path of a weight file of AnyUp."
+            f"upsampler: {weights!r} is not a known name or an existing file. "
+            f"{nearest(weights, [BILINEAR, *OFFICIAL])}Allowed: {BILINEAR}, {', '.join(OFFICIAL)}, "
+            "or the path of an AnyUp weight file."
         )

@@ -1,8 +1,8 @@
-"""Attention of pixels to the patches near them, in bands of rows: exact, without a mask of pixels times patches.
+"""Attention from pixels to nearby patches in bands of rows: exact, and without a mask of all pixels times all patches.
 
-A pixel sees the patches within a tenth of the image's height and width. Pixels of neighbouring rows mostly see
-the same rows of patches; such rows make a band, in tiles of some columns, whose keys are cut out of the grid. A mask
-is left over for the columns alone.
+A pixel sees the patches within a tenth of the image's height and width. Pixels of adjacent rows usually see the same
+rows of patches. Such rows form a band, which is split into tiles of some columns. The keys of a tile are cut out of
+the grid, so only the columns need a mask.
 
 Shapes: C maps, H x W pixels, h x w patches, 128 channels in 4 heads.
 """
@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from spar_lightning.refinement.base import BAND
 
 HEADS: Final = 4
-REACH: Final = 0.1  # of the image's side, to each direction
-TILE: Final = 8  # columns of patches: wider tiles are fewer, but hide more of their keys
+REACH: Final = 0.1  # fraction of the image side, in each direction
+TILE: Final = 8  # columns of patches; wider tiles are fewer, but mask more of their keys
 
 
 class WindowAttention(nn.Module):
-    """The last part of AnyUp; its modules are named as in the official weights, of which two go unused.
+    """Last stage of AnyUp, with module names as in the official weights (two of these weights are unused).
 
     Args:
-        width: Channels of queries and keys.
+        width: Number of channels of queries and keys.
     """
 
     def __init__(self, width: int) -> None:
@@ -36,12 +36,12 @@ class WindowAttention(nn.Module):
 
     @torch.no_grad()
     def rows(self, queries: Tensor, keys: Tensor, values: Tensor) -> Iterator[Tensor]:
-        """Averages (C, n, W) of the values, n rows of pixels at a time, from top to bottom.
+        """Yield weighted averages (C, n, W) of the values, n rows of pixels at a time, from top to bottom.
 
         Args:
-            queries: (128, H, W).
-            keys: (128, h, w).
-            values: (C, h, w), in any number.
+            queries: Queries of all pixels (128, H, W).
+            keys: Keys of all patches (128, h, w).
+            values: Maps to upsample (C, h, w), with any C.
         """
         (height, width), (h, w) = queries.shape[1:], keys.shape[1:]
         keys = self.cross_attn.keys(keys)  # (heads, h, w, channels)
@@ -55,13 +55,13 @@ class WindowAttention(nn.Module):
             result = values.new_empty(len(values), stop - start, width)
             for tile in tiles:
                 weights = attention(band[:, :, tile.pixels], keys[:, seen, tile.patches], tile.hidden)
-                with torch.autocast(values.device.type, enabled=False):  # close classes differ by less than bf16 holds
+                with torch.autocast(values.device.type, enabled=False):  # bf16 cannot separate close classes
                     average = values[:, seen, tile.patches].flatten(1) @ weights.to(values.dtype).T
                 result[:, :, tile.pixels] = average.unflatten(1, (stop - start, -1))
             yield result
 
     def _smoothed(self, queries: Tensor, start: int, stop: int) -> Tensor:
-        """The rows start..stop-1 after the convolution of 3 x 3, zeros outside: (128, n, W)."""
+        """Return rows start..stop-1 after the 3 x 3 convolution with zero padding: (128, n, W)."""
         above, below = int(start > 0), int(stop < queries.shape[1])
         padded = F.pad(queries[None, :, start - above : stop + below], (1, 1, 1 - above, 1 - below))
         return F.conv2d(padded, self.conv2d.weight)[0].to(queries.dtype)
@@ -71,21 +71,21 @@ class Projections(nn.Module):
     """Norms and projections of queries and keys.
 
     Args:
-        width: Channels.
+        width: Number of channels.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm_q = nn.RMSNorm(width)
         self.norm_k = nn.RMSNorm(width)
-        self.attention = nn.MultiheadAttention(width, HEADS)  # holds weights, is never called
+        self.attention = nn.MultiheadAttention(width, HEADS)  # stores the weights, never called
 
     def queries(self, x: Tensor) -> Tensor:
-        """(heads, n, W, channels) of (128, n, W)."""
+        """Project queries (128, n, W) to (heads, n, W, channels)."""
         return self._project(self.norm_q(x.movedim(0, -1)), 0)
 
     def keys(self, x: Tensor) -> Tensor:
-        """(heads, h, w, channels) of (128, h, w)."""
+        """Project keys (128, h, w) to (heads, h, w, channels)."""
         return self._project(self.norm_k(x.movedim(0, -1)), 1)
 
     def _project(self, x: Tensor, part: int) -> Tensor:
@@ -96,12 +96,12 @@ class Projections(nn.Module):
 
 
 class Tile(NamedTuple):
-    """Neighbouring columns of pixels.
+    """Block of adjacent pixel columns.
 
     Attributes:
-        pixels: The columns.
-        patches: The columns of patches that any of them sees.
-        hidden: Which of these each of them does not see (t, l).
+        pixels: Pixel columns of the tile (t).
+        patches: Patch columns that at least one of them sees (l).
+        hidden: Boolean mask (t, l), True if the pixel column does not see the patch column.
     """
 
     pixels: slice
@@ -109,12 +109,12 @@ class Tile(NamedTuple):
     hidden: Tensor
 
     def to(self, device: torch.device) -> "Tile":
-        """The same on a device."""
+        """Return a copy with the mask on `device`."""
         return self._replace(hidden=self.hidden.to(device))
 
 
 def columns(pixels: int, patches: int) -> Iterator[Tile]:
-    """The tiles of an axis."""
+    """Yield the tiles of the horizontal axis for the given numbers of pixels and patches."""
     lefts, rights = reach(pixels, patches)
     width = -(-pixels // patches) * TILE
     for start in range(0, pixels, width):
@@ -125,22 +125,25 @@ def columns(pixels: int, patches: int) -> Iterator[Tile]:
 
 
 def attention(queries: Tensor, keys: Tensor, hidden: Tensor) -> Tensor:
-    """Weights (n*t, m*l) of a tile of n x t pixels on m x l patches, averaged over the heads.
+    """Compute the attention weights (n*t, m*l) of n x t pixels on m x l patches, averaged over the heads.
 
     Args:
-        queries: (heads, n, t, channels).
-        keys: (heads, m, l, channels).
-        hidden: Columns of patches that a column of pixels does not see (t, l).
+        queries: Queries of a tile (heads, n, t, channels).
+        keys: Keys of the patches that it sees (heads, m, l, channels).
+        hidden: Boolean mask (t, l), True if a pixel column does not see a patch column.
     """
     scores = queries.flatten(1, 2) @ keys.flatten(1, 2).mT / keys.shape[-1] ** 0.5
-    grid = scores.view(*queries.shape[:3], *keys.shape[1:3])  # (heads, n, t, m, l), the same memory
+    grid = scores.view(*queries.shape[:3], *keys.shape[1:3])  # (heads, n, t, m, l), a view
     grid.masked_fill_(hidden[:, None], -torch.inf)
     weights: Tensor = scores.softmax(-1).mean(0)
     return weights
 
 
 def reach(pixels: int, patches: int) -> tuple[Tensor, Tensor]:
-    """First patch that each pixel of an axis sees, and the one after the last; in fp32, as the official code."""
+    """Return the first patch that each pixel of an axis sees, and the patch after the last one.
+
+    They are computed in fp32, as in the official code.
+    """
     position = (torch.arange(pixels, dtype=torch.float32) + 0.5) / pixels
     first = ((position - REACH).clamp(0, 1) * patches).floor().long()
     last = ((position + REACH).clamp(0, 1) * patches).ceil().long()
@@ -148,7 +151,7 @@ def reach(pixels: int, patches: int) -> tuple[Tensor, Tensor]:
 
 
 def runs(tops: Tensor, bottoms: Tensor, most: int) -> Iterator[tuple[int, int]]:
-    """Start and stop of consecutive rows of pixels that see the same rows of patches, `most` at once."""
+    """Yield start and stop of up to `most` adjacent pixel rows that see the same rows of patches."""
     changes = (tops.diff().bool() | bottoms.diff().bool()).nonzero().flatten() + 1
     edges = [0, *changes.tolist(), len(tops)]
     for start, stop in pairwise(edges):

@@ -1,9 +1,9 @@
-"""LPOSS: scores of class names spread over the patches of an image that look alike and lie close together.
+"""LPOSS: propagation of class scores between patches that look alike and are close to each other.
 
 Label Propagation Over Patches for Open-vocabulary Semantic Segmentation (CVPR 2025, arXiv 2503.19777), in plain
-torch. Every patch is joined to its k most similar ones; the scores Z solve (I - alpha W) Z = Y, where Y are
-the cosines and W is the normalised graph. The graph is sparse from the start, so that a large image
-costs k entries per patch and no N x N matrix.
+PyTorch. Each patch is connected to its k most similar patches. The scores Z solve (I - alpha W) Z = Y, where Y are the
+similarities and W is the normalized graph. The graph is built as a sparse matrix: it needs k entries per patch, never
+an N x N matrix.
 
 Shapes: N = h*w patches, d channels, Q names.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from spar_lightning.errors import UserError
 from spar_lightning.refinement.base import BAND, Refinement
 
-TOLERANCE: Final = 1e-6  # of the residual, relative to the cosines of a name
+TOLERANCE: Final = 1e-6  # residual relative to the similarities of a name
 
 
 Preset = Literal["pretrained", "spar"]
@@ -30,19 +30,22 @@ PRESETS: Final[dict[Preset, dict[str, float]]] = {
 
 
 class LPOSS(Refinement):
-    """Label propagation over patches.
+    """Refinement by label propagation over patches.
 
     Args:
-        preset: Values of the settings below that are null: `pretrained`, which the paper takes for pretrained networks
-            and sliding windows, or `spar` for its student (they differ in gamma: 1 and 10).
-        gamma: Exponent of the cosine similarity of two patches: larger keeps to the most similar ones.
-        alpha: Share of a patch's score that comes from its neighbours, from 0 to below 1; the condition of the linear
-            system grows as 1 / (1 - alpha).
-        k: Neighbours of a patch, itself included; an image of fewer patches takes all.
-        sigma: Decay of the affinity with the distance of two patches, per pixel of the network's image.
+        preset: Default values of gamma, alpha, k and sigma: `pretrained` (gamma 1, in the paper for pretrained
+            networks and sliding windows) or `spar` (gamma 10, in the paper for its student).
+        gamma: Exponent of the cosine similarity of two patches, above 0. Larger values favor the most similar patches.
+            null uses the preset.
+        alpha: Share of a patch's score that comes from its neighbors, at least 0 and below 1; null uses the preset.
+            The condition number of the linear system grows as 1 / (1 - alpha).
+        k: Number of neighbors of a patch, including itself; null uses the preset. An image with fewer patches uses
+            all patches.
+        sigma: Decay of the affinity per pixel of distance between two patches in the network's input, at least 0; null
+            uses the preset.
 
     Raises:
-        UserError: A number is outside its range.
+        UserError: If a value is out of range.
     """
 
     def __init__(
@@ -54,15 +57,15 @@ class LPOSS(Refinement):
         sigma: float | None = None,
     ) -> None:
         if preset not in PRESETS:
-            raise UserError(f"refine: LPOSS has no preset {preset!r}. Allowed are {', '.join(PRESETS)}.")
+            raise UserError(f"refine: LPOSS does not have a preset {preset!r}. Allowed: {', '.join(PRESETS)}.")
         given = {"gamma": gamma, "alpha": alpha, "k": k, "sigma": sigma}
         settings = PRESETS[preset] | {name: value for name, value in given.items() if value is not None}
         self.gamma, self.alpha, self.sigma = settings["gamma"], settings["alpha"], settings["sigma"]
         self.k = int(settings["k"])
         if not self.gamma > 0 or not 0 <= self.alpha < 1 or self.k < 1 or not self.sigma >= 0:
             raise UserError(
-                f"refine: gamma must be above 0, alpha from 0 to below 1, k at least 1 and sigma not negative, but got "
-                f"{settings}."
+                f"refine: gamma must be above 0, alpha at least 0 and below 1, k at least 1, and sigma at least 0, but "
+                f"got {settings}."
             )
 
     def identity(self) -> dict[str, Any]:
@@ -70,7 +73,7 @@ class LPOSS(Refinement):
 
     @torch.no_grad()
     def __call__(self, features: Tensor, similarities: Tensor, patch_size: int) -> Tensor:
-        """Return refined scores (Q, h, w), at least fp32, up to 1 / (1 - alpha) times as large as the similarities."""
+        """Return refined scores (Q, h, w) in fp32 or higher, up to 1 / (1 - alpha) times the similarities."""
         with torch.autocast(similarities.device.type, enabled=False):
             dtype = torch.promote_types(similarities.dtype, torch.float32)
             graph = self.graph(F.normalize(features.to(dtype), dim=-1), patch_size)
@@ -79,7 +82,7 @@ class LPOSS(Refinement):
             return refined
 
     def graph(self, unit: Tensor, patch_size: int) -> Tensor:
-        """The normalised affinities (N, N), sparse, of unit vectors (h, w, d)."""
+        """Return the normalized affinities of unit vectors (h, w, d), a sparse matrix (N, N)."""
         height, width = unit.shape[:2]
         nodes, count = unit.flatten(0, 1), height * width
         index = torch.arange(count, device=unit.device)
@@ -97,22 +100,22 @@ class LPOSS(Refinement):
         both_ways = torch.cat([one_way, one_way.flip(0)], dim=1)
         weights = torch.cat([value[others]] * 2)
         degree = torch.zeros(count, device=unit.device, dtype=unit.dtype).index_add_(0, both_ways[0], weights)
-        degree[degree == 0] = 1  # a patch like no other keeps its scores
+        degree[degree == 0] = 1  # a patch without neighbors keeps its scores
         scale = degree.rsqrt()
         weights = scale[both_ways[0]] * weights * scale[both_ways[1]]
         graph = torch.sparse_coo_tensor(both_ways, weights, (count, count), check_invariants=False).coalesce()
-        with warnings.catch_warnings():  # torch calls the format a beta; products with it take half the time
+        with warnings.catch_warnings():  # CSR is a beta feature, but halves the time of products
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
             return graph.to_sparse_csr()
 
     def _solve(self, graph: Tensor, scores: Tensor) -> Tensor:
-        """(I - alpha graph)^-1 scores by conjugate gradients, every column (N, Q) with steps of its own."""
+        """Solve (I - alpha graph) Z = scores (N, Q) by conjugate gradients, with separate step sizes per column."""
         solution = torch.zeros_like(scores)
         residual = scores.clone()
         direction = scores.clone()
         squared = residual.square().sum(0)  # (Q)
         goal = TOLERANCE**2 * squared
-        # The eigenvalues of the graph lie in [-1, 1], which bounds the condition and with it the number of steps.
+        # The eigenvalues of the graph are in [-1, 1]. This bounds the condition number and the number of steps.
         condition = (1 + self.alpha) / (1 - self.alpha)
         enough = math.ceil(0.5 * math.sqrt(condition) * math.log(2 * math.sqrt(condition) / TOLERANCE))
         for _ in range(enough):
@@ -128,5 +131,5 @@ class LPOSS(Refinement):
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:
-    """The quotient; 0 where a column is solved exactly."""
+    """Return the quotient, or 0 for columns that are already solved exactly."""
     return torch.where(below > 0, above / below, below)

@@ -1,1 +1,1 @@
-"""Image and class names to a segmentation map."""
+"""Segmentation of images by class names."""

@@ -1,7 +1,7 @@
-"""InferenceConfig: every setting that decides how a network's image becomes a segmentation map.
+"""Inference settings: how a network turns an image into a segmentation map.
 
-The keys of `model:` in a configuration, the options of `spar evaluate` and `spar predict`, the keyword arguments of
-`spar_lightning.load` and the protocol of an evaluation all come from its fields.
+The fields of `InferenceConfig` define the keys of `model:` in a configuration, the options of `spar evaluate` and
+`spar predict`, the keyword arguments of `spar_lightning.load`, and the protocol of an evaluation.
 """
 
 from dataclasses import dataclass, fields
@@ -18,24 +18,26 @@ Inference = Literal["single", "sliding"]
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """Settings of inference.
+    """Inference settings of a segmentation network.
 
     Args:
-        inference: `single` sees the whole image in one pass; `sliding` averages the similarities of overlapping
-            windows, pixel by pixel, as the teacher does.
-        stride: Step between windows in pixels, of the teacher and of sliding-window inference; the paper takes 24 with
-            patches of 16.
-        window_batch: Windows per forward pass; null chooses by the device.
-        templates: Prompts of class names, averaged: openai_imagenet, the 80 of CLIP and of the paper, or a list with
-            `{}` for the name.
-        patch_fit: Images whose sides are not multiples of the patch size: `aligned` resizes them to the nearest
-            multiples, `paper` does what the published code does for the family of the backbone.
-        refine: What follows the similarities, by class name: LPOSS spreads them over similar patches; null leaves them.
-        upsampler: From the patch grid to pixels: `bilinear`; guided by the image, `anyup` with the weights of its
-            paper or `anyup_multi_backbone` with those for many backbones; or the path of a weight file of AnyUp.
+        inference: `single` processes the whole image in one forward pass. `sliding` averages the similarities of
+            overlapping windows per pixel, as the teacher does.
+        stride: Step between windows in pixels, for the teacher and for sliding-window inference. The paper uses 24
+            with a patch size of 16.
+        window_batch: Number of windows per forward pass; null chooses it by the device.
+        templates: Prompt templates of class names; the embeddings of all prompts are averaged. Either openai_imagenet
+            (the 80 templates of CLIP, as in the paper) or a list of prompts that contain `{}` in place of the name.
+        patch_fit: How image sides are made multiples of the patch size: `aligned` resizes to the nearest multiples,
+            `paper` does what the published code does for the family of the backbone.
+        refine: Refinement of the similarities, given by class name. LPOSS spreads them over similar patches; null
+            disables refinement.
+        upsampler: Upsampling from the patch grid to pixels: `bilinear`; `anyup` (guided by the image, weights of the
+            AnyUp paper); `anyup_multi_backbone` (the same, weights for many backbones); or the path of an AnyUp
+            weight file.
 
     Raises:
-        UserError: A setting is outside its range.
+        UserError: If a setting is out of range.
     """
 
     inference: Inference = "single"
@@ -58,17 +60,22 @@ class InferenceConfig:
             check_weights(self.upsampler)
 
     def build_upsampler(self) -> AnyUp | None:
-        """Return the guided upsampler on the CPU; None stands for bilinear.
+        """Return the image-guided upsampler on the CPU, or None for bilinear upsampling.
 
         Raises:
-            WeightsError: Its weights cannot be read or downloaded.
+            WeightsError: If its weights cannot be read or downloaded.
         """
         return None if self.upsampler == BILINEAR else AnyUp(self.upsampler)
 
 
 def check_names(given: dict[str, Any], where: str) -> None:
-    """Raise UserError unless all keys are fields of `InferenceConfig`."""
+    """Raise UserError unless all keys of `given` are fields of `InferenceConfig`.
+
+    Args:
+        given: Settings by name.
+        where: Source of the settings, named in the error message.
+    """
     names = [field.name for field in fields(InferenceConfig)]
     for name in given:
         if name not in names:
-            raise UserError(f"{where}: unknown setting {name!r}. {nearest(name, names)}Allowed are {', '.join(names)}.")
+            raise UserError(f"{where}: unknown setting {name!r}. {nearest(name, names)}Allowed: {', '.join(names)}.")

@@ -1,10 +1,11 @@
-"""Cosines of class names to a label map, in bands of rows: memory is bounded whatever the image and the classes.
+"""Segmentation maps from the similarities of class names, computed in bands of rows.
 
-Whoever has the cosines gives them on a grid of its own, from top to bottom; here they are brought to the
-size of the label map (bilinear) and decided. Softmax keeps the order of the names, so it is computed only
-where a threshold of probability asks for it, and the best name's owner is the class of the largest name.
+The bands bound the memory use for any image size and any number of classes. A source yields the similarities on its
+own grid, from top to bottom. They are resized to the segmentation map (bilinear), and each pixel gets the class of the
+name with the largest similarity. Softmax preserves the order of the names, so it is computed only for a probability
+threshold.
 
-Shapes: Q names, C classes, H x W pixels of the label map, h x w cells of the source's grid.
+Shapes: Q names, C classes, H x W pixels of the segmentation map, h x w cells of the source's grid.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,25 +19,25 @@ from torch import Tensor
 from spar_lightning.errors import UserError
 from spar_lightning.refinement.base import BAND
 
-KEEP: Final = 96 * 2**20  # cosines that are kept for a second look rather than computed twice (384 MiB in fp32)
+KEEP: Final = 96 * 2**20  # maximum number of similarities stored for a second pass (384 MiB in fp32)
 
 
 class NotFiniteError(UserError):
-    """Features are not numbers that can be compared."""
+    """Error for features that contain NaN or infinity."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """When a pixel becomes background, class 0.
+    """Thresholds below which a pixel becomes background (class 0).
 
     Attributes:
-        logit_scale: Factor of the cosines before the softmax over names; it counts for `probability` alone.
-        probability: Pixels whose best name is less probable become background; 0 turns it off.
-        area: Foreground classes that hold at most this share of the foreground's pixels are given up; null
-            turns it off.
+        logit_scale: Factor of the similarities before the softmax over names; only used for `probability`.
+        probability: Pixels become background if the probability of their best name is lower; 0 disables it.
+        area: Foreground classes with at most this share of the foreground pixels are removed, and their pixels get
+            the next best class; null disables it.
 
     Raises:
-        UserError: A number is outside its range.
+        UserError: If a value is out of range.
     """
 
     logit_scale: float = 40.0
@@ -46,34 +47,38 @@ class Thresholds:
     def __post_init__(self) -> None:
         if not self.logit_scale > 0 or not 0 <= self.probability < 1 or not 0 <= (self.area or 0) < 1:
             raise UserError(
-                f"thresholds: logit_scale must be above 0, probability and area from 0 to below 1, but got {self}."
+                "thresholds: logit_scale must be above 0; probability and area must be at least 0 and below 1. "
+                f"Got {self}."
             )
 
 
 class SimilarityMaps(Protocol):
-    """Cosines of names on a grid of h x w cells.
+    """Source of the similarities of names on a grid of h x w cells.
 
     Attributes:
         size: Height h and width w of the grid.
-        names_at_once: Most names that `rows` takes.
+        names_at_once: Maximum number of names per call of `rows`.
     """
 
     size: tuple[int, int]
     names_at_once: int
 
     def rows(self, names: Tensor) -> Iterator[Tensor]:
-        """Cosines (q, n, w) of the names with these numbers (q), n rows at a time, from top to bottom."""
+        """Yield the similarities (q, n, w) of the names with indices `names` (q), n rows at a time from the top."""
         ...
 
 
 def label_map(maps: SimilarityMaps, owner: Tensor, size: tuple[int, int], thresholds: Thresholds) -> Tensor:
-    """Class of every pixel (H, W) int64.
+    """Return the segmentation map (H, W): the class index of each pixel as int64.
 
     Args:
-        maps: Cosines of all names.
-        owner: Class of each name (Q).
+        maps: Similarities of all names.
+        owner: Class index of each name (Q).
         size: Height H and width W in pixels.
-        thresholds: What becomes background; the others leave no trace in the result.
+        thresholds: Background thresholds; disabled ones do not affect the result.
+
+    Raises:
+        NotFiniteError: If the similarities contain NaN or infinity.
     """
     names = torch.arange(len(owner), device=owner.device)
     if thresholds.area is not None and len(names) * maps.size[0] * maps.size[1] <= KEEP:
@@ -92,11 +97,11 @@ def label_map(maps: SimilarityMaps, owner: Tensor, size: tuple[int, int], thresh
 
 
 def score_map(maps: SimilarityMaps, owner: Tensor, size: tuple[int, int]) -> Tensor:
-    """Score of every class in every pixel (C, H, W) fp32: the largest cosine of its names.
+    """Return the score of each class at each pixel (C, H, W) in fp32: the largest similarity of its names.
 
     Args:
-        maps: Cosines of all names.
-        owner: Class of each name (Q), each class with at least one.
+        maps: Similarities of all names.
+        owner: Class index of each name (Q); each class has at least one name.
         size: Height H and width W in pixels.
     """
     scores = torch.full((int(owner.max()) + 1, *size), -torch.inf, device=owner.device)
@@ -111,7 +116,7 @@ def score_map(maps: SimilarityMaps, owner: Tensor, size: tuple[int, int]) -> Ten
 def _decide(
     maps: SimilarityMaps, owner: Tensor, names: Tensor, size: tuple[int, int], scale: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best of these names in every pixel: its cosine, its class, and log sum exp(scale * cosine) of all."""
+    """Return the best similarity, its class, and logsumexp(scale * similarity) over `names`, for each pixel."""
     best = torch.full(size, -torch.inf, device=owner.device)
     labels = torch.zeros(size, dtype=torch.long, device=owner.device)
     total = torch.full(size if scale is not None else (), -torch.inf, device=owner.device)
@@ -127,24 +132,32 @@ def _decide(
                 total[rows] = torch.logaddexp(total[rows], (scale * cosines).logsumexp(0))
     if not best.isfinite().all():
         raise NotFiniteError(
-            "The features of an image hold NaN or infinity. Evaluate in --precision 32-true, or look for the step at "
-            "which the loss of this network ceased to be finite."
+            "The features of an image contain NaN or infinity. Evaluate with --precision 32-true, or check whether "
+            "training diverged (loss became NaN or inf)."
         )
     return best, labels, total
 
 
 def bands(pieces: Iterable[Tensor], source: tuple[int, int], target: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
-    """Resize maps that come in pieces (q, n, w): bilinear, align_corners False, a band of target rows at a time.
+    """Resize maps that arrive in pieces of rows, one band of target rows at a time.
 
-    Yields the rows of the target and their values (q, rows, W).
+    The result equals bilinear `F.interpolate` with align_corners=False.
+
+    Args:
+        pieces: Consecutive rows of the maps (q, n, w), from top to bottom.
+        source: Height and width of the maps.
+        target: Height and width of the result (H, W).
+
+    Yields:
+        Slice of target rows, and their values (q, rows, W).
     """
     position = ((torch.arange(target[0], dtype=torch.float64) + 0.5) * source[0] / target[0] - 0.5).clamp(min=0)
     lower = position.long()
     upper = (lower + 1).clamp(max=source[0] - 1)
-    held: Tensor | None = None  # source rows from `first` on
+    held: Tensor | None = None  # source rows, beginning with row `first`
     first = done = 0
     for piece in pieces:
-        if held is None:  # where the rows are; which bands are ready is decided on the CPU
+        if held is None:  # indices on the device of the rows; the CPU decides which bands are ready
             above_of, below_of = lower.to(piece.device), upper.to(piece.device)
             share = (position - lower)[:, None].to(piece)
         held = piece if held is None else torch.cat([held, piece], dim=1)
@@ -163,10 +176,10 @@ def bands(pieces: Iterable[Tensor], source: tuple[int, int], target: tuple[int, 
 
 
 class StoredMaps:
-    """Maps of all names in memory.
+    """Similarity maps of all names, stored in memory.
 
     Args:
-        maps: (Q, h, w).
+        maps: Similarity maps (Q, h, w).
     """
 
     def __init__(self, maps: Tensor) -> None:
@@ -175,18 +188,18 @@ class StoredMaps:
         self.names_at_once = len(maps)
 
     def rows(self, names: Tensor) -> Iterator[Tensor]:
-        """Maps (q, n, w), n rows at a time."""
+        """Yield the maps (q, n, w) of the names with indices `names`, n rows at a time."""
         for part in self._maps.split(max(1, BAND // (len(names) * self.size[1])), dim=1):
             yield part[names]
 
 
 def stored_maps(maps: SimilarityMaps, names: Tensor) -> StoredMaps:
-    """The maps in memory, all rows of all names: for a second look."""
+    """Compute all rows of all names once and store them in memory, to read them several times."""
     whole = torch.empty(0)
     for chunk in names.split(maps.names_at_once):
         row = 0
         for part in maps.rows(chunk):
-            if not whole.numel():  # filled in place: a second copy would be as large
+            if not whole.numel():  # filled in place, to avoid a second copy of this size
                 whole = part.new_empty(len(names), *maps.size)
             whole[chunk, row : row + part.shape[1]] = part
             row += part.shape[1]

@@ -1,8 +1,8 @@
-"""Class names to text embeddings.
+"""Classes and prompt templates, and the text embeddings of class names.
 
-A class may have several names (prompt synonyms); its score is the largest cosine of any of them, so the
-class of a pixel is the owner of its best name. Each name is put into every template, and the unit
-vectors of these prompts are averaged (paper, supplement).
+A class can have several names (prompt synonyms). Its score is the largest similarity of its names, so a pixel gets
+the class of its best name. Each name is inserted into every template, and the unit vectors of these prompts are
+averaged (paper, supplement).
 
 Shapes: Q names, C classes, d channels.
 """
@@ -23,37 +23,47 @@ Templates = Literal["openai_imagenet"] | Sequence[str]
 
 
 def prompt_templates(given: Templates) -> tuple[str, ...]:
-    """The templates of a set by name, or those that are given; `{}` stands for the name.
+    """Return the prompt templates of a named set, or the given list; `{}` stands for the class name.
 
-    `openai_imagenet` are the 80 of CLIP's evaluation on ImageNet (configs/templates).
+    `openai_imagenet` contains the 80 templates of CLIP's evaluation on ImageNet (configs/templates).
 
     Raises:
-        UserError: There is none, or one lacks `{}`.
+        UserError: If the set is unknown, the list is empty, or a template lacks `{}`.
     """
     if given == "openai_imagenet":
         file = resources.files("spar_lightning.configs") / "templates" / "openai_imagenet.txt"
         return tuple(file.read_text(encoding="ascii").splitlines())
     if isinstance(given, str) or not given or not all("{}" in template for template in given):
         raise UserError(
-            f"templates: allowed are openai_imagenet, or a list of prompts with {{}} for the name, but got {given!r}."
+            "templates must be openai_imagenet, or a list of prompts that contain {} in place of the class name, "
+            f"but got {given!r}."
         )
     return tuple(given)
 
 
 def embed_name(encode_text: Callable[[Sequence[str]], Tensor], name: str, templates: Sequence[str]) -> Tensor:
-    """One unit vector (d): normalised prompts, averaged over the templates, normalised again."""
+    """Return the text embedding of a class name, a unit vector (d).
+
+    The embeddings of its prompts are normalized, averaged over the templates, and normalized again.
+
+    Args:
+        encode_text: Function from prompts (n) to embeddings (n, d).
+        name: Class name.
+        templates: Prompts with `{}` in place of the name.
+    """
     prompts = encode_text([template.replace("{}", name) for template in templates])  # (templates, d)
     return F.normalize(F.normalize(prompts.float(), dim=-1).mean(0), dim=-1)
 
 
 def parse_classes(given: str | Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """Label to names, from how people write classes.
+    """Parse the classes that a user passed into a mapping from label to names.
 
-    `cat; grass, lawn; background: wall, floor` are three classes: `;` parts them, `,` parts the names of one, whose
-    first is its label unless one stands before a `:`. A list has a class in each item; a mapping is label to names.
+    The string `cat; grass, lawn; background: wall, floor` defines three classes: `;` separates classes, and `,`
+    separates the names of a class. The label is the text before a `:`, otherwise the first name. Each item of a list
+    is one class. A mapping maps labels to names.
 
     Raises:
-        UserError: A class has no name, or a label or name comes twice.
+        UserError: If a class has no name, or a label or name occurs twice.
     """
     if isinstance(given, Mapping):
         parts = [(label, _names(given[label])) for label in given]
@@ -62,8 +72,8 @@ def parse_classes(given: str | Sequence[str] | Mapping[str, Sequence[str]]) -> d
     for number, (_, names) in enumerate(parts, start=1):
         if not names or not all(name.strip() for name in names):
             raise UserError(
-                f"classes: number {number} of {len(parts)} has an empty name. Write classes as 'cat; grass, lawn; "
-                "background: wall, floor'."
+                f"classes: class number {number} of {len(parts)} has an empty name. "
+                "Write classes as 'cat; grass, lawn; background: wall, floor'."
             )
     _refuse_twice("label", [label for label, _ in parts])
     _refuse_twice("name", [name for _, names in parts for name in names])
@@ -79,7 +89,7 @@ def _parse_class(text: str) -> tuple[str, tuple[str, ...]]:
 def _names(given: str | Sequence[str]) -> tuple[str, ...]:
     names = tuple(name.strip() for name in (given.split(",") if isinstance(given, str) else given))
     if joined := next((name for name in names if ";" in name), None):
-        raise UserError(f"classes: {joined!r} holds a ';', which parts classes. Give each class an item of its own.")
+        raise UserError(f"classes: {joined!r} contains ';', which separates classes. Pass each class as its own item.")
     return names
 
 
@@ -87,18 +97,18 @@ def _refuse_twice(kind: str, words: Sequence[str]) -> None:
     seen: set[str] = set()
     for word in words:
         if word in seen:
-            raise UserError(f"classes: the {kind} {word!r} is given twice. Every pixel gets one class: leave one out.")
+            raise UserError(f"classes: the {kind} {word!r} occurs twice. Each pixel gets one class: remove one.")
         seen.add(word)
 
 
 @dataclass(frozen=True)
 class TextClassifier:
-    """The text side of a segmentation task.
+    """Classes of a segmentation task and the text embeddings of their names.
 
     Attributes:
-        labels: Name of each class, for people (C).
+        labels: Display name of each class (C).
         embeddings: Unit vectors of all names (Q, d).
-        owner: Class of each name (Q).
+        owner: Class index of each name (Q).
     """
 
     labels: tuple[str, ...]
@@ -107,22 +117,23 @@ class TextClassifier:
 
     @classmethod
     def from_classes(cls, embed: Callable[[Sequence[str]], Tensor], classes: Classes) -> "TextClassifier":
-        """Encode class names: a list of names, or a mapping from label to its names.
+        """Encode the names of all classes.
 
         Args:
-            embed: Names (Q) -> unit vectors (Q, d).
-            classes: One or more; each name without blanks around it.
+            embed: Function from names (Q) to unit vectors (Q, d).
+            classes: List of names, or mapping from label to names, with at least one class. Whitespace around names
+                is removed.
 
         Raises:
-            UserError: There is no class, or one without names.
+            UserError: If `classes` is empty, or a class has no names.
         """
         by_label = classes if isinstance(classes, Mapping) else {name: (name,) for name in classes}
         if not by_label or not all(by_label.values()):
-            raise UserError(f"classes: give at least one, each with at least one name, but got {classes!r}.")
+            raise UserError(f"classes: pass at least one class, each with at least one name, but got {classes!r}.")
         names = [name.strip() for group in by_label.values() for name in group]
         owner = [i for i, group in enumerate(by_label.values()) for _ in group]
         return cls(tuple(by_label), embed(names), torch.tensor(owner))
 
     def to(self, device: torch.device) -> "TextClassifier":
-        """The same on a device."""
+        """Return a copy on `device`."""
         return replace(self, embeddings=self.embeddings.to(device), owner=self.owner.to(device))

@@ -1,8 +1,8 @@
-"""Segmenter: an image and class names in, a label map out.
+"""Segmenter: segmentation map of an image for given class names.
 
-Single pass and sliding window are two objects with one interface, a normalised image -> cosines of the
-names; all that follows is the same for both. The label map has the size of the image, whatever size the
-network saw.
+Single-pass and sliding-window inference implement one interface, from a normalized image to the similarities of the
+names. All later steps are shared. The segmentation map has the size of the given image, even if the network processed
+another size.
 """
 
 from collections.abc import Callable
@@ -25,21 +25,24 @@ from spar_lightning.sliding_window import SlidingWindow
 
 
 class Segmenter:
-    """Open-vocabulary segmentation of one image at a time. Once made, it may be called from several threads.
+    """Open-vocabulary segmentation of one image at a time.
+
+    After construction, an instance can be called from several threads.
 
     Args:
-        backbone: Gives dense features and text embeddings.
-        classes: Class names, a mapping from label to several names, or a ready `TextClassifier`; one without classes
-            gives features only.
-        config: Settings of inference.
-        resize: Bounds of the long and of the short side that the network's image gets, in pixels, aspect kept; or the
-            side of the square whose area it gets (paper, Figure 3); None keeps the size.
-        max_side: Most pixels of the long side that the network's image gets: larger ones are shrunk; None: any.
-        thresholds: When a pixel becomes class 0, for classes of which the first is the background; None: never.
+        backbone: Network that computes dense features and text embeddings.
+        classes: Class names, a mapping from label to several names, or a `TextClassifier`. A classifier without
+            classes supports `features` only.
+        config: Inference settings.
+        resize: Size of the network's input: bounds of the long and the short side in pixels (aspect ratio preserved),
+            or the side of a square of the same area (paper, Figure 3). None keeps the size of the image.
+        max_side: Maximum long side of the network's input in pixels; larger images are downscaled. None sets no limit.
+        thresholds: Thresholds below which a pixel becomes class 0; the first class must be the background. None
+            disables them.
 
     Raises:
-        UserError: The classes are malformed, or thresholds are combined with a refinement, whose scores have another
-            scale.
+        UserError: If the classes are malformed, or if thresholds are combined with a refinement: refined scores have
+            a different scale.
     """
 
     def __init__(
@@ -62,8 +65,8 @@ class Segmenter:
         self.thresholds = thresholds or Thresholds()
         if config.refine is not None and (self.thresholds.probability or self.thresholds.area is not None):
             raise UserError(
-                "thresholds belong to cosine similarities, but refined scores have another scale. Set either refine or "
-                "thresholds."
+                "thresholds apply to cosine similarities, but refined scores have a different scale. Set either refine "
+                "or thresholds."
             )
         windows = SlidingWindow(backbone, config.stride, batch_size=config.window_batch)  # also checks the stride
         self.windows = windows if config.inference == "sliding" else None
@@ -85,28 +88,35 @@ class Segmenter:
 
     @torch.no_grad()
     def __call__(self, image: ImageLike, scores: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """Class of every pixel (H, W) int64 of an image of any size, on the device of a tensor, otherwise on the CPU.
+        """Return the class index of each pixel (H, W) as int64.
+
+        The result is on the device of the image if the image is a tensor, otherwise on the CPU.
 
         Args:
-            image: What `as_pixels` takes: a path, a PIL image, an array or a tensor.
-            scores: Return the scores of the classes (C, H, W) fp32, too: the largest cosine of each one's names.
+            image: Path, PIL image, array or tensor of any size (see `as_pixels`).
+            scores: If True, also return the class scores (C, H, W) in fp32: the largest similarity of each class's
+                names.
+
+        Raises:
+            UserError: If the segmenter has no classes.
         """
         pixels, classifier = as_pixels(image), self._classifier()
         if not classifier.labels:
-            raise UserError("There are no classes to choose from. Give classes=[..] to spar_lightning.load.")
+            raise UserError("This segmenter has no classes. Pass classes=[...] to spar_lightning.load.")
         size, owner = (pixels.shape[-2], pixels.shape[-1]), classifier.owner
         maps = self.similarities(self.pixels(pixels.to(self.device)), classifier.embeddings)
         if not scores:
             return label_map(maps, owner, size, self.thresholds).to(pixels.device)
-        maps = stored_maps(maps, torch.arange(len(owner), device=owner.device))  # windows are seen once
+        maps = stored_maps(maps, torch.arange(len(owner), device=owner.device))  # windows are computed only once
         labels, of_classes = label_map(maps, owner, size, self.thresholds), score_map(maps, owner, size)
         return labels.to(pixels.device), of_classes.to(pixels.device)
 
     @torch.no_grad()
     def features(self, image: ImageLike) -> Tensor:
-        """Dense features (h, w, d) of an image, not normalised: of one pass, or stitched from windows.
+        """Return the dense features (h, w, d) of an image, not normalized.
 
-        The grid is that of the network's image, whose sides are multiples of the patch: `pixels` gives it.
+        They come from a single pass or are stitched from windows, as `config.inference` selects. The grid is that of
+        the network's input (see `pixels`).
         """
         given = as_pixels(image)
         network = self.windows or self.backbone
@@ -115,19 +125,22 @@ class Segmenter:
 
     @property
     def device(self) -> torch.device:
-        """Where the backbone lies."""
+        """Device of the backbone."""
         return next(self.backbone.parameters()).device
 
     def _classifier(self) -> TextClassifier:
-        """The text side on the backbone's device, which may have moved."""
+        """Return the text classifier on the device of the backbone, which may have changed."""
         if self.classifier.owner.device != self.device:
-            self.classifier = self.classifier.to(self.device)  # once, not for every image
+            self.classifier = self.classifier.to(self.device)  # once, not for each image
         if self.upsampler is not None and self.upsampler.rope.freqs.device != self.device:
             self.upsampler.to(self.device)
         return self.classifier
 
     def pixels(self, image: Tensor) -> Tensor:
-        """What the network sees (3, H', W'): resized, normalised, with sides that the patch divides."""
+        """Return the network's input (3, H', W') for an image (3, H, W).
+
+        The image is resized and normalized; its sides become multiples of the patch size.
+        """
         if self.max_side is not None:
             image = at_most(image, self.max_side)
         height, width, patch = image.shape[-2], image.shape[-1], self.backbone.patch_size
@@ -139,7 +152,7 @@ class Segmenter:
 
     @torch.no_grad()
     def run_network(self, pixels: Tensor) -> None:
-        """The forward passes that an image (3, H', W') of `pixels` needs and nothing else, for taking the time."""
+        """Run only the forward passes for a result of `pixels` (3, H', W'), to measure their time."""
         if self.windows is None:
             self.backbone(pixels[None])
         else:

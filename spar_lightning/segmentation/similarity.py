@@ -1,13 +1,13 @@
-"""Where the cosines of a label map come from: one pass over the image, or windows stitched pixel by pixel.
+"""Similarities for a segmentation map, from a single pass or from windows stitched per pixel.
 
-What refines them works on the patch grid, where the features of windows are stitched as those of the distillation.
+Single-pass inference computes similarities on the patch grid. Sliding-window inference upsamples the similarities of
+each window to pixels, sums them on a canvas, and divides by the number of windows over each pixel (the teacher's rows
+of Table 1 in the paper). The canvas has as many rows as a window and moves down with the windows: it yields each row
+after the last window that covers it.
 
-Single pass gives them on the patch grid. The sliding window brings every window's cosines to pixels,
-sums them on a canvas and divides by the number of windows over each pixel (the teacher's rows of the
-paper's Table 1). That canvas has as many rows as a window and moves down with the windows: rows that no
-later window covers are handed on.
+Refinement works on the patch grid. There, the features of windows are stitched as for distillation.
 
-Shapes: Q names, H x W pixels of the network's image, d channels; a window has k x l pixels.
+Shapes: Q names, H x W pixels of the network's input, P pixels per patch side, d channels; a window has k x l pixels.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -24,15 +24,15 @@ from spar_lightning.refinement.base import BAND, Refinement
 from spar_lightning.segmentation.label_map import SimilarityMaps, StoredMaps
 from spar_lightning.sliding_window import DenseEncoder, SlidingWindow, interpolation_matrix, window_starts
 
-CANVAS: Final = 160 * 2**20  # numbers on a canvas at most (640 MiB in fp32)
+CANVAS: Final = 160 * 2**20  # maximum number of values on a canvas (640 MiB in fp32)
 
 
 class PatchSimilarities:
-    """Cosines on the patch grid, from one pass of the backbone.
+    """Similarities on the patch grid, from one forward pass of the backbone.
 
     Args:
-        backbone: The network.
-        image: Normalised image (3, H, W), sides multiples of the patch.
+        backbone: Network that computes dense features.
+        image: Normalized image (3, H, W); its sides are multiples of the patch size.
         embeddings: Unit vectors of all names (Q, d).
     """
 
@@ -43,21 +43,21 @@ class PatchSimilarities:
         self.names_at_once = len(embeddings)
 
     def rows(self, names: Tensor) -> Iterator[Tensor]:
-        """Cosines (q, n, w), n rows of patches at a time."""
+        """Yield the similarities (q, n, w) of the names with indices `names`, n rows of patches at a time."""
         for part in self._unit.split(max(1, BAND // (len(names) * self.size[1]))):
             yield _cosines(part, self._embeddings[names])
 
 
 class WindowSimilarities:
-    """Cosines at the pixels of the network's image, averaged over all windows that see them.
+    """Similarities at the pixels of the network's input, averaged over all windows that cover a pixel.
 
     Args:
-        windows: The network in sliding windows.
-        image: Normalised image (3, H, W), sides multiples of the patch.
+        windows: Sliding window over the backbone.
+        image: Normalized image (3, H, W); its sides are multiples of the patch size.
         embeddings: Unit vectors of all names (Q, d).
 
     Attributes:
-        names_at_once: What the canvas holds; for more names the network sees all windows again.
+        names_at_once: Number of names that fit on the canvas. For more names, all windows are computed again.
     """
 
     def __init__(self, windows: SlidingWindow, image: Tensor, embeddings: Tensor) -> None:
@@ -70,9 +70,9 @@ class WindowSimilarities:
         self.names_at_once = max(1, CANVAS // (self._sides[0] * width))
 
     def rows(self, names: Tensor) -> Iterator[Tensor]:
-        """Cosines (q, n, W), n rows of pixels at a time."""
+        """Yield the similarities (q, n, W) of the names with indices `names`, n rows of pixels at a time."""
         height, width = self.size
-        canvas: Tensor | None = None  # row y of the image lies in row y % k
+        canvas: Tensor | None = None  # row y of the image is in row y % k
         done = 0
         for i, parts in groupby(self._windows.maps(self._image), key=lambda part: part[0]):
             strip = self._strip(parts, names)
@@ -87,7 +87,7 @@ class WindowSimilarities:
         yield from self._take(canvas, counts, done, height)
 
     def _strip(self, parts: Iterable[tuple[int, list[int], Tensor]], names: Tensor) -> Tensor:
-        """A row of windows, brought to pixels and summed along x alone: (q, k/P, W)."""
+        """Upsample one row of windows to pixels along x only, and sum them: (q, k/P, W)."""
         strip: Tensor | None = None
         for _, columns, part in parts:
             if strip is None:
@@ -101,12 +101,12 @@ class WindowSimilarities:
         return strip
 
     def _up(self, axis: int) -> Tensor:
-        """From the patches of a window to its pixels along y (0) or x (1), a matrix."""
+        """Return the matrix that interpolates from the patches of a window to its pixels along y (0) or x (1)."""
         side = self._sides[axis]
         return interpolation_matrix(side // self._windows.backbone.patch_size, side)
 
     def _counts(self) -> list[Tensor]:
-        """Windows over each row (H) and over each column (W) of pixels."""
+        """Count the windows over each row (H) and over each column (W) of pixels."""
         counts = []
         for starts, side, length in zip((self._tops, self._lefts), self._sides, self.size, strict=True):
             count = torch.zeros(length)
@@ -116,7 +116,7 @@ class WindowSimilarities:
         return counts
 
     def _add(self, canvas: Tensor, strip: Tensor, up_y: Tensor, top: int) -> None:
-        """Bring a row of windows (q, k/P, W) to pixels and add it to the canvas; a few names at a time."""
+        """Upsample a row of windows (q, k/P, W) along y and add it to the canvas, a few names at a time."""
         step = max(1, BAND // canvas[0].numel())
         turn = top % canvas.shape[1]
         for part, rows in zip(canvas.split(step), strip.split(step), strict=True):
@@ -126,7 +126,7 @@ class WindowSimilarities:
             part[:, :turn] += pixels[:, canvas.shape[1] - turn :]
 
     def _take(self, canvas: Tensor, counts: list[Tensor], start: int, stop: int) -> Iterator[Tensor]:
-        """Averages of the rows start..stop-1, whose places on the canvas become free."""
+        """Yield the averages of the rows start..stop-1 and clear these rows of the canvas."""
         step = max(1, BAND // canvas[:, 0].numel())
         for first in range(start, stop, step):
             rows = torch.arange(first, min(stop, first + step), device=canvas.device)
@@ -136,11 +136,11 @@ class WindowSimilarities:
 
 
 class GuidedMaps:
-    """Maps on the patch grid, brought to the pixels of an image, a band of rows at a time.
+    """Maps on the patch grid, upsampled to the pixels of an image one band of rows at a time.
 
     Args:
-        upsampler: On the device of the maps.
-        image: The guide (3, H, W), normalised for the upsampler.
+        upsampler: Upsampler on the device of the maps.
+        image: Guide image (3, H, W), normalized for the upsampler.
         maps: Maps of all names (Q, h, w).
     """
 
@@ -151,7 +151,7 @@ class GuidedMaps:
         self.names_at_once = len(maps)
 
     def rows(self, names: Tensor) -> Iterator[Tensor]:
-        """Maps (q, n, W), n rows of pixels at a time."""
+        """Yield the maps (q, n, W) of the names with indices `names`, n rows of pixels at a time."""
         yield from self._attention.rows(self._queries, self._keys, self._maps[names])
 
 
@@ -163,14 +163,15 @@ def refined_similarities(
     image: Tensor,
     embeddings: Tensor,
 ) -> SimilarityMaps:
-    """Compute similarities on the patch grid, refine them, and upsample them to the network's image, guided by it.
+    """Compute similarities on the patch grid, refine them, and upsample them, guided by the network's input.
 
     Args:
-        encoder: Normalised images (B, 3, H, W) to features (B, h, w, d): the network, or its sliding window.
-        backbone: The network.
-        refine: None leaves the cosines as they are.
-        upsampler: None leaves them on the patch grid.
-        image: Normalised image (3, H, W), sides multiples of the patch.
+        encoder: Function from normalized images (B, 3, H, W) to features (B, h, w, d): the backbone or its sliding
+            window.
+        backbone: Backbone that defines the patch size and the normalization of images.
+        refine: Refinement; None keeps the similarities unchanged.
+        upsampler: Image-guided upsampler; None keeps the similarities on the patch grid.
+        image: Normalized image (3, H, W); its sides are multiples of the patch size.
         embeddings: Unit vectors of all names (Q, d).
     """
     unit = _unit(encoder(image[None])[0])  # (h, w, d)
@@ -183,11 +184,11 @@ def refined_similarities(
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Features (h, w, d) as unit vectors, at least fp32."""
+    """Normalize features (h, w, d) to unit vectors, in fp32 or higher precision."""
     return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
 
 def _cosines(unit: Tensor, embeddings: Tensor) -> Tensor:
-    """Cosines (q, h, w) of unit vectors (h, w, d) with names (q, d)."""
-    with torch.autocast(unit.device.type, enabled=False):  # close classes differ by less than bf16 holds
+    """Compute the similarities (q, h, w) of unit vectors (h, w, d) and names (q, d)."""
+    with torch.autocast(unit.device.type, enabled=False):  # bf16 cannot separate close classes
         return torch.einsum("hwd,qd->qhw", unit, embeddings)

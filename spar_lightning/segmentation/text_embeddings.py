@@ -1,8 +1,9 @@
-"""Text embeddings of class names, kept on disk: eighty prompts for each of a few hundred names take minutes.
+"""Text embeddings of class names, cached on disk.
 
-One small file per name, found by what the embedding depends on: the text tower's model and weights, the
-templates, the name. Processes that need the same names share the work through these files. They lie in
-$SPAR_CACHE, otherwise in spar_lightning below the user's cache folder, and may be deleted at any time.
+Encoding 80 prompts for each of a few hundred names takes minutes, so the cache stores one small file per name. The
+cache key consists of the model and weights of the text tower, the templates, and the name. Ranks that need the same
+names share the work through these files. They are stored in $SPAR_CACHE, or in spar_lightning in the user's cache
+folder if it is not set. They can be deleted at any time.
 """
 
 import io
@@ -26,21 +27,21 @@ from spar_lightning.segmentation.prompts import Classes, Templates, TextClassifi
 
 log = logging.getLogger("spar_lightning")
 
-ALGORITHM = 1  # raised by hand when the same tower, templates and name give another embedding
+ALGORITHM = 1  # increase if the same tower, templates and name give a different embedding
 
 
 def text_classifier(backbone: Backbone, classes: Classes, templates: Templates) -> TextClassifier:
-    """The class names in the text space of a backbone, (Q, d) unit vectors; from disk where they are known."""
+    """Return the text classifier of `classes` for a backbone; cached embeddings are read from disk."""
     prompts = prompt_templates(templates)
     return TextClassifier.from_classes(lambda names: embed_names(backbone, names, prompts), classes)
 
 
 class TextClassifiers:
-    """Text classifiers of one backbone, each computed once.
+    """Text classifiers of one backbone; each is computed only once.
 
     Args:
-        backbone: Has the text encoder; its vision weights do not matter.
-        templates: Prompts of class names.
+        backbone: Backbone with a text encoder; its vision weights do not matter.
+        templates: Prompt templates of class names.
     """
 
     def __init__(self, backbone: Backbone, templates: Templates) -> None:
@@ -48,7 +49,7 @@ class TextClassifiers:
         self._known: dict[tuple[tuple[str, tuple[str, ...]], ...], TextClassifier] = {}
 
     def __call__(self, classes: Mapping[str, tuple[str, ...]]) -> TextClassifier:
-        """Return the classifier of label -> names."""
+        """Return the text classifier for a mapping from label to names."""
         key = tuple(classes.items())
         if key not in self._known:
             self._known[key] = text_classifier(self._backbone, classes, self._templates)
@@ -56,11 +57,11 @@ class TextClassifiers:
 
 
 def embed_names(backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """One unit vector per name (Q, d); without a `text_identity` of the backbone nothing is kept."""
+    """Return one unit vector per name (Q, d); nothing is cached if the backbone has no `text_identity`."""
     identity = backbone.text_identity()
     folder = None if identity is None else folder_of(identity, templates)
     found: dict[str, Tensor] = {}
-    # Every process of a machine makes its share first, and then finds most of what the others have made.
+    # Each rank encodes its own share first. After that, most embeddings of the other ranks are in the cache.
     todo = dict.fromkeys([*names[local_rank() or 0 :: world_size()], *names])
     for name in tqdm(todo, "text embeddings", unit="name", leave=False, delay=2, disable=not is_first_process()):
         kept = None if folder is None else _read(folder, name)
@@ -68,20 +69,25 @@ def embed_names(backbone: Backbone, names: Sequence[str], templates: Sequence[st
         if folder is not None and kept is None:
             try:
                 _write(folder, name, found[name])
-            except OSError as error:  # a home that is full or for reading only
-                log.warning("Text embeddings are not kept for the next time: %s. Give another SPAR_CACHE.", error)
+            except OSError as error:  # the folder is full or read-only
+                log.warning("Text embeddings are not cached: %s. Set SPAR_CACHE to a writable folder.", error)
                 folder = None
     return torch.stack([found[name] for name in names])
 
 
 def folder_of(identity: dict[str, Any], templates: Sequence[str]) -> Path:
-    """Where the embeddings of one text tower and one list of templates lie."""
+    """Return the cache folder of one text tower and one list of templates.
+
+    Args:
+        identity: Cache key of the text tower (`Backbone.text_identity`).
+        templates: Prompt templates.
+    """
     content = {"algorithm": ALGORITHM, "text": identity, "templates": list(templates)}
     return cache_folder() / "text" / hash_json(content, 16)
 
 
 def cache_folder() -> Path:
-    """What the user's account keeps for all runs."""
+    """Return the cache folder that all runs of a user share."""
     root = os.environ.get("SPAR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "spar_lightning"
     return Path(root).expanduser()
 
@@ -91,7 +97,7 @@ def _path(folder: Path, name: str) -> Path:
 
 
 def _read(folder: Path, name: str) -> Tensor | None:
-    """The kept embedding; None where there is none, or where the file's checksum does not hold: it is made again."""
+    """Return the cached embedding, or None if the file is missing or damaged (checksum mismatch)."""
     try:
         with np.load(_path(folder, name), allow_pickle=False) as file:
             return torch.from_numpy(file["embedding"]) if str(file["name"]) == name else None

@@ -1,1 +1,1 @@
-"""What things cost, measured in one run against the network alone and against the published procedure."""
+"""Speed of teacher, training, segmentation and loader, compared with the network alone and the published procedure."""

@@ -1,4 +1,4 @@
-"""Settings that all measurements of `spar speed` share: network, device, precision and number of repeats."""
+"""Settings shared by all measurements of `spar speed`: network, device, precision and number of repeats."""
 
 import copy
 from collections.abc import Callable
@@ -22,16 +22,16 @@ PHOTO: Final = (1500, 2250)  # height and width of most images of SA-1B
 
 
 class Bench:
-    """Where and how things are measured.
+    """Settings of the measurements.
 
     Args:
-        module: The `Distillation`; its student is moved to the device.
-        device: Where the networks run.
-        repeats: Timed runs of each implementation.
-        augmentation: Decides the sizes of training images.
-        size: Height and width of the image that is segmented.
-        precision: Of our networks; None takes bf16 where the device multiplies it in hardware. What was published
-            runs in fp32, and in this too.
+        module: Module whose student is measured; it is moved to the device.
+        device: Device on which the networks run.
+        repeats: Number of timed runs of each implementation.
+        augmentation: Augmentation that draws the sizes of training images.
+        size: Height and width in pixels of the image that is segmented.
+        precision: Precision of our networks. None selects bf16-mixed if the device multiplies bf16 in hardware,
+            otherwise 32-true. The published procedure runs in fp32 and, for bf16-mixed, also in bf16.
     """
 
     def __init__(
@@ -51,23 +51,29 @@ class Bench:
 
     @property
     def mixed(self) -> bool:
-        """Whether our networks run in bf16."""
+        """Return whether our networks run in bf16."""
         return self.precision == "bf16-mixed"
 
     def context(self) -> AbstractContextManager[Any]:
-        """Of our networks' arithmetic."""
+        """Return the autocast context of our networks."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.mixed else nullcontext()
 
     @cached_property
     def peaks(self) -> dict[str, float]:
-        """Operations per second of a large matrix product by precision, in those that the device has."""
+        """Operations per second of a large matrix product, for each precision that the device supports natively."""
         peaks = {"32-true": peak_rate(self.device, torch.float32)}
-        if self.native_bf16:  # emulated it is no measure, and takes a minute
+        if self.native_bf16:  # emulated bf16 is not representative and takes a minute
             peaks["bf16-mixed"] = peak_rate(self.device, torch.bfloat16)
         return peaks
 
     def way(self, run: Callable[[], object], operations: float = 0.0, fp32: bool = False) -> Way:
-        """A way in our precision, or in fp32."""
+        """Return an implementation that runs in our precision, or in fp32.
+
+        Args:
+            run: Function that does the work once.
+            operations: Floating point operations of the network per run; 0 if not counted.
+            fp32: Run in fp32 instead of our precision.
+        """
 
         def inside() -> None:
             with nullcontext() if fp32 else self.context():
@@ -76,31 +82,31 @@ class Bench:
         return Way(inside, operations, self.peaks.get("32-true" if fp32 else self.precision, 0.0))
 
     def published(self, run: Callable[[], object], operations: float) -> dict[str, Way]:
-        """What was published: in fp32, which comes first, and where ours is another precision in that too."""
+        """Return the published implementation in fp32 and, if our networks run in bf16, also in bf16."""
         ways = {"published, fp32": self.way(run, operations, fp32=True)}
         return {**ways, "published, bf16": self.way(run, operations)} if self.mixed else ways
 
     def compare(
         self, title: str, unit: str, count: float, ways: dict[str, Way], overhead: tuple[str, str] | None = None
     ) -> Comparison:
-        """Measure."""
+        """Measure implementations of the same work; see `Comparison` for the arguments."""
         return Comparison(title, unit, count, ways, overhead).measure(self.repeats, self.device)
 
     def noise(self, height: int, width: int) -> Tensor:
-        """An image (3, H, W) uint8 on the device: no speed depends on what it shows."""
+        """Return a random image (3, H, W), uint8, on the device; speed does not depend on its content."""
         return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, device=self.device)
 
     def student(self) -> Backbone:
-        """A copy of the student with the same parts trainable, not compiled, free to be changed."""
+        """Return an uncompiled copy of the student with the same trainable parts."""
         return copy.deepcopy(self.module.student)
 
 
 def operations(network: Backbone, work: Callable[[Backbone, torch.device], object]) -> float:
-    """Floating point operations of matrix products and attention, counted without doing them.
+    """Count the floating point operations of matrix products and attention without running them.
 
     Args:
-        network: Copied without its weights.
-        work: What is counted: called with the copy and the device on which its inputs must lie.
+        network: Network that is copied to the meta device.
+        work: Function whose operations are counted. It gets the copy and the device for its inputs.
     """
     meta = torch.device("meta")
     with FlopCounterMode(display=False) as counter:

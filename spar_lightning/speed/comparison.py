@@ -14,12 +14,12 @@ from spar_lightning.formatting import markdown
 
 @dataclass(frozen=True)
 class Way:
-    """One way to do the work.
+    """Implementation of the work that is timed.
 
     Args:
-        run: Does all of it once.
-        operations: Floating point operations of the network in it; 0 where that says nothing.
-        peak: Operations per second that the device reaches in this way's precision.
+        run: Function that does the work once.
+        operations: Floating point operations of the network per run; 0 if not counted.
+        peak: Peak operations per second of the device in the precision of this implementation; 0 if not measured.
     """
 
     run: Callable[[], object]
@@ -29,14 +29,14 @@ class Way:
 
 @dataclass
 class Times:
-    """Seconds of each repeat, in order, and the peak memory of all."""
+    """Wall and CPU time of each repeat in seconds, in order, and peak memory over all repeats in MiB."""
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     memory: float | None = None
 
     def quartiles(self) -> tuple[float, float, float]:
-        """First quartile, median, third quartile of the wall time."""
+        """Return the first quartile, the median and the third quartile of the wall time."""
         if len(self.wall) < 2:
             return (self.wall[0],) * 3
         first, median, third = statistics.quantiles(self.wall, n=4, method="inclusive")
@@ -44,14 +44,15 @@ class Times:
 
 
 class Comparison:
-    """Ways to do the same work; the first is what the others are compared with.
+    """Comparison of implementations of the same work. The first implementation is the baseline.
 
     Args:
-        title: What is done.
-        unit: What is counted, such as windows.
-        count: How many of them one run does.
-        ways: By name.
-        overhead: A way, and the one that does nothing but what cannot be left out.
+        title: Description of the work.
+        unit: Unit of work, such as windows.
+        count: Number of units per run.
+        ways: Implementations by name.
+        overhead: Names of an implementation and of a second one that does only the unavoidable part of the work. The
+            time of the first is reported relative to the second.
     """
 
     def __init__(
@@ -82,13 +83,13 @@ class Comparison:
             times.memory = max(times.memory or 0.0, memory) if memory is not None else None
 
     def ratios(self, name: str, to: str | None = None) -> tuple[float, float, float]:
-        """Return the speed-up over another implementation, by default the first: median, least and greatest repeat."""
+        """Return the speed-up over another implementation, by default the first: median, minimum and maximum."""
         base = self.times[to or next(iter(self.ways))].wall
         each = [a / b for a, b in zip(base, self.times[name].wall, strict=True)]
         return statistics.median(each), min(each), max(each)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Numbers of every way."""
+        """Return the results of each implementation."""
         return [self._row(name, way) for name, way in self.ways.items()]
 
     def _row(self, name: str, way: Way) -> dict[str, Any]:
@@ -111,15 +112,15 @@ class Comparison:
         }
 
     def _overhead(self) -> list[float]:
-        """Share of time above the bare work: median, least and greatest of the repeats."""
+        """Return the overhead as a fraction of the unavoidable time: median, minimum and maximum over the repeats."""
         assert self.overhead is not None
         median, least, greatest = (1 / ratio - 1 for ratio in self.ratios(*self.overhead))
         return [median, greatest, least]
 
     def table(self) -> str:
-        """The rows for people."""
+        """Return the results as a Markdown table, followed by the overhead if it is measured."""
         unit = self.unit.rstrip("s")
-        head = [self.title, f"{self.unit}/s", f"ms per {unit}", "CPU ms", "TFLOP/s", "of peak", "times as fast", "MiB"]
+        head = [self.title, f"{self.unit}/s", f"ms per {unit}", "CPU ms", "TFLOP/s", "of peak", "speed-up", "MiB"]
         lines = [head]
         for row in self.rows():
             low, high = row["ms_quartiles"]

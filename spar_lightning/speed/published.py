@@ -1,9 +1,9 @@
-"""The published procedure, plainly: what the ratios of `spar speed` compare with.
+"""Plain implementation of the published procedure, the baseline of `spar speed`.
 
-Written from the paper (section 3 and supplement) and from what is known of its released code. All windows are
-cut at once, the network sees ten at a time in fp32, every window's features are upsampled r times and
-added to a canvas one window after the other. Training sees one image per step, runs the whole network, and
-freezes by requires_grad. Nothing here is slowed down on purpose.
+Written from the paper (section 3 and supplement) and from what is known of its released code. All windows are cut at
+once. The network processes ten windows at a time in fp32. The features of each window are upsampled r times and added
+to a canvas, one window after the other. Training uses one image per step, runs the whole network, and freezes
+parameters with requires_grad. Nothing is slowed down on purpose.
 """
 
 import math
@@ -22,7 +22,7 @@ WINDOWS: Final = 10  # per forward pass
 
 @torch.no_grad()
 def teacher_features(backbone: Backbone, image: Tensor, stride: int) -> Tensor:
-    """Stitched features (h, w, d) of a normalised image (3, H, W)."""
+    """Return the stitched features (h, w, d) of a normalized image (3, H, W)."""
     patch, window = backbone.patch_size, backbone.window
     height, width = image.shape[-2:]
     k, l = min(window, height), min(window, width)
@@ -42,12 +42,12 @@ def teacher_features(backbone: Backbone, image: Tensor, stride: int) -> Tensor:
 
 
 class Training:
-    """Steps on one image each.
+    """Training with one image per step.
 
     Args:
-        backbone: Its trainable parameters are those that require gradients.
-        lr: Learning rate.
-        weight_decay: Weight decay.
+        backbone: Student; parameters that require gradients are trained.
+        lr: Learning rate of AdamW.
+        weight_decay: Weight decay of AdamW.
     """
 
     def __init__(self, backbone: Backbone, lr: float, weight_decay: float) -> None:
@@ -56,7 +56,12 @@ class Training:
         self.optimizer = adamw(backbone.parameters(), lr, weight_decay)
 
     def step(self, image: Tensor, target: Tensor) -> Tensor:
-        """The loss of a normalised image (3, H, W) with the teacher's features (h, w, d), before the update."""
+        """Run one training step and return the loss before the update.
+
+        Args:
+            image: Normalized image (3, H, W).
+            target: Features of the teacher (h, w, d).
+        """
         loss: Tensor = self.loss(self.backbone(image[None])[0].float(), target.float())
         self.optimizer.zero_grad()
         loss.backward()
@@ -65,5 +70,5 @@ class Training:
 
 
 def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over those of the parameters that train."""
+    """Return AdamW for the parameters that require gradients."""
     return torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=lr, weight_decay=weight_decay)

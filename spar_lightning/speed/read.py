@@ -1,8 +1,8 @@
-"""`spar speed read`: samples of a cache through the loader, against raw reads of the same bytes.
+"""`spar speed read`: loading samples of a cache, compared with raw reads of the same bytes.
 
-Samples have the size of the released configuration with a ViT-B/16: 1152 x 768 pixels and 3456 x 768 numbers in
-float16. All of it lies in the page cache, so not the disk is measured but what lies above it: HDF5, checksums,
-decoding, the hand-over between processes. The image is noise of a photograph's spectrum: it compresses like one.
+Samples have the size of the released configuration with a ViT-B/16: 1152 x 768 pixels and 3456 x 768 features in
+float16. All files are in the page cache. The measurement therefore covers HDF5, checksums, decoding and the transfer
+between processes, but not the disk. The image is noise with the spectrum of a photograph, so it compresses like one.
 """
 
 import tempfile
@@ -26,12 +26,12 @@ from spar_lightning.speed.bench import Bench
 from spar_lightning.speed.comparison import Comparison, Way
 
 HEIGHT, WIDTH, PATCH, CHANNELS = 768, 1152, 16, 768
-PER_SHARD: Final = 4  # so that there are more shards than a process keeps open, as in a real cache
+PER_SHARD: Final = 4  # gives more shards than a process keeps open, as in a real cache
 KEYS = np.array([f"sa_{i}".encode() for i in range(96)])
 
 
 def read(bench: Bench) -> Iterator[Comparison]:
-    """Raw reads, the loader with images and with the cached activations, decoding alone."""
+    """Compare raw reads, the loader with images and with cached activations, and decoding alone."""
     with tempfile.TemporaryDirectory(prefix="spar-read-") as place:
         picture = encode_image(photograph())
         caches = {
@@ -56,7 +56,7 @@ def read(bench: Bench) -> Iterator[Comparison]:
 
 
 def photograph() -> torch.Tensor:
-    """An image (3, H, W) uint8 whose spectrum falls as those of photographs do, with 1 / frequency."""
+    """Return an image (3, H, W), uint8, of noise whose spectrum falls with 1 / frequency, as in photographs."""
     rng = np.random.default_rng(0)
     frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH)[None])
     frequency[0, 0] = np.inf
@@ -67,7 +67,7 @@ def photograph() -> torch.Tensor:
 
 
 def _build(root: Path, content: bytes, grid: tuple[int, int]) -> FeatureCache:
-    """A cache of one picture and random features."""
+    """Build a cache in which all samples have the same image and random features."""
     rng = np.random.default_rng(0)
 
     def make(sources: Iterable[Source]) -> Iterator[Entry]:
@@ -84,7 +84,7 @@ def _build(root: Path, content: bytes, grid: tuple[int, int]) -> FeatureCache:
 
 
 def _epochs(dataset: Dataset[Any], workers: int) -> Callable[[], None]:
-    """One epoch through a loader whose processes stay."""
+    """Return a function that runs one epoch through a loader with persistent workers."""
     order = EpochOrder(len(KEYS), 1, 0, 1, seed=0)
     loader = ResumableLoader(dataset, order, workers)
 

@@ -1,4 +1,4 @@
-"""`spar speed segment`: an image and class names to a label map, against the network's one forward pass."""
+"""`spar speed segment`: segmentation of an image, compared with one forward pass of the network alone."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,13 +16,13 @@ CLASSES: Final = 150
 
 
 def classifier(bench: Bench, classes: int = CLASSES) -> TextClassifier:
-    """Random names: no text encoder is needed to take the time."""
+    """Return a classifier with random text embeddings, since timing does not need a text encoder."""
     embeddings = F.normalize(torch.randn(classes, bench.module.student.embed_dim, device=bench.device), dim=-1)
     return TextClassifier(tuple(map(str, range(classes))), embeddings, torch.arange(classes, device=bench.device))
 
 
 def segment(bench: Bench) -> Iterator[Comparison]:
-    """The network alone is the base; on an accelerator its sliding window as well, without stitching."""
+    """Compare the segmenter with the network alone, on accelerators also in sliding windows without stitching."""
     module, (height, width) = bench.module, bench.size
     image = bench.noise(height, width)
     single = Segmenter(module.student, classifier(bench))
@@ -34,9 +34,9 @@ def segment(bench: Bench) -> Iterator[Comparison]:
         bare: bench.way(lambda: single.run_network(pixels), flops),
         ours: bench.way(lambda: single(image), flops),
     }
-    if bench.device.type != "cpu":  # a CPU would take an hour
+    if bench.device.type != "cpu":  # would take an hour on a CPU
         sliding = Segmenter(module.student, single.classifier, replace(module.config, inference="sliding"))
         assert sliding.windows is not None
         count = sliding.windows.count(height, width)
         ways[f"network alone, {count} windows"] = bench.way(lambda: sliding.run_network(pixels))
-    yield bench.compare(f"label map of {height} x {width}", "images", 1, ways, (ours, bare))
+    yield bench.compare(f"segmentation map of {height} x {width}", "images", 1, ways, (ours, bare))

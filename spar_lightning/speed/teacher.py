@@ -1,4 +1,4 @@
-"""`spar speed teacher`: stitched features of an image, against the network alone and the published way."""
+"""`spar speed teacher`: stitched features of an image, compared with the network alone and the published procedure."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -10,12 +10,12 @@ from spar_lightning.speed import published
 from spar_lightning.speed.bench import Bench, operations
 from spar_lightning.speed.comparison import Comparison
 
-ROWS, COLUMNS = 2, 3  # of windows on a CPU: the image is larger than a window in both axes
-IMAGE: Final = (768, 1152)  # on an accelerator: about the mean of the released configuration
+ROWS, COLUMNS = 2, 3  # windows on a CPU, so that the image is larger than a window along both axes
+IMAGE: Final = (768, 1152)  # height and width on an accelerator: about the mean size in the released configuration
 
 
 def teacher(bench: Bench) -> Iterator[Comparison]:
-    """The network alone sees the same windows, cut beforehand, in the same batches."""
+    """Compare the teacher with the network alone, which gets the same windows, cut beforehand, in the same batches."""
     module = bench.module
     windows = module.build_teacher()
     backbone, window, stride, patch = module.student, windows.window, module.config.stride, module.student.patch_size
@@ -40,7 +40,7 @@ def teacher(bench: Bench) -> Iterator[Comparison]:
     with torch.no_grad():
         flops = len(cut) * operations(backbone, lambda net, meta: net(torch.zeros(1, 3, k, l, device=meta)))
     ours, bare = f"ours, {bench.precision}", f"network alone, {bench.precision}"
-    plain = bench.student()  # what was published is not compiled, whatever ours is
+    plain = bench.student()  # the published procedure is not compiled, even if ours is
     ways = {
         **bench.published(lambda: published.teacher_features(plain, image, stride), flops),
         ours: bench.way(stitched, flops),

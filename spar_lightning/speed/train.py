@@ -1,4 +1,4 @@
-"""`spar speed train`: steps with and without the cached activations and packs, against the published step."""
+"""`spar speed train`: training steps with and without cached activations and packing, against the published step."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -12,16 +12,16 @@ from spar_lightning.speed import published
 from spar_lightning.speed.bench import PHOTO, Bench, operations
 from spar_lightning.speed.comparison import Comparison
 
-PACK: Final = 4  # images
-DRAWS: Final = 99  # of which one step takes the median size
+PACK: Final = 4  # images per packed sequence
+DRAWS: Final = 99  # drawn image sizes; the median one is used for steps on one image
 
 
 class Ours:
-    """Steps of our own on given samples.
+    """Training steps of our implementation on fixed samples.
 
     Args:
-        bench: Precision and device; a copy of its student is trained.
-        batches: One step each.
+        bench: Settings; a copy of its student is trained.
+        batches: Batches of samples, one per step.
     """
 
     def __init__(self, bench: Bench, batches: list[list[Sample]] | list[list[ActivationSample]]) -> None:
@@ -32,6 +32,7 @@ class Ours:
         self.optimizer = published.adamw(self.module.student.parameters(), of.lr, of.weight_decay)
 
     def __call__(self) -> None:
+        """Run one step per batch."""
         for batch in self.batches:
             with self.bench.context():
                 loss = self.module.batch_loss(batch)
@@ -41,7 +42,7 @@ class Ours:
 
 
 def train(bench: Bench) -> Iterator[Comparison]:
-    """A step on one image; then several of them, one by one and packed."""
+    """Compare steps on one image, then steps on several images, one by one and packed."""
     yield _single(bench)
     yield _packs(bench)
 
@@ -78,13 +79,13 @@ def _packs(bench: Bench) -> Comparison:
 
 
 def _sizes(bench: Bench, count: int) -> list[tuple[int, int]]:
-    """Height and width of training images, as the augmentation draws them; the same in every run."""
+    """Return height and width of training images as drawn by the augmentation; they are the same in every run."""
     draws = [bench.augmentation.draw(*PHOTO, 0, f"sa_{i}") for i in range(1, count + 1)]
     return [(draw.crop_height, draw.crop_width) for draw in draws]
 
 
 def _sample(bench: Bench, height: int, width: int) -> Sample:
-    """An image with random features, as from a cache, on the device."""
+    """Return a random image with random features on the device, in the format of a cache."""
     student = bench.module.student
     grid = (height // student.patch_size, width // student.patch_size)
     features = torch.randn(*grid, student.embed_dim, device=bench.device).half()
@@ -99,7 +100,7 @@ def _activations(bench: Bench, sample: Sample) -> ActivationSample:
 
 
 def _operations(bench: Bench, sample: Sample | ActivationSample) -> float:
-    """Of a step, forward and backward, on one image."""
+    """Count the operations of a training step (forward and backward) on one image."""
     assert sample.features is not None
     grids = [(sample.features.shape[0], sample.features.shape[1])]
 

@@ -1,1 +1,1 @@
-"""Pictures of label maps and of features; none of them needs a network."""
+"""Visualization of segmentation maps, features and metrics, without running a network."""

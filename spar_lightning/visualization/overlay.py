@@ -1,4 +1,4 @@
-"""A label map over its image, with a legend of the classes that are in it."""
+"""Overlay of a segmentation map on its image, with a legend of the classes that occur in it."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -7,24 +7,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-LONGEST: Final = 2048  # pixels of the picture's long side; larger images are shrunk for it
-SHORTEST: Final = 256  # smaller images are enlarged, pixel by pixel
-ENTRIES: Final = 40  # classes in a legend, the largest first
+LONGEST: Final = 2048  # maximum long side of the picture in pixels; larger images are downscaled
+SHORTEST: Final = 256  # images with a smaller long side are enlarged by an integer factor
+ENTRIES: Final = 40  # maximum number of classes in the legend, largest first
 OPACITY: Final = 0.55
-LINE: Final = 22  # pixels of a legend's line
+LINE: Final = 22  # height of a legend line in pixels
 GAP: Final = 8
 
 
 def overlay(
     image: NDArray[np.uint8], labels: NDArray[np.integer], classes: Sequence[str], colours: NDArray[np.uint8]
 ) -> Image.Image:
-    """The image with its classes in colour and a legend below.
+    """Draw the classes of an image in color, with a legend below.
 
-    Args:
-        image: (H, W, 3).
-        labels: Class of each pixel (H, W).
-        classes: Name of each class (C).
-        colours: (C or more, 3).
+    `image` (H, W, 3) is RGB, `labels` (H, W) are class indices, and `classes` (C) are names. Row c of `colours` (C or
+    more, 3) is the RGB color of class c.
     """
     mixed = (1 - OPACITY) * image + OPACITY * colours[labels]
     picture = _shown(Image.fromarray(mixed.round().astype(np.uint8)))
@@ -37,7 +34,7 @@ def overlay(
 
 
 def _shown(picture: Image.Image) -> Image.Image:
-    """At a size that a screen shows."""
+    """Resize a picture to a size that fits a screen."""
     width, height = picture.size
     longest = max(width, height)
     if longest < SHORTEST:
@@ -50,7 +47,7 @@ def _shown(picture: Image.Image) -> Image.Image:
 
 
 def _with_legend(picture: Image.Image, entries: Sequence[tuple[str, NDArray[np.uint8]]]) -> Image.Image:
-    """Below the picture a swatch and a name for each entry, in as many columns as fit."""
+    """Add a legend below the picture: a swatch and a name for each entry, in as many columns as fit."""
     font = _font()
     cell = max(int(font.getlength(name)) for name, _ in entries) + LINE + 2 * GAP
     width = max(picture.width, cell + GAP)
@@ -67,7 +64,7 @@ def _with_legend(picture: Image.Image, entries: Sequence[tuple[str, NDArray[np.u
 
 
 def _font() -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings: Latin, Greek, Cyrillic and more; a box for what it lacks."""
+    """Return DejaVu Sans, which matplotlib includes: Latin, Greek, Cyrillic and more; other characters are boxes."""
     from matplotlib.font_manager import findfont
 
     return ImageFont.truetype(findfont("DejaVu Sans"), 14)

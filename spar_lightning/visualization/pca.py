@@ -1,8 +1,9 @@
-"""Features as colours by their three principal components, all panels on one basis (paper, Figures 5 and 7).
+"""Features as colors by their first three principal components, with one basis for all panels (paper, Figures 5 and 7).
 
-The basis is that of the teacher's features of the image: student and teacher share one space, so the same colour
-means the same feature in every panel. The paper says neither how features are scaled nor how components become
-colours; here they are taken as they are, and a component goes from its 1 % to its 99 % quantile over the teacher.
+The basis is computed from the teacher's features of the image. Student and teacher share one feature space, so the
+same color means the same feature in every panel. The paper does not say how features are scaled or how components are
+mapped to colors. Here, features are not scaled, and the color range of a component is the range from its 1 % to its
+99 % quantile over the teacher's features.
 """
 
 from collections.abc import Mapping
@@ -17,13 +18,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Basis:
-    """Three directions in the space of features, and what range becomes colour.
+    """Three directions in feature space, and the ranges that are mapped to colors.
 
     Attributes:
-        mean: (d).
-        components: Unit vectors (d, 3); the largest entry of each is positive, so that signs are always the same.
-        low: What becomes 0 (3).
-        high: What becomes 1 (3).
+        mean: Mean feature (d).
+        components: Unit vectors (d, 3); the largest entry of each is positive, so that signs are reproducible.
+        low: Value of each component that is mapped to 0 (3).
+        high: Value of each component that is mapped to 1 (3).
     """
 
     mean: Tensor
@@ -33,11 +34,11 @@ class Basis:
 
     @classmethod
     def of(cls, features: Tensor) -> "Basis":
-        """The basis of features (h, w, d)."""
+        """Compute the basis of features (h, w, d)."""
         rows = features.flatten(0, 1).double()
         mean = rows.mean(0)
         covariance = (rows - mean).T @ (rows - mean)
-        components = torch.linalg.eigh(covariance).eigenvectors[:, -3:].flip(1)  # the largest first
+        components = torch.linalg.eigh(covariance).eigenvectors[:, -3:].flip(1)  # largest first
         largest = components.gather(0, components.abs().argmax(0, keepdim=True))  # (1, 3)
         components = components * largest.sign()
         shares = torch.tensor([0.01, 0.99], dtype=torch.float64, device=rows.device)
@@ -45,25 +46,25 @@ class Basis:
         return cls(mean, components, low, high)
 
     def colours(self, features: Tensor) -> NDArray[np.float64]:
-        """Colours (h, w, 3) from 0 to 1 of features (h, w, d)."""
+        """Map features (h, w, d) to RGB colors (h, w, 3) from 0 to 1."""
         places = (features.double() - self.mean) @ self.components
-        spread = (self.high - self.low).clamp(min=torch.finfo(torch.float64).tiny)  # a single patch has none
+        spread = (self.high - self.low).clamp(min=torch.finfo(torch.float64).tiny)  # zero for a single patch
         return np.asarray(((places - self.low) / spread).clamp(0, 1).cpu().numpy())
 
 
 def draw_pca(image: NDArray[np.uint8], panels: Mapping[str, Tensor], basis: Basis, path: Path) -> None:
-    """The image and next to it each panel's features as colours.
+    """Draw the image and, next to it, the features of each panel as colors.
 
     Args:
-        image: (H, W, 3).
-        panels: Features (h, w, d) by title.
-        basis: Of all panels.
-        path: Of the picture.
+        image: RGB image (H, W, 3).
+        panels: Features (h, w, d) by panel title.
+        basis: Basis for all panels.
+        path: Image file to write.
     """
     from matplotlib.figure import Figure
 
     height, width = image.shape[:2]
-    tall = min(max(height / width, 0.2), 3.0)  # panels of very long images keep room for their titles
+    tall = min(max(height / width, 0.2), 3.0)  # limited, so that titles fit next to very long images
     figure = Figure(figsize=(4 * (1 + len(panels)), 4 * tall + 0.4))
     axes = figure.subplots(1, 1 + len(panels))
     contents = {"image": image, **{title: basis.colours(features) for title, features in panels.items()}}

@@ -1,4 +1,4 @@
-"""Plots of a run: predictions next to each other, loss and mIoU over steps."""
+"""Plots of a run: predictions side by side, and loss and mIoU over steps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +14,19 @@ from spar_lightning.visualization.palette import palette
 def draw_predictions(
     rows: Sequence[tuple[NDArray[Any], ...]], titles: Sequence[str], classes: Sequence[str], path: Path
 ) -> None:
-    """Draw one row per image: the image (H, W, 3), then segmentation maps (H, W), with a legend of the classes."""
+    """Draw images and their segmentation maps in a grid, with a legend of the classes.
+
+    Args:
+        rows: Image (H, W, 3) and segmentation maps (H, W), one tuple per image.
+        titles: Titles of the columns; may have several lines.
+        classes: Name of each class.
+        path: Image file to write.
+    """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     colours = palette(len(classes))
-    figure = Figure(figsize=(2.4 * len(titles), 2.4 * len(rows) + 0.9))
+    figure = Figure(figsize=(2.4 * len(titles), 2.4 * len(rows) + 0.9), layout="constrained")
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for row, cells in zip(rows, axes, strict=True):
         for i, (content, cell) in enumerate(zip(row, cells, strict=True)):
@@ -29,41 +36,48 @@ def draw_predictions(
     for title, cell in zip(titles, axes[0], strict=True):
         cell.set_title(title, fontsize=9)
     patches = [Patch(color=colours[i] / 255, label=name) for i, name in enumerate(classes[:40])]
-    figure.legend(handles=patches, loc="lower center", ncols=6, fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0.9 / (2.4 * len(rows) + 0.9), 1, 1))
-    figure.savefig(path, dpi=110)
+    figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+    figure.savefig(path, dpi=110, bbox_inches="tight", pad_inches=0.08)
 
 
 def draw_curves(values: dict[str, dict[int, float]], path: Path) -> None:
-    """Draw loss and mIoU over steps, with start and teacher as lines for comparison; values by metric and step."""
-    from matplotlib.figure import Figure
+    """Draw loss and mIoU over steps, with lines for the student's start and the teacher.
 
-    figure = Figure(figsize=(11, 4))
-    left, right = figure.subplots(1, 2)
+    Args:
+        values: Values by metric name and step.
+        path: Image file to write.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = (part.subplots() for part in figure.subfigures(1, 2, squeeze=False)[0])
     loss = values.get("loss", {})
-    left.plot(list(loss), list(loss.values()), linewidth=0.8, alpha=0.35, color="C0", label="one step")
+    left.plot(list(loss), list(loss.values()), linewidth=0.8, alpha=0.35, color="C0", label="single step")
     steps, smooth = _running_mean(loss)
     left.plot(steps, smooth, color="C0", label="running mean")
-    left.set(xlabel="step", ylabel="loss", title="distance to the teacher", yscale="log")
-    left.legend()
+    left.set(xlabel="step", ylabel="loss", title="training", yscale="log")
+    left.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8)))
+    left.yaxis.set_major_formatter("{x:g}")
+    left.yaxis.set_minor_formatter(NullFormatter())
     names = [name for name in values if name.startswith("mIoU/") and name != "mIoU/mean"]
     for colour, name in enumerate([*names, "mIoU/mean"] if len(names) > 1 else names):
         _draw_miou(right, values, name, "black" if name == "mIoU/mean" else f"C{colour}")
-    right.set(xlabel="step", ylabel="mIoU (%)", title="segmentation: student, its start (dotted), teacher (dashed)")
-    if names:
-        right.legend(fontsize=7)
-    figure.tight_layout()
+    right.set(xlabel="step", ylabel="mIoU (%)", title="validation: student, before training (dotted), teacher (dashed)")
+    for axes in (left, right):  # below the axes, where a legend hides no curve
+        if axes.get_legend_handles_labels()[0]:
+            axes.figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
 
 
 def _draw_miou(axes: Any, values: dict[str, dict[int, float]], name: str, colour: str) -> None:
-    """One benchmark over steps, with lines where the student started and where the teacher is."""
+    """Draw one benchmark over steps, with lines for the student's start and the teacher."""
     curve = {**values.get(f"before/{name}", {}), **values[name]}
     label, last = name.removeprefix("mIoU/"), list(curve.values())[-1]
     for stage, style in (("before", ":"), ("teacher", "--")):
         for value in values.get(f"{stage}/{name}", {}).values():
             axes.plot([min(curve), max(curve)], [value] * 2, style, color=colour, alpha=0.7)
-            label += f", {last - value:+.1f} to {'start' if stage == 'before' else 'teacher'}"
+            label += f", {last - value:+.1f} vs. {'start' if stage == 'before' else 'teacher'}"
     axes.plot(list(curve), list(curve.values()), "o-", color=colour, label=label)
 
 

@@ -1,6 +1,6 @@
-"""The paper's Figures 1 and 3 from the points of sweeps, as PNG for the screen and SVG for print.
+"""Figures 1 and 3 of the paper from the points of sweeps, as PNG for the screen and SVG for print.
 
-Curves differ in marker and line as well as in colour, so that a print in black still tells them apart.
+Curves differ in marker and line style as well as in color, to be distinguishable in black-and-white print.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,20 @@ STYLES = ("-", "--", "-.", ":")
 
 
 def draw_strides(points: Sequence[dict[str, Any]], score: str, time: str, stem: Path) -> list[Path]:
-    """Draw mIoU over the network's time per image; sliding windows with their strides, single passes as points."""
+    """Draw mIoU over the network's time per image.
+
+    Sliding windows are curves, labeled with their strides; a stride equal to the window is tiling. Single passes are
+    points.
+
+    Args:
+        points: Points of the sweep.
+        score: Label of the mIoU axis.
+        time: Label of the time axis.
+        stem: Path of the files without suffix.
+
+    Returns:
+        Paths of the PNG and the SVG file.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
@@ -29,7 +42,10 @@ def draw_strides(points: Sequence[dict[str, Any]], score: str, time: str, stem: 
             label=curve, elinewidth=1, **{**look, **size},
         )  # fmt: skip
         for row in rows if sliding else ():
-            axes.annotate(f"{row['stride']}", (row["ms"], row["mean"]), (0, 7), textcoords="offset points", ha="center")
+            tiling = " (tiling)" if row["stride"] == row["window"] else ""
+            axes.annotate(
+                f"{row['stride']}{tiling}", (row["ms"], row["mean"]), (0, 7), textcoords="offset points", ha="center"
+            )
     _time(axes.xaxis, axes.set_xscale, time)
     axes.set_ylabel(score)
     axes.margins(y=0.15)
@@ -39,7 +55,10 @@ def draw_strides(points: Sequence[dict[str, Any]], score: str, time: str, stem: 
 
 
 def draw_areas(points: Sequence[dict[str, Any]], score: str, time: str, stem: Path) -> list[Path]:
-    """Draw mIoU, and the network's time per image, over the side of a square of the image's area."""
+    """Draw mIoU and the network's time per image over the side of a square of the image's area, in pixels.
+
+    The arguments and the result are the same as in `draw_strides`.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.6, 4.6), layout="constrained")
@@ -68,13 +87,13 @@ def _curves(points: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, 
 
 
 def _looks() -> Iterator[dict[str, Any]]:
-    """Colour, marker and line of one curve after the other."""
+    """Yield color, marker and line style for each curve."""
     for i, marker, style in zip(count(), cycle(MARKERS), cycle(STYLES), strict=False):
         yield {"color": f"C{i % 10}", "marker": marker, "linestyle": style, "markersize": 6}
 
 
 def _spread(row: dict[str, Any]) -> tuple[float, float]:
-    """From the median to the quartiles, mean over benchmarks, as bars are given."""
+    """Return the distances from the median to both quartiles, averaged over benchmarks, for error bars."""
     timings = row["timings"].values()
     sides = [sum(abs(timing["quartiles"][i] - timing["ms"]) for timing in timings) / len(timings) for i in (0, 1)]
     return sides[0], sides[1]
@@ -95,7 +114,7 @@ def _save(figure: Any, axes: Any, stem: Path) -> list[Path]:
     for each in figure.axes:
         each.grid(True, which="both", color="0.9", linewidth=0.6)
         each.set_axisbelow(True)
-    # Below, so that it hides no point; one curve under the other where a name is long.
+    # The legend is below the axes, so that it does not hide points. Long names need a single column.
     handles, names = axes.get_legend_handles_labels()
     columns = 1 if max(map(len, names)) > 40 else 2
     figure.legend(handles, names, fontsize=9, loc="outside lower center", ncols=columns, frameon=False)

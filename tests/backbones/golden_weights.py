@@ -1,4 +1,4 @@
-"""Deterministic weights and images behind features.safetensors: values depend on names alone, never on RNG order."""
+"""Deterministic weights and images for features.safetensors; values depend only on names, not on RNG order."""
 
 import zlib
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ def _normal(name: str, shape: Sequence[int]) -> torch.Tensor:
 
 
 def open_clip_value(name: str, shape: Sequence[int]) -> torch.Tensor:
-    """Value of parameter `name` (open_clip's own name, e.g. visual.trunk.blocks.0.norm1.weight)."""
+    """Return the value of parameter `name` (as in open_clip, e.g. visual.trunk.blocks.0.norm1.weight)."""
     v = _normal(name, shape)
     if v.ndim <= 1:
         return 1 + 0.1 * v if name.endswith("weight") else 0.1 * v
@@ -22,7 +22,7 @@ def open_clip_value(name: str, shape: Sequence[int]) -> torch.Tensor:
 
 
 def dinov3_value(name: str, shape: Sequence[int]) -> torch.Tensor:
-    """Value of tensor `name` of the official dino.txt model (names and shapes: dinov3_txt_keys.json)."""
+    """Return the value of tensor `name` of the official dino.txt model (names and shapes: dinov3_txt_keys.json)."""
     if name.endswith("periods"):
         periods: torch.Tensor = (100.0 ** (torch.arange(shape[0]).float() / shape[0])).bfloat16().float()
         return periods
@@ -43,7 +43,7 @@ def dinov3_value(name: str, shape: Sequence[int]) -> torch.Tensor:
 
 
 def image(height: int, width: int, seed: int = 0) -> torch.Tensor:
-    """A smooth random image (1, 3, height, width) in [-1, 1], already normalised for the network."""
+    """Return a smooth random image (1, 3, height, width) in [-1, 1], already normalized for the network."""
     g = torch.Generator().manual_seed(seed)
     x = torch.zeros(1, 3, height, width)
     for k in (4, 8, 16, 32, 64):

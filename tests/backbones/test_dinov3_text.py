@@ -1,4 +1,4 @@
-"""DINOv3.txt loads a pair of files in the official layout and keeps its rounded RoPE periods."""
+"""DINOv3Text loads the two files of the official layout and always uses rounded RoPE periods."""
 
 import copy
 from pathlib import Path
@@ -17,7 +17,7 @@ PERIODS = torch.as_tensor(100.0 ** (torch.arange(16) / 16)).bfloat16().float()
 
 
 def official_vision(trunk: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's tensors in the names of the official backbone file."""
+    """Rename timm's tensors as in the official backbone file."""
     official: dict[str, Tensor] = {"mask_token": torch.zeros(1, 192), "rope_embed.periods": PERIODS.bfloat16()}
     for name, tensor in trunk.items():
         if name.endswith("q_bias"):
@@ -31,7 +31,7 @@ def official_vision(trunk: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def official_text(width: int = 128, layers: int = 2, outputs: int = 384) -> dict[str, Tensor]:
-    """A small text tower and a piece of the vision head, in the names of the official file."""
+    """Return a small text tower and a part of the vision head, with names as in the official file."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -55,7 +55,7 @@ def official_text(width: int = 128, layers: int = 2, outputs: int = 384) -> dict
 
 
 def reference_text(official: dict[str, Tensor], tokens: Tensor, layers: int = 2) -> Tensor:
-    """The text tower written down once more from the description of the official model."""
+    """Compute text embeddings with an independent implementation of the official text tower."""
     t = {name.removeprefix("text_model."): tensor for name, tensor in official.items()}
     x = t["backbone.token_embedding.weight"][tokens] + t["backbone.positional_embedding"]
     for i in range(layers):
@@ -136,7 +136,7 @@ def test_the_rounded_periods_survive_everything(pair: tuple[str, str]) -> None:
     cast = copy.deepcopy(backbone).to(torch.bfloat16).to(torch.float32)
     for twin in (backbone, loaded, copy.deepcopy(backbone), cast):
         assert torch.equal(twin.trunk.rope.periods, PERIODS)
-    assert not torch.equal(PERIODS, 100.0 ** (torch.arange(16) / 16))  # the rounding is no rounding of nothing
+    assert not torch.equal(PERIODS, 100.0 ** (torch.arange(16) / 16))  # rounding changes the periods
 
 
 def test_missing_tensors_and_files_are_named(trunk: dict[str, Tensor], pair: tuple[str, str], tmp_path: Path) -> None:

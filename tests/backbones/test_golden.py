@@ -1,7 +1,7 @@
-"""Dense features equal those that the original implementations give for known weights and images.
+"""Dense features equal those of the original implementations for known weights and images.
 
-tests/data/golden: 48 sampled patches of each case, computed with the originals (CPU, fp32);
-`golden_weights.py` makes weights and images from names alone.
+tests/data/golden contains 48 sampled patches per case, computed with the original implementations (CPU,
+fp32). `golden_weights.py` creates the weights and images from names only.
 """
 
 import json
@@ -27,7 +27,7 @@ def check(case: str, encode: Callable[[Tensor], Tensor]) -> None:
         features = encode(golden_weights.image(height, width))[0]
     assert list(features.shape) == GOLDEN[f"{case}/shape"].tolist()
     sampled = features.flatten(0, 1)[GOLDEN[f"{case}/idx"].long()]
-    torch.testing.assert_close(sampled, GOLDEN[case], rtol=0, atol=2e-4)  # what the originals promise
+    torch.testing.assert_close(sampled, GOLDEN[case], rtol=0, atol=2e-4)  # tolerance of the reference features
 
 
 def with_golden_weights(backbone: Backbone) -> Backbone:

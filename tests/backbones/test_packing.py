@@ -1,4 +1,4 @@
-"""A pack gives what its images give one by one, forward and backward, in every family."""
+"""Packed sequences give the same features and gradients as the images one by one, for every backbone."""
 
 import copy
 
@@ -13,7 +13,7 @@ from spar_lightning.backbones.parameter_groups import frozen_blocks, set_trainab
 from tests.rounding import assert_rounded, rounding
 from tests.test_testing import FAMILIES, built
 
-SIZES = [(2, 2), (1, 3), (3, 1), (2, 3)]  # patches
+SIZES = [(2, 2), (1, 3), (3, 1), (2, 3)]  # patches (h, w)
 
 
 def images(patch: int) -> list[Tensor]:
@@ -35,7 +35,7 @@ def test_a_pack_equals_its_images_one_by_one(packs: bool) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_equals_accumulated_steps_of_single_images(family: str, small_naflex: str) -> None:
-    """Frozen prefix of each image, then the trainable blocks in one sequence, against whole images one by one."""
+    """Compare frozen blocks per image, then packed trainable blocks, with whole images one by one."""
     packed, single = (copy.deepcopy(built(family, small_naflex)) for _ in range(2))
     for backbone in (packed, single):
         set_trainable(backbone, backbone.parameter_groups(), ["blocks.-2", "blocks.-1"])
@@ -53,7 +53,7 @@ def test_a_step_equals_accumulated_steps_of_single_images(family: str, small_naf
     ours, theirs = gradients(packed), gradients(single)
     assert ours.keys() == theirs.keys() and ours
     largest = max(float(gradient.abs().max()) for gradient in theirs.values())
-    for name, gradient in ours.items():  # that of a key's bias is 0 but for rounding
+    for name, gradient in ours.items():  # the gradient of the key bias is 0 up to rounding
         # Backward doubles the depth; each gradient sums over all tokens of the sequence.
         terms = packed.embed_dim * sum(h * w for h, w in SIZES)
         atol = max(rounding(theirs[name], 2 * packed.depth, terms), torch.finfo(torch.float32).eps * largest)

@@ -1,4 +1,4 @@
-"""Selectors name what they say, and an empty match is an error that lists what exists."""
+"""Selectors select the right parameters; one without a match raises an error that lists all groups."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""SigLIP2's dense features equal those of transformers' own model with the same weights."""
+"""SigLIP2 and NaFlex give the same dense features as transformers with the same weights."""
 
 import shutil
 from pathlib import Path
@@ -20,7 +20,7 @@ from tests.rounding import assert_rounded
 
 
 def transformers_names(trunk: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's tensors in the names of transformers' SiglipVisionModel."""
+    """Rename timm's tensors as in SiglipVisionModel of transformers."""
     found = {
         "embeddings.patch_embedding.weight": trunk["patch_embed.proj.weight"],
         "embeddings.patch_embedding.bias": trunk["patch_embed.proj.bias"],
@@ -50,7 +50,7 @@ def transformers_names(trunk: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_dense_features_equal_transformers_at_the_native_size() -> None:
     torch.manual_seed(0)
     backbone = SigLIP2("ViT-B-32-SigLIP2-256", pretrained=None)
-    for parameter in backbone.parameters():  # timm starts biases and the pooling at zero
+    for parameter in backbone.parameters():  # timm initializes biases and the pooling with zeros
         parameter.data += 0.02 * torch.randn_like(parameter)
     reference = SiglipVisionModel(SiglipVisionConfig(image_size=256, patch_size=32)).train(False)
     trunk = {name.removeprefix("visual.trunk."): t for name, t in backbone.vision_state_dict().items()}
@@ -66,7 +66,7 @@ def test_dense_features_equal_transformers_at_the_native_size() -> None:
 
 
 def test_one_patch_is_the_pooled_image() -> None:
-    """With one token there is nothing to attend to: the dense feature is the pooled embedding."""
+    """With a single token, attention has no effect: the dense feature equals the pooled embedding."""
     torch.manual_seed(0)
     backbone = SigLIP2("ViT-B-32-SigLIP2-256", pretrained=None)
     token = torch.randn(1, 1, 768)
@@ -122,7 +122,7 @@ def test_naflex_refuses_a_folder_that_lacks_tensors(small_naflex: str, tmp_path:
 
 
 def test_the_papers_parameter_counts() -> None:
-    """Table 2 of the paper for ViT-B-16-SigLIP2-512, in millions."""
+    """Check the counts in Table 2 of the paper for ViT-B-16-SigLIP2-512, in millions."""
     from spar_lightning.backbones.parameter_groups import select
 
     backbone = SigLIP2(pretrained=None)

@@ -1,4 +1,4 @@
-"""Tiny keeps the contract of a backbone."""
+"""Tiny implements the backbone interface."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""Weights go back where they came from: the upstream library's own model gives the same trunk tokens."""
+"""Weights can be loaded into the model of the upstream library, which gives the same trunk tokens."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def test_siglip2_in_open_clip() -> None:
 @pytest.mark.parametrize("model", ["ViT-S-32", "ViT-B-32-quickgelu"])
 @torch.no_grad()
 def test_openclip_in_open_clip(model: str) -> None:
-    """All blocks but the last, where MaskCLIP departs from the model."""
+    """Compare all blocks except the last, where MaskCLIP differs from the model."""
     backbone = OpenCLIP(model, pretrained=None)
     images = torch.randn(1, 3, 224, 224)
     tokens = backbone.run_blocks(backbone.embed(images), [(7, 7)], stop=-1)
@@ -50,10 +50,10 @@ def test_openclip_in_open_clip(model: str) -> None:
 @torch.no_grad()
 def test_dinov3_in_timm() -> None:
     backbone = DINOv3Text("vit_tiny_patch16_dinov3_qkvb", window=64)
-    for block in backbone.trunk.blocks:  # timm starts at 1e-5: nothing would reach the output
+    for block in backbone.trunk.blocks:  # with timm's initial value of 1e-5, blocks would hardly affect the output
         block.gamma_1.fill_(1)
         block.gamma_2.fill_(1)
-        block.attn.qkv.weight.mul_(8)  # attention that looks somewhere
+        block.attn.qkv.weight.mul_(8)  # make the attention less uniform
     model: Any = timm.create_model(backbone.model, num_classes=0).eval()
     model.load_state_dict(backbone.vision_state_dict())
     images = torch.randn(1, 3, 128, 192)

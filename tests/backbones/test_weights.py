@@ -1,4 +1,4 @@
-"""Weight files of every origin are read by their keys, and what does not fit is named."""
+"""Weight files of all supported layouts are read, and errors name the tensor that does not match."""
 
 import pickle
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_files_of_every_origin(student: OpenCLIP, wrapper: str, suffix: str, tmp
     path = tmp_path / f"weights{suffix}"
     if suffix == ".safetensors":
         save_file(tensors, path)
-    else:  # Lightning wraps the tensors once more and adds its own
+    else:  # Lightning adds its own keys
         torch.save({"state_dict": tensors, "epoch": 3} if suffix == ".ckpt" else tensors, path)
     assert torch.equal(features(OpenCLIP(MODEL, pretrained=str(path))), features(student))
 
@@ -53,7 +53,7 @@ def test_the_text_tower_comes_from_the_same_file(tmp_path: Path, caplog: pytest.
         expected = clip.encode_text(open_clip.get_tokenizer(MODEL)(["a cat", "a dog"]))
     caplog.clear()
     torch.testing.assert_close(OpenCLIP(MODEL, pretrained=str(path)).encode_text(["a cat", "a dog"]), expected)
-    assert not caplog.records  # open_clip would say that the weights are random
+    assert not caplog.records  # open_clip would warn about random weights
 
 
 def test_what_lies_beside_the_model_is_left_out(student: OpenCLIP, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_nothing_pickled_is_run(tmp_path: Path) -> None:
         read(str(path))
     assert not (tmp_path / "harm").exists()
     (tmp_path / "plain.pt").write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(WeightsError, match=r"cannot be read as weights|holds no tensors"):
+    with pytest.raises(WeightsError, match=r"cannot be read as weights|does not contain named tensors"):
         read(str(tmp_path / "plain.pt"))
 
 

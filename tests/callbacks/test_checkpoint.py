@@ -1,4 +1,4 @@
-"""Checkpoints fall due by steps and replace the old one only when they are whole."""
+"""Tests of the checkpoints: saved every N steps, and replacing the old file only when complete."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from spar_lightning.errors import UserError
 
 
 class Trainer(SimpleNamespace):
-    """As much of a Trainer as the callback looks at."""
+    """Trainer with only the attributes that the callback reads."""
 
     def __init__(self) -> None:
         super().__init__(global_step=0, is_last_batch=False, saved=[])

@@ -1,4 +1,4 @@
-"""Which benchmarks and images a run measures, and when."""
+"""Tests of the mIoU measured in a run: benchmarks, images and times."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_a_part_of_the_benchmarks_every_few_steps(small: list[str], scenes: Path
 
 
 def test_refinement_in_a_run(small: list[str], scenes: Path, tmp_path: Path) -> None:
-    """What the callback measures with LPOSS and AnyUp is what `spar evaluate` measures with them."""
+    """Compare the callback's results with LPOSS and AnyUp to those of `spar evaluate`."""
     file, run = str(official_file(tmp_path / "anyup.pth")), tmp_path / "run"
     place = ["--data.root", str(scenes)]
     refined = ["--model.refine", "LPOSS", "--model.refine.gamma", "5", "--model.upsampler", file]
@@ -62,14 +62,14 @@ def test_refinement_in_a_run(small: list[str], scenes: Path, tmp_path: Path) -> 
 def test_a_resume_with_another_refinement(
     small: list[str], scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Rows that were measured otherwise do not stand beside the new one."""
+    """Rows that were measured with other settings are removed from the table."""
     run = tmp_path / "run"
     more = ["--data.root", str(scenes), "--mean_iou.max_images", "1", "--run_dir", str(run)]
     assert main(["fit", *small, *more, "--trainer.max_epochs", "1", "--model.refine", "LPOSS"]) == 0
     assert [row["stage"] for row in json.loads((run / "results.json").read_text())] == ["before", "teacher", "after"]
     assert main(["fit", *small, *more, "--resume", "auto"]) == 0
     assert [row["stage"] for row in json.loads((run / "results.json").read_text())] == ["after"]
-    assert 'measured otherwise (refine: {"name": "LPOSS", "gamma": 1.0' in caplog.text
+    assert 'measured with other settings (refine: {"name": "LPOSS", "gamma": 1.0' in caplog.text
 
 
 def test_nothing_at_the_end(small: list[str], scenes: Path, tmp_path: Path) -> None:
@@ -118,9 +118,9 @@ def test_the_last_validation_counts_and_all_rows_are_timed_in_alternation(
     monkeypatch.setattr(MeanIoU, "_time", with_names)
     run = tmp_path / "run"
     assert main(["fit", *small, "--data.root", str(scenes), "--run_dir", str(run), "--trainer.max_epochs", "1"]) == 0
-    assert measured == ["before", "teacher"]  # the Trainer has just validated the student
+    assert measured == ["before", "teacher"]  # the Trainer validated the student in the last step
     assert timed == ["before", "teacher", "after"] * 5
     rows = json.loads((run / "results.json").read_text())
     assert [row["stage"] for row in rows] == ["before", "teacher", "after"] and all(row["ms"] > 0 for row in rows)
     log = (run / "train.log").read_text()
-    assert "parameters train" in log and "| sliding window (teacher)" in log  # the facts and the table
+    assert "parameters are trained" in log and "| sliding window (teacher)" in log  # summary and table

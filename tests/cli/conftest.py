@@ -1,4 +1,4 @@
-"""Fixtures of the evaluation: the six benchmarks in miniature, and networks that read any words."""
+"""Fixtures for evaluation tests: small copies of the six benchmarks, and networks that encode any class name."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests import any_words, fake_benchmarks  # noqa: F401 - any_words adds the 
 
 @pytest.fixture(scope="session")
 def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All six; one image is six times as wide as high."""
+    """Return the folder with all six benchmarks; one image is six times as wide as high."""
     root = tmp_path_factory.mktemp("benchmarks")
     fake_benchmarks.all_six(root, [(24, 36), (40, 30), (16, 96)])
     assert main(["evaluate", "--prepare", "context", "--root", str(root)]) == 0
@@ -24,7 +24,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Both towers of a small CLIP, in a file of open_clip's layout."""
+    """Return the path of an open_clip weight file with both towers of a small CLIP."""
     path = tmp_path_factory.mktemp("clip") / "open_clip_model.safetensors"
     torch.manual_seed(3)
     save_file(open_clip.create_model("ViT-Ti-16-test").state_dict(), path)
@@ -33,7 +33,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def config(tmp_path: Path, clip: str) -> Callable[[str], list[str]]:
-    """Arguments of an evaluation with a network that reads any words."""
+    """Return a function that makes the arguments of an evaluation with a given test backbone."""
 
     def arguments(backbone: str) -> list[str]:
         path = tmp_path / f"{backbone}.yaml"
@@ -49,5 +49,5 @@ def config(tmp_path: Path, clip: str) -> Callable[[str], list[str]]:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Text embeddings of a test are its own."""
+    """Use a separate cache of text embeddings for each test."""
     monkeypatch.setenv("SPAR_CACHE", str(tmp_path / "cache"))

@@ -1,4 +1,4 @@
-"""`spar backbones`, and a plugin as a package of its own: installed, found, checked, trained."""
+"""Tests of `spar backbones`, and of a plugin package that is installed, found, checked and trained."""
 
 import shutil
 import subprocess
@@ -17,7 +17,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example plugin installed into a folder, beside one that cannot be imported."""
+    """Return a folder with the installed example plugin and a plugin that cannot be imported."""
     folder = tmp_path_factory.mktemp("plugins")
     shutil.copytree(ROOT / "examples" / "plugin", folder / "source")
     broken = folder / "broken"
@@ -34,7 +34,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The plugins of `site` in this process."""
+    """Make the plugins of `site` available in this process."""
     monkeypatch.syspath_prepend(site)
     monkeypatch.setenv("PYTHONPATH", str(site))
     plugins.cache_clear()
@@ -44,6 +44,8 @@ def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def run(site: Path, tmp_path: Path) -> Callable[..., Finished]:
+    """Return a function that runs `spar` with the plugins of `site` in a new process."""
+
     def run(*args: str) -> Finished:
         done = subprocess.run(
             [sys.executable, "-m", "spar_lightning", *args],
@@ -101,9 +103,9 @@ def test_show_prints_groups_with_counts(capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (["show"], "Give the name of a backbone: spar backbones show NAME"),
-        (["show", "Siglip"], "Did you mean SigLIP2? Known are DINOv3Text"),
-        (["show", "no.such.Class"], "No backbone is called 'no.such.Class'"),
+        (["show"], "Pass a backbone: spar backbones show NAME"),
+        (["show", "Siglip"], "Did you mean SigLIP2? Allowed: DINOv3Text"),
+        (["show", "no.such.Class"], "Unknown backbone 'no.such.Class'"),
         (["show", "pathlib.Path"], "pathlib.Path"),
         (["show", "SigLIP2", "--model", "ViT-B-61"], "'ViT-B-61'"),
         (["show", "Tiny", "--size", "3"], "Tiny: unrecognized arguments: --size 3"),
@@ -118,5 +120,5 @@ def test_mistakes_are_sentences(args: list[str], sentence: str, capsys: Capture)
 def test_check_fails_a_broken_backbone(capsys: Capture) -> None:
     assert main(["backbones", "check", "tests.test_testing.Awake"]) == 1
     captured = capsys.readouterr()
-    assert "FAILED  stays_in_eval: AssertionError: in train mode" in captured.out
+    assert "FAILED  stays_in_eval_mode: AssertionError: in train mode" in captured.out
     assert "Awake" in captured.err

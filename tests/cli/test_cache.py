@@ -1,4 +1,4 @@
-"""`spar cache`: plan, build, look, verify, on one process and several."""
+"""Tests of `spar cache`: plan, build, info and verify, with one or several processes."""
 
 import re
 import shutil
@@ -17,7 +17,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def run(small: list[str], tmp_path: Path, capsys: Capture) -> Callable[..., tuple[int, str, str]]:
-    """`spar cache` over twelve scenes, in this process: code, output, errors."""
+    """Return a function that runs `spar cache` on twelve synthetic images and returns exit code, stdout and stderr."""
 
     def run(*args: str, action: str | None = None) -> tuple[int, str, str]:
         where = ["--data.root", str(tmp_path)]
@@ -46,7 +46,7 @@ def test_plan_build_info_and_verify(run: Run, tmp_path: Path, capsys: Capture) -
     assert "12 images with features in 1 shards" in out and "stride: 16" in out
 
     code, out, _ = run("--recompute", "3", action="verify")
-    assert code == 0 and out.count("image identical") == 3 and "12 samples in 1 of 1 shards are whole" in out
+    assert code == 0 and out.count("image identical") == 3 and "12 samples in 1 of 1 shards are intact" in out
     errors = [float(error) for error in re.findall(r"relative error (\S+),", out)]
     assert max(errors) < 1e-3  # float16
 
@@ -55,7 +55,7 @@ def test_plan_build_info_and_verify(run: Run, tmp_path: Path, capsys: Capture) -
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     assert main(["cache", "verify", str(cache)]) == 1
-    assert f"0 samples in 0 of 1 shards are whole\n{path} is damaged" in capsys.readouterr().out
+    assert f"0 samples in 0 of 1 shards are intact\n{path} is damaged" in capsys.readouterr().out
 
 
 def test_the_frozen_prefix_is_announced_built_shown_and_verified(
@@ -64,15 +64,15 @@ def test_the_frozen_prefix_is_announced_built_shown_and_verified(
     cache = tmp_path / "seed-0" / "cache"
     code, out, _ = run("--data.cache_activations", "true")
     assert code == 0
-    announced = re.search(r"activations-3: tokens behind 3 frozen blocks, 12 images to do, ([\d.]+) kB; ", out)
+    announced = re.search(r"activations-3: tokens after 3 frozen blocks, 12 images to do, ([\d.]+) kB; ", out)
     assert announced
     size = (cache / "activations-3" / "shards" / "00000.h5").stat().st_size
     assert abs(1e3 * float(announced[1]) / size - 1) < 0.05
-    assert "behind 3 frozen blocks, 0 images to do, 0 B; " in run("--data.cache_activations", "true")[1]
+    assert "after 3 frozen blocks, 0 images to do, 0 B; " in run("--data.cache_activations", "true")[1]
     assert main(["cache", "info", str(cache)]) == 0
-    assert "activations-3: tokens of the frozen blocks in 1 shards, " in capsys.readouterr().out
+    assert "activations-3: activations of the frozen blocks in 1 shards, " in capsys.readouterr().out
     assert main(["cache", "verify", str(cache)]) == 0
-    assert "12 samples in 1 of 1 shards of activations-3 are whole" in capsys.readouterr().out
+    assert "12 samples in 1 of 1 shards of activations-3 are intact" in capsys.readouterr().out
     shutil.rmtree(cache / "activations-3")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000))
     code, _, err = run("--data.cache_activations", "true")
@@ -83,7 +83,7 @@ def test_a_disk_that_is_too_small_is_refused(run: Run, monkeypatch: pytest.Monke
     usage = namedtuple("usage", ["total", "used", "free"])
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2000, 1000, 1000))
     code, _, err = run()
-    assert code == 2 and re.search(r"The features take [\d.]+ MB, but .* has 1 kB free. Make room", err)
+    assert code == 2 and re.search(r"The features need [\d.]+ MB, but .* has 1 kB free. Free disk space", err)
 
 
 def test_one_command_starts_a_process_for_each_further_device(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

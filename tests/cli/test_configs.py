@@ -1,4 +1,4 @@
-"""Shipped configurations are listed, shown, copied, and found by name from anywhere."""
+"""Tests that shipped configurations can be listed, printed, copied, and found by name from any folder."""
 
 from pathlib import Path
 
@@ -17,7 +17,10 @@ def test_each_has_a_line(capsys: Capture) -> None:
     assert main(["configs"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(shipped())
-    assert "quickstart               The whole method in small: two CPU cores, no download, a few minutes" in lines
+    assert (
+        "quickstart               The complete method at small scale: two CPU cores, no download, a few minutes"
+        in lines
+    )
 
 
 def test_shown_and_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
@@ -45,7 +48,7 @@ def test_names_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_options_count_wherever_they_stand(capsys: Capture) -> None:
-    """Before, between and after configurations: the same settings."""
+    """Options before, between and after --config give the same settings."""
     options = ["--data.batch_size", "2", "--data.augmentation.flip_probability", "0.1"]
     config = ["--config", "quickstart"]
     printed = []

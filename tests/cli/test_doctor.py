@@ -1,4 +1,4 @@
-"""`spar doctor`: every line is ok or says what to do."""
+"""Tests of `spar doctor`: each line is ok or says what to do."""
 
 import json
 import os
@@ -28,9 +28,9 @@ def test_json_and_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: Capture
     monkeypatch.setattr(doctor_checks, "LITTLE", 2**60)
     assert main(["doctor", "--json"]) == 1
     found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
-    assert not found["timm"]["ok"] and found["timm"]["mend"].startswith("pip install 'timm>=")
-    assert not found["disk"]["ok"] and "--run_dir" in found["disk"]["mend"]
-    assert "--shm-size" in found["shared memory"]["mend"] and found["torch"]["ok"]
+    assert not found["timm"]["ok"] and found["timm"]["fix"].startswith("pip install 'timm>=")
+    assert not found["disk"]["ok"] and "--run_dir" in found["disk"]["fix"]
+    assert "--shm-size" in found["shared memory"]["fix"] and found["torch"]["ok"]
 
 
 def test_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +43,7 @@ def test_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(metadata, "version", absent)
     found = {finding.name: finding for finding in doctor_checks.packages()}
-    assert found["timm"].text == "not installed" and found["timm"].mend is not None
+    assert found["timm"].text == "not installed" and found["timm"].fix is not None
     assert found["onnxruntime"] == Finding("onnxruntime", "not installed, optional")
 
 
@@ -56,20 +56,20 @@ def test_torchvision_of_another_release(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torchvision.ops, "nms", missing)
     found = doctor_checks.torchvision()
     assert "operator torchvision::nms does not exist" in found.text and "more" not in found.text
-    assert found.mend is not None and "pip install torch torchvision" in found.mend
+    assert found.fix is not None and "pip install torch torchvision" in found.fix
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
-    assert doctor_checks.disk("run_dir", tmp_path / "a" / "b", "elsewhere").mend == "elsewhere"
+    assert doctor_checks.disk("run_dir", tmp_path / "a" / "b", "elsewhere").fix == "elsewhere"
 
 
 def test_a_configuration_takes_two_steps(small: list[str], tmp_path: Path, capsys: Capture) -> None:
     args = [*small, "--data.root", str(tmp_path / "scenes"), "--run_dir", str(tmp_path / "run")]
     assert main(["doctor", *args]) == 0
     out = capsys.readouterr().out
-    assert "2 steps of Tiny on cpu in " in out and "is empty: spar fit builds it first" in out
-    assert not list(tmp_path.iterdir())  # nothing is left
+    assert "2 steps of Tiny on cpu in " in out and "is empty: spar fit fills it before training" in out
+    assert not list(tmp_path.iterdir())  # all files of the check are deleted
 
 
 def test_a_configuration_with_packs_and_workers(photos: str, tmp_path: Path) -> None:
@@ -78,8 +78,8 @@ def test_a_configuration_with_packs_and_workers(photos: str, tmp_path: Path) -> 
         "--data.augmentation.scale", "[200,160]", "--data.augmentation.min_side", "64",
         "--data.augmentation.multiple", "8", "--trainer.accelerator", "cpu", "--run_dir", str(tmp_path / "run"),
     ])  # fmt: skip
-    assert found[-1].name == "dry run" and found[-1].mend is None, found
-    assert found[1] == Finding("cache", "none: the teacher runs in every step")
+    assert found[-1].name == "dry run" and found[-1].fix is None, found
+    assert found[1] == Finding("cache", "not set: the teacher runs in every step")
 
 
 def test_a_cache_of_another_configuration(small: list[str], tmp_path: Path, capsys: Capture) -> None:
@@ -97,7 +97,7 @@ def test_memory_that_is_too_small(small: list[str], tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr("spar_lightning.distillation.Distillation.training_step", full)
     found = doctor.configuration([*small, "--data.root", str(tmp_path / "scenes")])
-    assert found[-1].name == "dry run" and "data.batch_size 1" in str(found[-1].mend)
+    assert found[-1].name == "dry run" and "data.batch_size 1" in str(found[-1].fix)
 
 
 def test_mistakes_of_a_configuration_are_lines(small: list[str], capsys: Capture) -> None:
@@ -108,5 +108,5 @@ def test_mistakes_of_a_configuration_are_lines(small: list[str], capsys: Capture
     ):
         assert main(["doctor", *small[:2], *args]) == 1
         found = capsys.readouterr()
-        assert "MEND  configuration" in found.out and sentence in found.out and "Traceback" not in found.err
+        assert "FIX   configuration" in found.out and sentence in found.out and "Traceback" not in found.err
     assert main(["doctor", "--model.stride", "9"]) == 2

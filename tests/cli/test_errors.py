@@ -1,4 +1,4 @@
-"""Bad input: a sentence that says what was given, what is allowed and what mends it; exit code 2."""
+"""Tests of invalid input: the message names the input, the allowed values and the fix; the exit code is 2."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def sentence(args: list[str], capsys: Capture) -> str:
-    """What `spar` prints about bad input: one screen, no traceback."""
+    """Run a command with invalid input and return its message; it must be short and without traceback."""
     try:
         code: object = main(args)
     except SystemExit as exit:
@@ -78,11 +78,12 @@ def test_empty_shard(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "sa_000000.tar").touch()
     text = sentence(["fit", *shards(tmp_path, tmp_path / "sa_000000.tar")], capsys)
     assert "sa_000000.tar" in text and "0 bytes" in text
-    # A start that failed before anything was measured does not block the next one.
+    # A start that failed before the first measurement does not block the next start.
     assert "0 bytes" in sentence(["fit", *shards(tmp_path, tmp_path / "sa_000000.tar")], capsys)
 
 
 def shards(tmp_path: Path, pattern: Path) -> list[str]:
+    """Return arguments of `spar fit` that train Tiny on the given shards."""
     return [
         "--model.backbone=Tiny", "--data=SA1B", f"--data.shards={pattern}", f"--data.cache={tmp_path / 'cache'}",
         "--data.augmentation.multiple=8", f"--run_dir={tmp_path / 'run'}", "--trainer.accelerator=cpu",
@@ -90,7 +91,7 @@ def shards(tmp_path: Path, pattern: Path) -> list[str]:
 
 
 def test_unknown_class_name(tmp_path: Path, scenes: Path, small: list[str], capsys: Capture) -> None:
-    from spar_lightning.datamodules import RenderedScenes  # the folder exists after this
+    from spar_lightning.datamodules import RenderedScenes
 
     where = ["--data.root", str(tmp_path), "--run_dir", str(tmp_path / "run")]
     data = RenderedScenes(root=str(tmp_path), train_scenes=1, val_scenes=1, val_sizes=(64,))
@@ -102,7 +103,7 @@ def test_unknown_class_name(tmp_path: Path, scenes: Path, small: list[str], caps
     assert "'disk'" in text and "mean disc" in text
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere; test_a_run_folder_below_a_file covers this")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere; see test_a_run_folder_below_a_file")
 def test_unwritable_run_folder(tmp_path: Path, scenes: Path, small: list[str], capsys: Capture) -> None:
     tmp_path.chmod(0o500)
     text = sentence(["fit", *small, "--data.root", str(scenes), "--run_dir", str(tmp_path / "run")], capsys)
@@ -159,7 +160,7 @@ def test_images_that_cannot_be_used(tmp_path: Path, capsys: Capture) -> None:
     args = shards(tmp_path, tmp_path / "sa_000000.tar")
     text = sentence(["fit", *args], capsys)
     assert "1 of 1" in text and "sa_1: " in text and "data.keys" in text
-    for workers in ("0", "1"):  # an error in a loader process is a sentence too
+    for workers in ("0", "1"):  # errors in a loader process are reported the same way
         text = sentence(["fit", *args, "--data.cache=null", "--data.num_workers", workers], capsys)
         assert "sa_000000.tar: sa_1" in text and "data.keys" in text
 

@@ -1,4 +1,4 @@
-"""`spar evaluate` on the six benchmarks in miniature: counts, resume, processes, reports and refusals."""
+"""Tests of `spar evaluate` on small copies of the six benchmarks: counts, resume, processes, reports, errors."""
 
 import json
 import os
@@ -34,12 +34,13 @@ pytestmark = pytest.mark.usefixtures("home")
 
 
 def matrices(out: Path) -> dict[str, NDArray[np.int64]]:
-    """Confusion matrices by benchmark."""
+    """Return the confusion matrix of each benchmark."""
     assert not list((out / "counts").glob("*.part-*"))
     return {path.name.split("-")[0]: np.load(path)["matrix"] for path in sorted((out / "counts").glob("*.npz"))}
 
 
 def sentence(args: list[str], capsys: Capture) -> str:
+    """Run a command with invalid input and return its error message."""
     assert main(args) == 2
     return capsys.readouterr().err
 
@@ -66,11 +67,11 @@ def test_all_six_end_to_end(
         lines = (out / "per_class" / f"{name}.csv").read_text().splitlines()
         assert len(lines) == 1 + len(matrix) == 1 + len(read(shipped()[name]).classes)
     thresholds = results["benchmarks"]["voc21"]["protocol"]["thresholds"]
-    assert (thresholds["area"] is None) == (backbone == "AnyWords")  # MaskCLIP has its own
+    assert (thresholds["area"] is None) == (backbone == "AnyWords")  # MaskCLIP has different thresholds
 
 
 def by_hand(root: Path, clip: SmallCLIP) -> NDArray[np.int64]:
-    """voc21 with OpenCLIP as the protocol says it, in plain steps without this package's evaluation."""
+    """Return the confusion matrix of voc21 with OpenCLIP, computed step by step without this package's evaluation."""
     folder = root / "VOCdevkit" / "VOC2012"
     entries = read(shipped()["voc21"]).classes
     owner = torch.tensor([i for i, entry in enumerate(entries) for _ in entry.names])
@@ -113,7 +114,7 @@ def test_equals_the_protocol_by_hand(
 
 
 def folder(root: Path, sizes: list[tuple[int, int]]) -> Path:
-    """A benchmark of one's own, whose images keep their sizes."""
+    """Create a user-defined benchmark in which images are not resized."""
     for i, (height, width) in enumerate(sizes):
         fake_benchmarks.jpg(root / "images" / f"{i}.jpg", fake_benchmarks.image(i, height, width))
         fake_benchmarks.grey_png(root / "labels" / f"{i}.png", fake_benchmarks.labels(i, height, width, [0, 1, 2, 255]))
@@ -123,7 +124,7 @@ def folder(root: Path, sizes: list[tuple[int, int]]) -> Path:
 
 
 def test_windows_equal_the_protocol_by_hand(config: Callable[[str], list[str]], clip: str, tmp_path: Path) -> None:
-    """Overlapping windows, of images smaller than a window too."""
+    """Windows overlap; one image is smaller than a window."""
     mine = folder(tmp_path / "mine", [(30, 40), (100, 150), (45, 200)])
     args = ["--benchmarks", str(mine), "--inference", "sliding", "--stride", "24", "--out", str(tmp_path / "out")]
     assert main([*config("SmallCLIP"), *args]) == 0
@@ -162,13 +163,13 @@ def test_other_labels_are_counted_anew(config: Callable[[str], list[str]], tmp_p
 
 
 def stopped(steps: Iterator[None], images: int) -> Iterator[None]:
-    """Ctrl-C, after so many images."""
+    """Yield the given number of steps, then raise KeyboardInterrupt."""
     yield from islice(steps, images)
     raise KeyboardInterrupt
 
 
 def interrupt(args: list[str], images: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a command, and stop it after so many images."""
+    """Run a command and interrupt it after the given number of images."""
     with monkeypatch.context() as patch:
         patch.setattr(evaluator, "SAVE_EVERY", 0.0)
         patch.setattr(evaluator, "count", lambda *given: stopped(count(*given), images))
@@ -184,7 +185,7 @@ def test_goes_on_where_it_was(
     args += ["--out", str(tmp_path / "parts")]
     capsys.readouterr()
     interrupt(args, 2, monkeypatch)
-    assert "The same command continues where it was" in capsys.readouterr().out
+    assert "Run the same command again to continue" in capsys.readouterr().out
 
     counted: list[int] = []
 
@@ -195,7 +196,7 @@ def test_goes_on_where_it_was(
 
     monkeypatch.setattr(evaluator, "count", noted)
     assert main(args) == 0
-    assert len(counted) == 4  # the third, and three of the other benchmark
+    assert len(counted) == 4  # the third image, and three of the other benchmark
     for name, matrix in matrices(tmp_path / "whole").items():
         assert np.array_equal(matrices(tmp_path / "parts")[name], matrix)
     assert main(args) == 0
@@ -218,7 +219,7 @@ def test_two_processes_count_what_one_counts(
     args = [*config("SmallCLIP"), "--benchmarks", "voc21,cityscapes", "--root", str(trees)]
     assert main([*args, "--out", str(tmp_path / "one")]) == 0
     args += ["--out", str(tmp_path / "two")]
-    interrupt(args, 2, monkeypatch)  # of voc21's three images one is left: one of the two processes has none
+    interrupt(args, 2, monkeypatch)  # one of voc21's three images is left, so one of the two processes gets no image
     args += ["--trainer.devices", "2"]
     command = [sys.executable, *launcher, "-m", "spar_lightning", *args]
     env = {**environment(), "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
@@ -260,7 +261,7 @@ def test_weights_of_a_library(config: Callable[[str], list[str]], trees: Path, t
     for name, more in (
         ("a", ["--weights", str(tmp_path / "a.safetensors")]),
         ("b", []),
-        ("c", ["--weights", str(tmp_path / "student.ckpt")]),  # as the paper's students are laid out
+        ("c", ["--weights", str(tmp_path / "student.ckpt")]),  # layout of the paper's released students
     ):
         assert main([*args, *more, "--out", str(tmp_path / name)]) == 0
     one, other, student = (json.loads((tmp_path / name / "results.json").read_text()) for name in "abc")
@@ -277,8 +278,8 @@ def test_weights_of_a_library(config: Callable[[str], list[str]], trees: Path, t
 def test_check_says_what_lies_where(trees: Path, tmp_path: Path, capsys: Capture) -> None:
     assert main(["evaluate", "--check", str(trees)]) == 1
     out = capsys.readouterr().out
-    assert "cityscapes  3 of 3 images, 3 of 3 label maps" in out and out.count("there should be") == 4
-    assert "there should be 500 images" in out and "missing" not in out
+    assert "cityscapes  3 of 3 images, 3 of 3 label maps" in out and out.count("images are expected") == 4
+    assert "500 images are expected" in out and "missing" not in out
     fake_benchmarks.ade20k(tmp_path, [(8, 8), (8, 8)])
     next(tmp_path.rglob("annotations/validation/*1.png")).unlink()
     assert main(["evaluate", "--check", str(tmp_path)]) == 1

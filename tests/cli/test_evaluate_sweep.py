@@ -1,4 +1,4 @@
-"""`spar evaluate --strides` and `--sweep`: points, times, figures; and refinement on all six benchmarks."""
+"""Tests of `spar evaluate --strides` and `--sweep`: points, timings, figures; and refinement on benchmarks."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ QUICK = ["--repeats", "2", "--warm_ups", "1"]
 
 @pytest.fixture
 def sweep(config: Callable[[str], list[str]], tmp_path: Path) -> list[str]:
-    """Arguments of a sweep of both kinds, with one student."""
+    """Return the arguments of a sweep over strides and sizes with one student."""
     mine = folder(tmp_path / "mine", [(80, 120), (30, 40)])
     torch.manual_seed(7)
     save_file(SmallCLIP().vision_state_dict(), tmp_path / "student.safetensors")
@@ -38,7 +38,7 @@ def sweep(config: Callable[[str], list[str]], tmp_path: Path) -> list[str]:
 
 
 def points(out: Path) -> dict[tuple[str, int | None, int | None], dict[str, Any]]:
-    """By curve, stride and area; of single passes Figure 1 has the one without an area."""
+    """Return the points by curve, stride and area; single-pass points without an area belong to Figure 1."""
     return {
         (row["curve"], row["stride"], row["area"]): row
         for row in json.loads((out / "sweep.json").read_text())["points"]
@@ -70,14 +70,14 @@ def test_both_figures_from_one_command(
     assert first["quartiles"][0] <= first["ms"] <= first["quartiles"][1] and first["memory"] > 1
     assert found[student, None, 96]["timings"]["mine"]["size"] == [80, 112]  # 78.4 x 117.6
 
-    # Each point is what the command gives for it alone.
+    # A separate evaluation gives the same result as the point of the sweep.
     alone = [*sweep[:3], *sweep[3:5], "--inference", "sliding", "--stride", "24", "--out", str(tmp_path / "alone")]
     assert main(alone) == 0
     result = json.loads((tmp_path / "alone" / "results.json").read_text())["benchmarks"]["mine"]["mIoU"]
     assert found[sliding, 24, None]["mIoU"] == {"mine": result}
     assert found[single, None, None]["mIoU"] != found[student, None, None]["mIoU"]
 
-    # Nothing is counted or timed again, and what is no longer asked for leaves the figures.
+    # Nothing is counted or timed again; points that are no longer requested are removed from the figures.
     with monkeypatch.context() as patch:
         patch.setattr(Timing, "of", None)
         patch.setattr(evaluator, "count", lambda *_: iter(()))
@@ -123,7 +123,7 @@ def test_a_stopped_sweep_goes_on(sweep: list[str], tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(Timing, "of", stop)
     assert main([*sweep, "--out", str(out)]) == 130
-    assert not (out / "sweep.json").exists()  # before it is whole
+    assert not (out / "sweep.json").exists()  # written only when complete
     monkeypatch.setattr(Timing, "of", of)
     assert main([*sweep, "--out", str(out)]) == 0
     found = points(out)
@@ -150,7 +150,7 @@ def test_refinements(
     tmp_path: Path,
     capsys: Capture,
 ) -> None:
-    """Single pass and sliding window, on images of 96 x 96 pixels' area."""
+    """Single pass and sliding window, on images with an area of 96 x 96 pixels."""
     file = str(official_file(tmp_path / "anyup.pth"))
     args = [
         *config("SmallCLIP"),
@@ -173,7 +173,7 @@ def test_refinements(
     assert ("refine: {'name': 'LPOSS', 'gamma'" in printed) == bool(refine)
     assert ("upsampler: {'name': 'AnyUp'" in printed) == bool(upsampler)
     voc21 = next(line for line in printed.splitlines() if line.startswith("voc21: "))
-    assert ("thresholds None" in voc21) == bool(refine)  # MaskCLIP's are those of cosines
+    assert ("thresholds None" in voc21) == bool(refine)  # MaskCLIP's thresholds apply to similarities
     benchmark = Benchmark("ade20k", str(trees))
     benchmark.open()
     for point in (tmp_path / "out" / "points").iterdir():
@@ -209,7 +209,7 @@ def test_refusals(sweep: list[str], tmp_path: Path, capsys: Capture) -> None:
     assert "--stride and --strides" in sentence([*sweep, "--stride", "8"], capsys)
     with pytest.raises(SystemExit):
         main([*plain, "--refine.gamma", "3"])
-    assert "--model.refine CLASS, of LPOSS" in capsys.readouterr().err
+    assert "--model.refine CLASS. Allowed: LPOSS" in capsys.readouterr().err
     assert "--out" in sentence([*plain, "--out", __file__], capsys)
     unused = ["evaluate", "--figures", "a", "--weights", "b", "--out", "c"]
     assert "--weights" in sentence(unused, capsys)
@@ -218,7 +218,7 @@ def test_refusals(sweep: list[str], tmp_path: Path, capsys: Capture) -> None:
     assert "gamma" in sentence([*plain, "--refine", "LPOSS", "--refine.gamma", "-1"], capsys)
     wrong = [*sweep, "--weights", f"{tmp_path / 'student.safetensors'},{tmp_path / 'typo'}"]
     assert f"{tmp_path / 'typo'}" in sentence([*wrong, "--out", str(tmp_path / "out")], capsys)
-    assert not (tmp_path / "out").exists()  # before anything is measured
+    assert not (tmp_path / "out").exists()  # rejected before any measurement
     (tmp_path / "sweep.json").write_text("{}")
     for place, words in ((tmp_path, "sweep.json"), (tmp_path / "none", "sweep.json")):
         text = sentence(["evaluate", "--figures", str(place), "--out", str(tmp_path / "figures")], capsys)

@@ -1,4 +1,4 @@
-"""`spar fit` on the quickstart's config, made small: what it leaves, and what a resume keeps."""
+"""Tests of `spar fit` on a small quickstart configuration: files of the run, and resume."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, small: list[str], scenes: Path) -> Path:
-    """A finished small run."""
+    """Return the folder of a finished small run."""
     folder = tmp_path_factory.mktemp("runs") / "small"
     pictures = ["--pictures.images", "1"]
     assert main(["fit", *small, *pictures, "--data.root", str(scenes), "--run_dir", str(folder)]) == 0
@@ -46,7 +46,7 @@ def test_results_count_every_image_once(run: Path) -> None:
     rows = json.loads((run / "results.json").read_text())
     assert [row["stage"] for row in rows] == ["before", "teacher", "after"]
     assert all(row["images"] == {"scenes_64": 5, "scenes_96": 5} for row in rows)
-    assert rows[0]["miou"]["scenes_64"] == pytest.approx(rows[1]["miou"]["scenes_64"])  # one window is the image
+    assert rows[0]["miou"]["scenes_64"] == pytest.approx(rows[1]["miou"]["scenes_64"])  # one window covers all
 
 
 def test_the_checkpoint_is_plain_data(run: Path) -> None:
@@ -59,14 +59,14 @@ def test_the_checkpoint_is_plain_data(run: Path) -> None:
 def test_the_saved_config_repeats_the_run(run: Path, tmp_path: Path) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["backbone"]["class_path"] == "spar_lightning.backbones.Tiny"
-    assert "lr_schedule" in config["model"]  # null, which another file may not have as its default
+    assert "lr_schedule" in config["model"]  # null is saved, because another configuration may set a value
     assert "resume" not in config and "overwrite" not in config
     assert main(["fit", "--config", str(run / "config.yaml"), "--run_dir", str(tmp_path / "again")]) == 0
     assert final_weights(tmp_path / "again", run)
 
 
 def final_weights(one: Path, other: Path) -> bool:
-    """Whether two runs ended with the same weights, bit for bit."""
+    """Return True if two runs ended with bitwise equal weights."""
     states = [torch.load(p / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for p in (one, other)]
     return states[0].keys() == states[1].keys() and all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 
@@ -101,14 +101,14 @@ def test_stopped_at_an_epoch_and_resumed_is_the_same_as_not_stopped(
     assert main(["fit", *small, *where, "--resume", "auto"]) == 0
     assert final_weights(tmp_path / "run", run)
     rows = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert [row["stage"] for row in rows] == ["before", "teacher", "after"]  # before was measured in the first start
+    assert [row["stage"] for row in rows] == ["before", "teacher", "after"]  # `before` was measured in the first start
     assert rows[0]["miou"] == json.loads((run / "results.json").read_text())[0]["miou"]
 
 
 def test_resume_auto_without_a_run_starts_one(small: list[str], scenes: Path, tmp_path: Path) -> None:
     args = ["--data.root", str(scenes), "--run_dir", str(tmp_path / "run"), "--trainer.max_steps", "2"]
     assert main(["fit", *small, *args, "--resume", "auto"]) == 0
-    (tmp_path / "run" / "notes.txt").touch()  # what a run did not make stays
+    (tmp_path / "run" / "notes.txt").touch()  # files that the run did not write are not deleted
     assert main(["fit", *small, *args, "--overwrite"]) == 0
     made = {path.name for path in (tmp_path / "run").iterdir()}
     assert "config-resume-1.yaml" not in made and "notes.txt" in made
@@ -124,7 +124,7 @@ def test_without_a_cache_the_teacher_runs_in_the_step(
         for folder in (run, tmp_path / "run")
     ]
     cached, online = ([loss for loss in curve if loss is not None] for curve in losses)
-    assert online == pytest.approx(cached, rel=2e-2)  # the cache rounds to fp16
+    assert online == pytest.approx(cached, rel=2e-2)  # the cache stores float16
 
 
 def test_mixed_precision_and_layered_configs(small: list[str], scenes: Path, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_the_teacher_of_another_stride_does_not_fit_the_cache(
 
 
 def test_a_piped_shard_trains_and_caches_like_a_file(photos: str, tmp_path: Path) -> None:
-    """Without a cache through loader processes, and with one, whose shard has the same bytes."""
+    """Train without a cache in loader processes, and with a cache; its shard is bitwise equal to that of a file."""
     common = [
         "fit", "--model.backbone", "Tiny", "--model.stride", "32", "--data", "SA1B",
         "--data.augmentation.preset", "small", "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu",

@@ -1,4 +1,4 @@
-"""The dispatcher answers at once and in sentences."""
+"""Tests of the `spar` command: fast start, help, and messages about unknown and renamed names."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Two nodes: torchrun's agents on this machine's loopback, and SLURM played by a script."""
+"""Tests on two nodes: torchrun agents on the loopback interface, and SLURM simulated by a script."""
 
 import json
 import os
@@ -22,7 +22,7 @@ printf '%s\\n' "$@" > "$TASK"
 
 
 def task(args: list[str], variables: dict[str, str], out: Path) -> int:
-    """Start a verb in a fork of this process, which has imported everything, and return its number."""
+    """Run a command in a fork of this process, to save the imports; return the process id."""
     pid = os.fork()
     if pid:
         return pid
@@ -39,10 +39,12 @@ def task(args: list[str], variables: dict[str, str], out: Path) -> int:
 
 
 def results(folder: Path) -> dict[str, Any]:
+    """Return the validation results of a run by stage."""
     return {row["stage"]: row for row in json.loads((folder / "results.json").read_text())}
 
 
 def student(run: Path) -> Tiny:
+    """Return the trained student of a run."""
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     tiny = Tiny(pretrained=None)
     tiny.load_vision_state_dict({name.removeprefix("student."): tensor for name, tensor in state.items()})
@@ -50,6 +52,7 @@ def student(run: Path) -> Tiny:
 
 
 def free_port() -> int:
+    """Return a free TCP port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -57,7 +60,7 @@ def free_port() -> int:
 
 
 def test_cache_fit_and_validate_under_torchrun(small: list[str], tmp_path: Path) -> None:
-    """The same global batch: two images in one process, or one on each of two nodes."""
+    """One process with two images per step equals two nodes with one image each."""
 
     def args(verb: str, name: str, *more: str) -> list[str]:
         where = ["--data.root", str(tmp_path / name), "--trainer.max_epochs", "1", *more]
@@ -72,7 +75,7 @@ def test_cache_fit_and_validate_under_torchrun(small: list[str], tmp_path: Path)
     nodes = ["--trainer.num_nodes", "2", "--trainer.devices", "1", "--trainer.strategy", "ddp"]
     nodes += ["--trainer.accelerator", "cpu"]
     verbs = [args(verb, "two", *nodes) for verb in ("cache", "fit", "validate")]
-    script = tmp_path / "verbs.py"  # one after the other in one process, to import torch once
+    script = tmp_path / "verbs.py"  # all commands in one process, to import torch only once
     script.write_text(f"from spar_lightning.cli import main\nfor args in {verbs!r}:\n    assert main(args) == 0\n")
     agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     agent += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
@@ -94,13 +97,13 @@ def test_cache_fit_and_validate_under_torchrun(small: list[str], tmp_path: Path)
     for stage in ("before", "teacher"):
         assert found[stage]["miou"] == expected[stage]["miou"]
     assert found["after"]["images"] == {"scenes_64": 5, "scenes_96": 5}
-    # Weights are compared by what they do: the key bias has no gradient but rounding, which Adam makes a full step.
+    # Compare features, not weights: the gradient of the key bias is rounding error, which Adam scales to a full step.
     image = torch.randint(0, 256, (1, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     features = [student(tmp_path / f"run-{name}")(Tiny().normalize(image)) for name in ("one", "two")]
     torch.testing.assert_close(features[0], features[1], rtol=0, atol=1e-3)
     assert not torch.allclose(features[0], Tiny()(Tiny().normalize(image)), rtol=0, atol=0.1)
     assert found["after"]["miou"] == pytest.approx(expected["after"]["miou"], abs=0.01)
-    # Another number of processes goes on from the end of an epoch: 6 steps of two, then 12 of one.
+    # Another number of processes can resume from the end of an epoch: 6 steps of two images, then 12 of one.
     end = str(tmp_path / "run-two" / "checkpoints" / "epoch.ckpt")
     where = ["--data.root", str(tmp_path / "two"), "--run_dir", str(tmp_path / "run-more")]
     assert main(["fit", *small, *where, "--trainer.max_epochs", "2", "--resume", end]) == 0
@@ -111,7 +114,7 @@ def test_cache_fit_and_validate_under_torchrun(small: list[str], tmp_path: Path)
 
 
 def handed_to_srun(script: str, args: list[str], variables: dict[str, str], folder: Path) -> list[str]:
-    """What a script of examples/slurm, as it is, would have srun start, behind `spar`."""
+    """Return the arguments of `spar` that an unmodified script of examples/slurm passes to srun."""
     (folder / "srun").write_text(SRUN)
     (folder / "srun").chmod(stat.S_IRWXU)
     where = {"PATH": f"{folder}:{os.environ['PATH']}", "TASK": str(folder / "task")}
@@ -126,7 +129,7 @@ def handed_to_srun(script: str, args: list[str], variables: dict[str, str], fold
 
 
 def test_the_slurm_scripts(small: list[str], tmp_path: Path) -> None:
-    """Features by a job of the array, then srun's two tasks with SLURM's variables."""
+    """Features from a job of the array, then the two tasks of srun with SLURM's environment variables."""
     variables = {
         "SLURM_JOB_ID": str(free_port()), "SLURM_JOB_NAME": "spar-fit", "SLURM_NNODES": "2", "SLURM_NTASKS": "2",
         "SLURM_NTASKS_PER_NODE": "1", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": str(free_port()),
@@ -150,4 +153,4 @@ def test_the_slurm_scripts(small: list[str], tmp_path: Path) -> None:
     shown = outs[0].read_text()
     assert "CPUAccelerator x 2" in shown and shown.count("| single pass, after (SPAR)") == 1
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
-    assert shards[0].stat().st_mtime_ns == made  # the features were there
+    assert shards[0].stat().st_mtime_ns == made  # the features were not computed again

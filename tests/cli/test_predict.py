@@ -1,4 +1,4 @@
-"""`spar predict` gives a result or a sentence for whatever lies in a folder, and never a traceback."""
+"""Tests of `spar predict`: each file in a folder gets a result or a message, never a traceback."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ CLASSES = "disc; ring; background: plain, grain"
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what people have."""
+    """Return a folder with images of many formats, damaged images and other files."""
     folder = tmp_path_factory.mktemp("odd")
     scene, exif = Image.fromarray(SCENE), Image.Exif()
     exif[0x112] = 6
@@ -46,7 +46,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def predict(tmp_path: Path) -> Predict:
-    """`spar predict` with Tiny as it comes, and one prompt per name."""
+    """Return a function that runs `spar predict` with the pretrained Tiny and one prompt per class name."""
     config = tmp_path / "tiny.yaml"
     config.write_text("model: {backbone: spar_lightning.backbones.Tiny, templates: ['{}'], stride: 32}\n")
 
@@ -58,6 +58,7 @@ def predict(tmp_path: Path) -> Predict:
 
 
 def names(folder: Path) -> list[str]:
+    """Return the relative paths of all files in a folder, sorted."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*"))
 
 
@@ -98,7 +99,7 @@ def test_scores_features_and_colours(odd: Path, predict: Predict, tmp_path: Path
     out = tmp_path / "out"
     scores = np.load(out / "scores" / "a.npz")
     assert scores["scores"].shape == (3, 48, 72) and scores["labels"].tolist() == ["disc", "ring", "background"]
-    # Half precision may make two scores equal.
+    # Two scores can be equal in half precision.
     assert (scores["scores"].argmax(0) == np.array(Image.open(out / "labels" / "a.png"))).mean() > 0.999
     with safe_open(out / "features" / "a.safetensors", "np") as file:
         assert file.get_tensor("features").shape == (6, 9, 128)
@@ -135,7 +136,7 @@ def test_one_class_is_a_result_with_a_remark(odd: Path, predict: Predict, tmp_pa
     [
         (["--classes", "disc;;ring"], "number 2 of 3"),
         (["--classes", "disc; disc"], "label 'disc'"),
-        (["--classes", "no.txt"], "There is no file no.txt"),
+        (["--classes", "no.txt"], "--classes no.txt: file not found"),
         ([], "--classes"),
         (["--classes", "disc", "--max_side", "0"], "max_side"),
         (["--classes", "disc", "--model.backbone.size", "3"], "'size' is not accepted"),
@@ -156,17 +157,17 @@ def test_places_without_images(odd: Path, predict: Predict, tmp_path: Path, caps
     (tmp_path / "empty").mkdir()
     for place, sentence in (
         (tmp_path / "empty", "empty"),
-        (tmp_path / "no", "There is no file or folder"),
+        (tmp_path / "no", "No file, folder or glob pattern matches"),
         ("no*.jpg", "no*.jpg"),
     ):
         assert predict(place, "--classes", "disc") == 2
         assert sentence in capsys.readouterr().err
-    assert predict(odd / "notes.txt", "--classes", "disc") == 1  # named, so it is read
+    assert predict(odd / "notes.txt", "--classes", "disc") == 1  # passed by name, so it is read despite its suffix
 
 
 def test_results_are_no_images_to_read(odd: Path, predict: Predict, tmp_path: Path, capsys: Capture) -> None:
     shutil.copy(odd / "a.png", tmp_path / "a.png")
-    for _ in range(2):  # the second time --out, which lies inside, is passed over
+    for _ in range(2):  # the second time, --out is inside the folder and is skipped
         assert predict(tmp_path, "--classes", "disc") == 0
         assert "1 image done" in capsys.readouterr().out
     assert predict(tmp_path / "out" / "labels" / "a.png", "--classes", "disc") == 2
@@ -187,7 +188,7 @@ def test_no_two_images_share_a_result(odd: Path, tmp_path: Path, monkeypatch: py
     (folder / "doc.pdf").write_text("")
     files, others = image_files([str(folder)], tmp_path / "out")
     assert sorted(map(str, files.values())) == ["a.jpg", "a.jpg.png", "a.png", "b.JPG"]
-    assert [path.name for path in others] == ["doc.pdf"]  # Pillow writes these, and cannot read them
+    assert [path.name for path in others] == ["doc.pdf"]  # Pillow can write but not read this format
     monkeypatch.chdir(folder)
     again, _ = image_files(["b.JPG", str(folder / "b.JPG"), "./b.*"], tmp_path / "out")
     assert again == {Path("b.JPG"): Path("b")}

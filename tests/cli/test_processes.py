@@ -1,4 +1,4 @@
-"""What needs processes of its own: two ranks on one machine, and Ctrl-C."""
+"""Tests that need separate processes: Ctrl-C, and two ranks on one machine."""
 
 import signal
 import subprocess
@@ -43,7 +43,7 @@ def test_ctrl_c_leaves_a_checkpoint_to_continue_from(small: list[str], scenes: P
 
 @pytest.mark.slow
 def test_all_parameters_train_on_two_processes(spar: Spar, photos: str, tmp_path: Path) -> None:
-    """No search for unused parameters: every one that is selected takes part in every step."""
+    """All selected parameters take part in each step, so DDP needs no find_unused_parameters."""
     done = spar([
         "fit", "--model.backbone", "OpenCLIP", "--model.backbone.model", "ViT-S-32",
         "--model.backbone.pretrained", "null", "--model.trainable", "[all]", "--model.stride", "96",

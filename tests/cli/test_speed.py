@@ -1,4 +1,4 @@
-"""`spar speed` on Tiny: every part gives a table and JSON."""
+"""Tests of `spar speed` with Tiny: each measurement prints a table and writes JSON."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Old keys are named in what users write and upgraded in what `spar` wrote; nothing else is touched."""
+"""Tests of renamed keys: an error in a user's files, upgraded in files of `spar`, no other changes."""
 
 from pathlib import Path
 from typing import Any

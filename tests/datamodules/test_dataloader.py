@@ -1,4 +1,4 @@
-"""Every sample once per epoch over all ranks, the same number of steps on each, and exact resume."""
+"""Tests of the sample order: each sample once per epoch over all ranks, equal steps per rank, exact resume."""
 
 from itertools import chain, pairwise
 from typing import Any
@@ -46,7 +46,7 @@ def test_validation_counts_each_image_once(length: int, world: int) -> None:
 
 
 def order(kind: str, length: int, batch: int, rank: int, world: int, workers: int) -> EpochOrder:
-    """An order over uneven shards, or over what can be read anywhere."""
+    """Return an order over uneven shards (`stream`), or over samples with random access (`map`)."""
     if kind == "map":
         return EpochOrder(length, batch, rank, world, seed=3)
     location = np.minimum(np.arange(length) // 5, 2)  # shards of 5, 5 and the rest
@@ -64,10 +64,10 @@ def test_streams_partition_an_epoch_and_move_forward(case: tuple[int, int, int, 
         stream.set_epoch(epoch)
         batches = list(stream)
         assert len(batches) == len(stream) == length // (batch * world)
-        for worker in range(max(workers, 1)):  # what one loader process reads
+        for worker in range(max(workers, 1)):  # the samples of one loader process
             mine = list(chain(*batches[worker :: max(workers, 1)]))
             restarts = [a for a, b in pairwise(mine) if b < a]
-            assert len(restarts) <= 2  # it goes back only to open another of the three shards
+            assert len(restarts) <= 2  # it moves back only to open another of the three shards
             seen += mine
     assert len(set(seen)) == len(seen) == length // (batch * world) * batch * world
 
@@ -76,7 +76,7 @@ def test_streams_partition_an_epoch_and_move_forward(case: tuple[int, int, int, 
     ("kind", "start_method", "workers"), [("map", "fork", 2), ("stream", "fork", 2), ("map", "spawn", 1)]
 )
 def test_workers_of_two_ranks_see_each_image_once(kind: str, start_method: str, workers: int) -> None:
-    """13 images over 2 ranks: 6 steps on both, one image left out."""
+    """Load 13 images on 2 ranks: 6 steps on both, one image is dropped."""
     loaders = [
         ResumableLoader(range(13), order(kind, 13, 1, rank, 2, workers), workers, start_method=start_method)  # type: ignore[arg-type]
         for rank in range(2)
@@ -109,7 +109,7 @@ def test_resume_continues_the_epoch(kind: str, workers: int, stop: int) -> None:
     resumed = loader()
     resumed.load_state_dict(interrupted.state_dict())
     assert seen + [batch[0] for batch in resumed] == whole
-    assert [batch[0] for batch in resumed] == whole  # and the next pass is a whole epoch again
+    assert [batch[0] for batch in resumed] == whole  # the next pass is a complete epoch again
 
 
 def state(epoch: int, **order: Any) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def test_another_order_is_refused_inside_an_epoch_and_welcome_at_its_end() -> No
     loader = ResumableLoader(list(range(12)), EpochOrder(12, 1, 0, 1, seed=3), 0)  # type: ignore[arg-type]
     loader.load_state_dict(state(0, samples_per_step=2, content="other"))
     with pytest.raises(
-        ResumeError, match=r"epoch 0 .*content other instead of , samples_per_step 2 instead of 1.*epoch"
+        ResumeError, match=r"epoch 0: .*content other instead of , samples_per_step 2 instead of 1.*epoch"
     ):
         next(iter(loader))
     loader.load_state_dict(state(0, samples_per_step=2))

@@ -1,4 +1,4 @@
-"""Packs: every image once, within the limit, the same number of steps on all ranks and in all epochs."""
+"""Tests of the packs: each image once, within the limit, equal numbers of steps for all ranks and epochs."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_every_image_once_within_the_limit(tokens: list[int], limit: int, ranks:
     for order in orders(array, limit, ranks):
         order.set_epoch(epoch)
         packs = list(order)
-        assert len(packs) == len(order)  # of every rank and in every epoch
+        assert len(packs) == len(order)  # on every rank and in every epoch
         dealt += packs
     assert len({len(order) for order in orders(array, limit, ranks)}) == 1
     assert sorted(i for pack in dealt for i in pack) == list(range(len(tokens)))

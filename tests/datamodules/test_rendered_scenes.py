@@ -1,4 +1,4 @@
-"""Rendered scenes on disk: SA-1B-shaped tars and labelled sets, the same bytes for the same seed."""
+"""Tests of the synthetic images on disk: tars in SA-1B's layout, labeled sets, the same bytes for a seed."""
 
 import json
 import tarfile

@@ -1,4 +1,4 @@
-"""Which images are trained on: the first ones, a share, a list; and how many shards are read for that."""
+"""Tests of the selection of training images: the first ones, a fraction, a list; and how many shards are read."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ def test_a_larger_fraction_contains_the_smaller() -> None:
     tenth, half = select(images, None, 0.1), select(images, None, 0.5)
     assert len(tenth) == 20 and len(half) == 100 and len(select(images, None, 1.0)) == 200
     assert keys(tenth) < keys(half)
-    assert keys(select(images.take(np.arange(200)[::-1]), None, 0.1)) == keys(tenth)  # whatever the order
+    assert keys(select(images.take(np.arange(200)[::-1]), None, 0.1)) == keys(tenth)  # in any order
     order = [int(key[3:]) for key in half.keys.tolist()]
     assert order == sorted(order)
 

@@ -1,4 +1,4 @@
-"""Sizes, crops and flips follow the released configuration and depend on seed and key alone."""
+"""Tests of the augmentation: released sizes, crops and flips, which depend only on seed and key."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def test_results_are_multiples_of_16_and_at_least_512(height: int, width: int, k
 
 
 def test_token_statistics_of_the_released_configuration() -> None:
-    # 3:2 images of SA-1B: mean 2712 tokens, maximum 5985 (simulated independently)
+    # 3:2 images of SA-1B: mean 2712 tokens, maximum 5985 (from an independent simulation)
     records = [Augmentation().draw(1500, 2250, 0, f"sa_{i}") for i in range(4000)]
     tokens = np.array([r.crop_height * r.crop_width / 256 for r in records])
     assert abs(tokens.mean() - 2712) < 60
@@ -79,7 +79,7 @@ def test_min_side_must_fit_the_multiple() -> None:
 
 
 def test_the_draw_of_version_1() -> None:
-    """If this must change, raise ALGORITHM in augmentation.py: caches made before hold other pixels."""
+    """Fixed draws. If they must change, increase ALGORITHM in augmentation.py: older caches contain other pixels."""
     draws = [Augmentation().draw(1500, 2250, 0, f"sa_{i}") for i in (1, 2, 3)]
     assert draws == [
         Record(896, 1344, 0, 0, 896, 1344, True),
@@ -98,7 +98,7 @@ def test_presets() -> None:
     extended = [max(r.height, r.width) for r in sizes("extended", 1500, 2250)]
     assert max(extended) <= 2560 and max(extended) > 2500
     tokens = [r.crop_height * r.crop_width / 256 for r in sizes("extended", 1500, 2250)]
-    assert abs(np.mean(tokens) - 5328) < 250  # simulated independently
+    assert abs(np.mean(tokens) - 5328) < 250  # from an independent simulation
     none = Augmentation("none").draw(1500, 2250, 0, "sa_1")
     assert none == Record(1488, 2240, 0, 0, 1488, 2240, False)
     assert Augmentation("none").draw(300, 400, 0, "sa_1")[:2] == (512, 672)  # enlarged to 512

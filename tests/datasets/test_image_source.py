@@ -1,4 +1,4 @@
-"""What is read from a shard is what was scanned, or it is refused by name."""
+"""Tests of reading images: altered bytes raise an error that names the shard."""
 
 import gzip
 import os
@@ -19,7 +19,7 @@ IMAGES = {f"sa_{i}.jpg": RNG.bytes(3000) for i in range(8)}
 @pytest.mark.parametrize("kind", ["bit flip", "hole", "truncation"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_nothing_altered_is_ever_returned(tmp_path: Path, packed: bool, kind: str) -> None:
-    """Bit rot, which leaves the times of a file as they were, at 50 places of a tar."""
+    """Damage a tar at 50 positions without changing its modification time."""
     path = write_tar(tmp_path / "sa_0.tar", IMAGES)
     if packed:
         path = tmp_path / "sa_0.tar.gz"

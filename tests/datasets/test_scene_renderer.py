@@ -1,4 +1,4 @@
-"""Scenes are a pure function of seed, index and canvas, and show every class."""
+"""Tests of the synthetic images: a pure function of seed, index and canvas, with every class."""
 
 import numpy as np
 

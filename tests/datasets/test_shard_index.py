@@ -1,4 +1,4 @@
-"""A strict scan: every way in which a shard can be wrong is a sentence that names it."""
+"""Tests of the shard index: every defect of a shard raises an error that names it."""
 
 import functools
 import gzip
@@ -43,7 +43,7 @@ def shard(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[str]:
-    """A web server over the temporary folder."""
+    """Serve the temporary folder over HTTP and return the URL."""
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
     handler.log_message = lambda *_: None  # type: ignore[attr-defined]
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -71,7 +71,7 @@ def test_every_kind_of_source_gives_the_same(shard: Path, web: str) -> None:
         images = scan(location)
         assert keys(images) == KEYS, location
         assert (images.rows["digest"] == whole.rows["digest"]).all(), location
-        for i in (3, 1, 4, 4):  # forward, back, and again
+        for i in (3, 1, 4, 4):  # forward, back, and the same image again
             assert images[i].read() == f"jpg {i + 1}".encode() * 300, location
 
 
@@ -104,7 +104,7 @@ def test_changed_bytes_are_refused(shard: Path) -> None:
 @pytest.mark.parametrize("streamed", [False, True])
 def test_every_cut_is_noticed(shard: Path, streamed: bool) -> None:
     whole = shard.read_bytes()
-    end = whole.rstrip(b"\0")  # a tar ends in zeros; two blocks of them are the mark
+    end = whole.rstrip(b"\0")  # a tar ends with zeros; the first two blocks are the end-of-archive mark
     location = f"pipe:cat {shard}" if streamed else str(shard)
     for cut in [*range(512, len(end), 777), len(end), (len(end) // 512 + 1) * 512]:
         shard.write_bytes(whole[:cut])
@@ -198,7 +198,7 @@ def test_a_damaged_scan_is_refused_by_name(shard: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_hole_of_zeros_is_not_taken_for_the_end(tmp_path: Path, streamed: bool) -> None:
-    """As a download leaves it that reserves its space first, and as two tars behind one another look."""
+    """Blocks of zeros as in an interrupted download with reserved space, and two concatenated tars."""
     path = write_tar(tmp_path / "sa_0.tar", {f"sa_{i}.jpg": b"x" * 5000 for i in range(20)})
     whole = path.read_bytes()
     location = f"pipe:cat {path}" if streamed else str(path)
@@ -214,7 +214,7 @@ def test_names_and_links_that_cannot_be_used(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "a.jpg").write_bytes(b"x")
     (folder / "again").symlink_to(folder)
-    assert keys(scan(str(folder))) == ["a"]  # a folder that links to itself is entered once
+    assert keys(scan(str(folder))) == ["a"]  # a folder with a link to itself is entered once
     (folder / "b.jpg").symlink_to(tmp_path / "nowhere.jpg")
     with pytest.raises(ShardError, match=r"b\.jpg .*link"):
         scan_all([str(folder)], tmp_path, show=False)
@@ -229,7 +229,7 @@ def test_names_and_links_that_cannot_be_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_every_length_of_a_whole_tar_is_accepted(tmp_path: Path, streamed: bool) -> None:
-    """tarfile fills up to records of 10 240 bytes: every place of the end within one."""
+    """Test every position of the end within a record; tarfile pads to records of 10 240 bytes."""
     for blocks in range(1, 22):
         path = write_tar(tmp_path / "sa_0.tar", {"sa_1.jpg": b"x" * 512 * blocks, "sa_1.json": b"{}"})
         assert keys(scan(f"pipe:cat {path}" if streamed else str(path))) == ["sa_1"]

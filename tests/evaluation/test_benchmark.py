@@ -1,4 +1,4 @@
-"""Benchmarks are read from the folders that users have, and what is wrong with one is said."""
+"""Tests of reading benchmarks from the usual folder layouts, and of the errors for invalid benchmarks."""
 
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def test_label_arithmetic(kind: LabelFiles, values: list[int], expected: list[in
     ("kind", "value", "sentence"),
     [
         (LabelFiles("{}"), 20, "20, .* 0 to 19.* 255"),
-        # mmsegmentation's rule leaves 254 as class 253; only 0 and 255 stand for pixels that are not counted.
+        # mmsegmentation converts 254 to class 253; only the values 0 and 255 are ignored.
         (LabelFiles("{}", reduce_zero_label=True), 254, "254, .* 1 to 20.* 0, 255"),
         (LabelFiles("{}", label_map={7: 0}), 8, "8, .* label_map"),
     ],
@@ -114,14 +114,14 @@ def test_values_that_stand_for_no_class(kind: LabelFiles, value: int, sentence: 
         ({"classes": [{"label": "a", "names": [1]}]}, "classes"),
         ({"classes": [{"label": "a", "names": []}]}, "class 'a'"),
         ({"classes": CLASSES[:1] * 2}, "round"),
-        ({"images": "images"}, r"'images' must hold \{\} once"),
-        ({"folders": "x"}, "Option 'folders' is not accepted. Keys of a benchmark are classes, folder, images"),
-        ({"thresholds": {"probability": 0.1}}, "'round' is not said to be the background"),
-        ({"backbone_thresholds": {"OpenCLIP": {"area": 0.1}}}, "'round' is not said to be the background"),
+        ({"images": "images"}, r"'images' must contain \{\} exactly once"),
+        ({"folders": "x"}, "Option 'folders' is not accepted. Allowed keys are classes, folder, images"),
+        ({"thresholds": {"probability": 0.1}}, "'round' is not declared as the background"),
+        ({"backbone_thresholds": {"OpenCLIP": {"area": 0.1}}}, "'round' is not declared as the background"),
         ({"thresholds": {"area": 2}, "background": True}, "area"),
         ({"resize": [0, 9]}, "resize"),
         ({"labels": [{"file": "{}", "label_map": {}}]}, "label_map"),
-        ({"labels": [{"file": "{}", "label_map": {-1: 0}}]}, "none below 0"),
+        ({"labels": [{"file": "{}", "label_map": {-1: 0}}]}, "keys must be at least 0"),
         ({"labels": [{"file": "{}", "label_map": {3: 2}}]}, "label_map .*0 to 1"),
         (
             {"labels": [{"file": "{}", "label_map": {3: 1}, "reduce_zero_label": True}]},
@@ -170,7 +170,7 @@ def test_missing_labels(folder: Path) -> None:
 
 def test_labels_of_another_size(folder: Path) -> None:
     Image.fromarray(np.zeros((4, 5), np.uint8)).save(folder / "labels" / "0.png")
-    with pytest.raises(BenchmarkError, match=r"labels/0\.png .*\(4, 5\).*images/0\.png \(4, 6\)"):
+    with pytest.raises(BenchmarkError, match=r"labels/0\.png .*\(4, 5\).*images/0\.png .*\(4, 6\)"):
         opened(folder)[0]
 
 
@@ -232,7 +232,7 @@ def test_cities_behind_links(tmp_path: Path) -> None:
 
 
 def test_the_layouts_of_the_six(tmp_path: Path) -> None:
-    """Values and order of every layout, against what the fake trees hold."""
+    """Check values and image order of each layout against the content of the fake benchmarks."""
     fake_benchmarks.all_six(tmp_path, [(10, 14), (14, 10), (8, 48)])
     for write in ("voc21", "voc20", "cityscapes", "ade20k"):
         assert len(opened(write, tmp_path)) == 3

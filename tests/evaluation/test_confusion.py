@@ -1,4 +1,4 @@
-"""mIoU equals torchmetrics' Jaccard index and a confusion matrix by hand, on any split over ranks."""
+"""Tests of mIoU against torchmetrics' Jaccard index and a reference confusion matrix, for any number of ranks."""
 
 import math
 from pathlib import Path

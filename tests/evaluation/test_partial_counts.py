@@ -1,4 +1,4 @@
-"""Counts on disk add up to those of one process, whatever ended between two files."""
+"""Tests that counts on disk add up to those of one process, even after an interruption between two files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The 459 values of the annotation become the 60 classes, and what is missing is named."""
+"""Tests of the conversion from 459 annotation values to 60 classes, and of the errors for missing files."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tests import fake_benchmarks
 
 def test_the_table() -> None:
     assert len(IDS) == 60 and list(IDS) == sorted(set(IDS)) and IDS[0] == 0
-    values = np.array([0, 2, 9, 458, 1, 459], np.uint16)  # background, aeroplane, bag, wood; two that are no class
+    values = np.array([0, 2, 9, 458, 1, 459], np.uint16)  # background, aeroplane, bag, wood; two without a class
     assert to_60(values).tolist() == [0, 1, 2, 59, 0, 0]
     with pytest.raises(ValueError, match=r"\b3\b.*\b460\b"):
         to_60(np.array([3, 460]))

@@ -1,4 +1,4 @@
-"""Every setting of inference that changes a result changes its protocol."""
+"""Tests that every inference setting that affects a result is part of the protocol."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -19,8 +19,8 @@ def test_every_setting_is_part_of_it(tmp_path: Path) -> None:
     }  # fmt: skip
     plain = {"inference": "sliding", "stride": 16}
     content = Protocol(Tiny(), InferenceConfig(**plain), "32-true").content()  # type: ignore[arg-type]
-    for field in fields(InferenceConfig):  # a new one fails here until the protocol has it
-        if field.name != "window_batch":  # which changes nothing
+    for field in fields(InferenceConfig):  # a new field fails here until it is part of the protocol
+        if field.name != "window_batch":  # does not affect results
             config = InferenceConfig(**{**plain, field.name: others[field.name]})  # type: ignore[arg-type]
             assert Protocol(Tiny(), config, "32-true").content() != content, field.name
 

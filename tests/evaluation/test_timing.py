@@ -1,4 +1,4 @@
-"""What is timed, how often, and what is said of it."""
+"""Tests of timing: counted passes, statistics and peak memory."""
 
 import contextlib
 import mmap
@@ -38,13 +38,13 @@ def test_a_single_repeat_has_no_spread() -> None:
 
 
 def fill(mebibytes: int) -> None:
-    """Take new memory from the system, which malloc need not do, and give it back."""
+    """Allocate new memory with mmap and release it; malloc could reuse memory of the process."""
     if mebibytes:
         np.frombuffer(mmap.mmap(-1, mebibytes * 2**20), np.uint8).fill(1)
 
 
 def test_peak_memory_is_that_of_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that is held during one pass alone shows, and that of before does not."""
+    """Check that memory held during a pass is measured, and memory released before it is not."""
     segmenter = Segmenter(Tiny(), CLASSES)
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     fill(512)
@@ -54,7 +54,7 @@ def test_peak_memory_is_that_of_the_passes(monkeypatch: pytest.MonkeyPatch) -> N
         peaks.append(Timing.of(segmenter, image, contextlib.nullcontext, 0, 1).memory)
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # a system that cannot set back the peak of a process
+    except OSError:  # the system cannot reset the peak of a process
         assert peaks == [None] * 3
     else:
         before, during, after = (peak or 0 for peak in peaks)

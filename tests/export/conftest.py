@@ -1,4 +1,4 @@
-"""Small networks of every family with all parameters away from their simple starts, as students."""
+"""Students of every family: small networks whose parameters all differ from their simple initial values."""
 
 import json
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from spar_lightning.export import parity
 from spar_lightning.export.recipe import Recipe
 from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.student import Student
-from tests import any_words  # noqa: F401 - it adds the small CLIP to open_clip
+from tests import any_words  # noqa: F401 - registers the small CLIP in open_clip
 
 MODEL = "ViT-Ti-16-SigLIP-test"
 
 
 @register_model
 def vit_tiny_patch16_siglip_test(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """The smallest ViT of timm with the attention pooling of SigLIP, for these tests."""
+    """Return a very small ViT of timm with the attention pooling of SigLIP."""
     arguments = {"patch_size": 16, "embed_dim": 48, "depth": 3, "num_heads": 3, "class_token": False,
                  "global_pool": "map", "img_size": 64, **kwargs}  # fmt: skip
     model: VisionTransformer = build_model_with_cfg(
@@ -37,7 +37,7 @@ def vit_tiny_patch16_siglip_test(pretrained: bool = False, **kwargs: Any) -> Vis
 
 @pytest.fixture(scope="session")
 def siglip(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """open_clip's name of a small SigLIP."""
+    """Register a small SigLIP in open_clip and return its name."""
     path = tmp_path_factory.mktemp("siglip") / f"{MODEL}.json"
     vision = {"image_size": 64, "timm_model_name": "vit_tiny_patch16_siglip_test", "timm_model_pretrained": False,
               "timm_pool": "map", "timm_proj": "none"}  # fmt: skip
@@ -52,7 +52,7 @@ def siglip(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def student(siglip: str, small_naflex: str) -> Callable[[str], Student]:
-    """A student of a family."""
+    """Return a function that builds a student of a family."""
     make: dict[str, Callable[[], Backbone]] = {
         "SigLIP2": lambda: SigLIP2(siglip, None),
         "OpenCLIP": lambda: OpenCLIP("ViT-Ti-16-test", None),
@@ -69,7 +69,7 @@ def student(siglip: str, small_naflex: str) -> Callable[[str], Student]:
                 if parameter.ndim < 2 or "pos" in name or "token" in name:
                     parameter.add_(0.2 * torch.randn_like(parameter))
                 if any(part in name for part in ("qkv.weight", "in_proj_weight", "q_proj.weight", "k_proj.weight")):
-                    parameter.mul_(2)  # attention that looks somewhere
+                    parameter.mul_(2)  # so that attention is not uniform
         block = {"backbone": {"class_path": f"spar_lightning.backbones.{family}", "init_args": {}}, "stride": 32}
         run = {"model": block, "data": {}, "trainer": {}}
         return Student(backbone.requires_grad_(False), InferenceConfig(stride=32), block, run, None)
@@ -79,7 +79,7 @@ def student(siglip: str, small_naflex: str) -> Callable[[str], Student]:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The README's code in this process: a new one takes as long to start as all of these tests."""
+    """Run the code of the README in this process, since starting a new one takes as long as all of these tests."""
 
     def run(recipe: Recipe, folder: Path, images: dict[str, Tensor]) -> dict[str, Tensor]:
         space: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Every library loads what is written for it, by the code of the README, and gives what the student gives."""
+"""Tests of exports: each library loads its export with the code of the README and computes the student's outputs."""
 
 import json
 import re
@@ -44,7 +44,7 @@ def test_libraries_give_what_the_student_gives(
 def test_onnx_at_sizes_that_the_export_never_saw(family: str, student: Make, in_process: None, tmp_path: Path) -> None:
     made = student(family)
     if isinstance(made.backbone, DINOv3Text):
-        del made.backbone.trunk.blocks[3:]  # it is the smallest of timm's, and takes half a minute
+        del made.backbone.trunk.blocks[3:]  # the smallest model of timm takes half a minute
     found = export(made, "onnx", tmp_path / "export")
     assert len(found) == 5
     assert str(tmp_path).encode() not in (tmp_path / "export" / "student.onnx").read_bytes()
@@ -67,13 +67,13 @@ def test_a_process_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     out = capsys.readouterr().out
     assert out.count("| 0.0e+00") == 10 and "README.md, config.json, model.safetensors" in out
     assert main(["export", "--weights", "tiny", "--to", "timm", "--out", str(tmp_path / "export")]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_an_export_that_differs_is_not_handed_over(
     student: Make, in_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What timm would do by itself: a table of positions resized with antialias."""
+    """The default of timm, a positional embedding resized with antialiasing, is detected."""
     recipe = LIBRARIES["timm"][Tiny]
     wrong = replace(recipe, any_size=recipe.any_size.replace("align_corners=False", "antialias=True"))
     monkeypatch.setattr("spar_lightning.export.exporter.recipe_of", lambda *_: wrong)
@@ -98,7 +98,7 @@ def test_a_size_that_becomes_a_number_is_refused(
     made = student("Tiny")
     forward = Tiny.forward
     monkeypatch.setattr(Tiny, "forward", lambda tiny, images: forward(tiny, images)[:, : int(images.shape[2]) // 8])
-    with pytest.raises(Exception, match=r"cannot become a graph for all sizes|specialized|constraints"):
+    with pytest.raises(Exception, match=r"cannot be exported to ONNX for all image sizes|specialized|constraints"):
         export(made, "onnx", tmp_path / "export")
 
 
@@ -125,7 +125,7 @@ def test_the_card_tells_what_a_run_was_told(student: Make, in_process: None, tmp
     export(made, "timm", tmp_path / "export")
     text = (tmp_path / "export" / "README.md").read_text()
     for part in ("blocks.-2, blocks.-1", "25000", "16-mixed", "at the end", "voc20 81.2", "DINOv3 License",
-                 "same agreement alone",
-                 "second half belongs to patches", "does not round them through bf16"):  # fmt: skip
+                 "same agreement",
+                 "second half of an embedding", "without the bf16 rounding"):  # fmt: skip
         assert part in text, part
     assert "/home/me" not in text and "sa_000000.tar" in text

@@ -1,4 +1,4 @@
-"""Training from cached activations: the same losses, no image read, and nothing that belongs to another network."""
+"""Tests of training from cached activations: same losses, no images read, activations of other networks rejected."""
 
 import io
 import shutil
@@ -31,7 +31,7 @@ SMALL = Augmentation("released", (96, 72), (0.7, 1.0), min_side=64, multiple=8)
 
 
 class Losses(Callback):
-    """The loss of every step."""
+    """Callback that records the loss of every step."""
 
     def __init__(self) -> None:
         self.values: list[float] = []
@@ -42,7 +42,7 @@ class Losses(Callback):
 
 @pytest.fixture(scope="module")
 def tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six drawn images and one that is damaged."""
+    """Write a tar file with six synthetic images and a damaged one."""
     path = tmp_path_factory.mktemp("images") / "sa_000000.tar"
     with tarfile.open(path, "w") as file:
         for i in range(7):
@@ -77,13 +77,13 @@ def test_losses_are_those_of_the_whole_network_to_the_bit(
     trainable: tuple[str, ...], tar: Path, tmp_path: Path
 ) -> None:
     whole = fit(tar, tmp_path, trainable, cache_dtype="float32")
-    assert len(whole) == 12  # two epochs of the six that can be used
+    assert len(whole) == 12  # two epochs of the six valid images
     assert fit(tar, tmp_path, trainable, cache_dtype="float32", cache_activations=True) == whole
     assert len(set(whole)) == 12
 
 
 class Rounded(Tiny):
-    """A student that rounds what enters its fifth block to float16; the teacher, without gradients, does not."""
+    """Backbone that rounds the input of its fifth block to float16 if gradients are enabled (student, not teacher)."""
 
     def run_blocks(self, tokens: Tensor, grids: Sequence[Grid], start: int = 0, stop: int | None = None) -> Tensor:
         if start >= 4 or (stop is not None and stop <= 4) or not torch.is_grad_enabled():
@@ -168,8 +168,8 @@ def test_frozen_blocks_are_those_that_no_gradient_reaches(trainable: list[str], 
 def test_a_trainable_embedding_leaves_no_prefix(tar: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.cache_activations: false"):
         fit(tar, tmp_path, ["pos_embed"], cache_activations=True)
-    assert not any((tmp_path / "shards").iterdir())  # before the teacher has run
-    clip = OpenCLIP("ViT-S-32", pretrained=None)  # its norms are one group: that before the blocks, too
+    assert not any((tmp_path / "shards").iterdir())  # the error is raised before the teacher runs
+    clip = OpenCLIP("ViT-S-32", pretrained=None)  # the group "norm" includes the norm before the blocks
     set_trainable(clip, clip.parameter_groups(), ["norm"])
     with pytest.raises(UserError, match=r"data\.cache_activations: false"):
         frozen_blocks(clip, clip.depth)

@@ -1,4 +1,4 @@
-"""The cache: what is read is what was written, and everything else is refused by name."""
+"""Tests of the feature cache: data is read back exactly, and damaged or foreign files are rejected by name."""
 
 import os
 import pickle
@@ -38,7 +38,7 @@ def collect(sources: list[Source]) -> Images:
 
 
 def make(source: Source) -> Entry:
-    """A stand-in for the teacher: ragged maps that depend on the key."""
+    """Replace the teacher: return feature maps of different sizes that depend on the key."""
     number = int(source.key[3:])
     rng = np.random.default_rng(number)
     h, w = rng.integers(1, 9, 2)
@@ -74,7 +74,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert [path.name for path in sorted((tmp_path / "shards").iterdir())] == ["00000.h5", "00001.h5"]
     assert list((tmp_path / "tmp").iterdir()) == []
     assert_same(cache, keys(70))
-    assert_same(cache, ["sa_65", "sa_3"])  # a selection, in its own order
+    assert_same(cache, ["sa_65", "sa_3"])  # a subset in a different order
 
 
 def test_more_images_extend_a_cache(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_rejected_images_are_listed_counted_and_left_out(tmp_path: Path) -> None
     assert reasons == {"sa_2": ("truncated", "00000.h5"), "sa_66": ("truncated", "00001.h5")}
     dataset = cache.dataset(np.array([b"sa_1", b"sa_2", b"sa_3"]))
     assert [dataset[i].key for i in range(len(dataset))] == ["sa_1", "sa_3"]
-    assert len(cache.missing(collect(sources(70)))) == 0  # they count as done
+    assert len(cache.missing(collect(sources(70)))) == 0  # unusable images count as done
 
 
 def test_a_shard_of_nothing_but_rejected_images(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def damage(content: bytes, kind: str, place: int) -> bytes:
 @pytest.mark.parametrize("kind", ["bit flip", "hole", "truncation"])
 @pytest.mark.parametrize("part", ["shards/00000.h5", "plan/00000.npz", "index.npz", "manifest.json"])
 def test_nothing_altered_is_ever_returned(tmp_path: Path, part: str, kind: str) -> None:
-    """After each of 50 damages what is read is the original, or the file is refused by name."""
+    """After each of 50 kinds of damage, the data is read back exactly, or the error names the file."""
     built(tmp_path, 20)
     path = tmp_path / part
     whole, plan = path.read_bytes(), FeatureCache(tmp_path, IDENTITY).plan.read()[0]
@@ -204,9 +204,9 @@ def test_nothing_altered_is_ever_returned(tmp_path: Path, part: str, kind: str) 
             assert path.name in str(error) and "elete" in str(error)
             refused += 1
     if part == "index.npz":
-        assert refused == 0  # it is made again from the shards
+        assert refused == 0  # it is rebuilt from the shards
     elif part == "shards/00000.h5" or kind == "truncation":
-        assert refused > 10  # the rest fell on bytes that hold no data
+        assert refused > 10  # other changes hit unused bytes
 
 
 def test_a_deleted_shard_is_built_again(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_deleted_plan_is_made_again(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_a_clear_error_and_the_cache_goes_on(tmp_path: Path) -> None:
-    """In a process of its own, whose files may not grow beyond what a shard takes."""
+    """Simulate a full disk with a child process that limits its file size to less than a shard."""
     built(tmp_path, 3)
     pid = os.fork()
     if pid == 0:
@@ -273,7 +273,7 @@ def test_a_shard_that_was_exchanged_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_flipped_bit_anywhere_neither_hangs_nor_passes(tmp_path: Path) -> None:
-    """Every thirteenth byte of a small shard that lists a rejected image, too."""
+    """Flip a bit in every 13th byte of a small shard that also lists an unusable image."""
     cache = built(tmp_path, 3, lambda s: Rejected(s.key, s.digest, "bad") if s.key == "sa_2" else make(s))
     path = tmp_path / "shards" / "00000.h5"
     whole = path.read_bytes()
@@ -290,7 +290,7 @@ def test_a_flipped_bit_anywhere_neither_hangs_nor_passes(tmp_path: Path) -> None
 
 
 def test_two_builders_that_plan_at_the_same_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second reads the plan, then the first publishes his and builds."""
+    """Let a second builder publish its plan and build after the first one has read the plan."""
     late, read = FeatureCache(tmp_path, IDENTITY), ShardPlan.read
 
     def read_then_be_overtaken(self: ShardPlan) -> object:
@@ -308,7 +308,7 @@ def test_two_builders_that_plan_at_the_same_moment(tmp_path: Path, monkeypatch: 
 
     late.build(collect(sources(300)), each(count), show=False)
     assert_same(late, keys(300))
-    assert sorted(made) == sorted(keys(200, first=101))  # nothing twice
+    assert sorted(made) == sorted(keys(200, first=101))  # each image is computed only once
 
 
 def test_a_lost_manifest_is_not_written_for_another_identity(tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_a_copy_without_working_folders_can_be_read(tmp_path: Path) -> None:
     assert_same(FeatureCache(tmp_path, IDENTITY), keys(3))
 
 
-def test_a_mended_image_is_tried_again(tmp_path: Path) -> None:
+def test_a_fixed_image_is_tried_again(tmp_path: Path) -> None:
     built(tmp_path, 3, lambda s: Rejected(s.key, s.digest, "cut off") if s.key == "sa_2" else make(s))
     images = collect([replace(s, digest="f" * 32) if s.key == "sa_2" else s for s in sources(3)])
     cache = FeatureCache(tmp_path, IDENTITY)

@@ -1,4 +1,4 @@
-"""What a cache will cost is what it then takes."""
+"""Tests that the predicted cost of a cache equals its actual cost."""
 
 import time
 
@@ -17,7 +17,7 @@ SMALL = Augmentation("small")
 
 
 class Counting(torch.nn.Module):
-    """Counts the windows that it sees."""
+    """Backbone that counts the windows it processes."""
 
     patch_size, window, windows = 8, 64, 0
 

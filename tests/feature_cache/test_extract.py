@@ -1,4 +1,4 @@
-"""Work ahead of its use: in order, bounded, errors in their place."""
+"""Tests of computing samples in advance: order, limit, and errors."""
 
 import threading
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def test_work_runs_beside_what_uses_it() -> None:
 
     results = ahead(work, range(3), 1)
     assert next(results) == 0
-    assert second.wait(10)  # although nobody has asked for it
+    assert second.wait(10)  # computed before it is requested
 
 
 def test_an_error_comes_in_the_place_of_its_result() -> None:
@@ -53,7 +53,7 @@ def test_an_error_comes_in_the_place_of_its_result() -> None:
 
 
 def test_every_image_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what is stored decodes to what the teacher saw."""
+    """Check also that the stored image decodes to the image that the teacher processed."""
     for i in range(3):
         Image.fromarray(render(0, i, 72, 96).image).save(tmp_path / f"{i}.png")
     decoded, seen = [], []

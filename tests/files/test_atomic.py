@@ -1,4 +1,4 @@
-"""Files appear whole, under a name that is never replaced, and what dead processes left is swept."""
+"""Tests of atomic writes: files are complete and never replaced, and files of dead processes are deleted."""
 
 import errno
 import os
@@ -34,7 +34,7 @@ def test_the_first_publisher_wins(private: Path, tmp_path: Path) -> None:
 def test_a_repeated_request_of_a_network_file_system_is_success(private: Path, tmp_path: Path) -> None:
     unfinished = private_path(private, tmp_path / "a")
     unfinished.write_bytes(b"x")
-    os.link(unfinished, tmp_path / "a")  # it worked, but the answer was lost and the request is sent again
+    os.link(unfinished, tmp_path / "a")  # the link was created, but the reply was lost and the request is repeated
     assert link(unfinished, tmp_path / "a")
 
 

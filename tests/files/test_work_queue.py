@@ -1,4 +1,4 @@
-"""Every item is done once among all processes, and a dead worker's is taken over."""
+"""Tests of the work queue: every item is processed once, and items of dead workers are taken over."""
 
 import functools
 import multiprocessing
@@ -27,7 +27,7 @@ def claims(tmp_path: Path) -> Claims:
 
 
 def finish(claims: Claims, name: str) -> None:
-    """The product of an item: a line for every process that made it."""
+    """Append the process ID to the result of an item, one line for each process that computed it."""
     with (claims.folder.parent / "done" / name).open("a") as file:
         file.write(f"{os.getpid()}\n")
 
@@ -53,7 +53,7 @@ def test_a_claim_is_held_by_one_process_and_given_back(claims: Claims) -> None:
 def test_the_claim_of_a_living_process_is_respected(claims: Claims) -> None:
     (claims.folder / "a").write_text(f"{MACHINE}.{os.getppid()}")
     assert not claims.take_over("a")
-    (claims.folder / "b").write_text(owner())  # of a process that had this pid before a restart
+    (claims.folder / "b").write_text(owner())  # lease of an earlier process with this process ID
     assert claims.take_over("b")
 
 
@@ -71,7 +71,7 @@ def test_processes_share_the_work(claims: Claims) -> None:
     for _ in range(3):
         pid = os.fork()
         if pid == 0:
-            work(claims, names, functools.cache(lambda: all_hold_one.wait(60)))  # once in each process
+            work(claims, names, functools.cache(lambda: all_hold_one.wait(60)))  # waits once in each process
             os._exit(0)
         children.append(pid)
     assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0, 0, 0]
@@ -95,7 +95,7 @@ def test_a_dead_workers_item_is_taken_over(claims: Claims) -> None:
 def test_another_machines_claim_is_taken_over_when_its_heart_has_stopped(claims: Claims) -> None:
     claim = claims.folder / "a"
     claim.write_text("elsewhere-0-0.1")
-    assert not claims.take_over("a")  # nobody here can see whether that process lives
+    assert not claims.take_over("a")  # this machine cannot tell if that process is alive
     before = time.time() - claims_module.STALE - 5
     os.utime(claim, (before, before))
     assert claims.take_over("a") and claims.holder("a") == owner()
@@ -138,7 +138,7 @@ def test_an_item_is_made_while_the_one_before_is_published(claims: Claims) -> No
             began.set()
 
         def publish() -> None:
-            assert began.wait(30)  # "a" is published only once "b" is being made
+            assert began.wait(30)  # "a" is published only after "b" has started
             finish(claims, name)
 
         return publish

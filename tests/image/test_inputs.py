@@ -1,4 +1,4 @@
-"""Whatever people have as an image becomes the same tensor."""
+"""Tests of the conversion of user input to image tensors."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def test_grey_arrays_have_three_equal_channels() -> None:
 
 def test_files_and_pictures_are_turned_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x112] = 6  # its top is on the right
+    exif[0x112] = 6  # top of the image is on the right side
     path = tmp_path / "x.png"
     Image.fromarray(ARRAY).save(path, exif=exif)
     turned = torch.from_numpy(np.rot90(ARRAY, -1).copy()).permute(2, 0, 1)
@@ -50,11 +50,11 @@ def test_files_and_pictures_are_turned_upright(tmp_path: Path) -> None:
         (ARRAY.astype(float), "0 to 248"),
         (np.full((4, 4, 3), np.nan), "nan"),
         (ARRAY[None], r"\(1, 5, 7, 3\)"),
-        (EXPECTED.permute(1, 2, 0), r"A tensor must be \(3, H, W\), but got \(5, 7, 3\)"),
+        (EXPECTED.permute(1, 2, 0), r"tensors must have shape \(3, H, W\), but got \(5, 7, 3\)"),
         (EXPECTED.long(), r"torch\.int64"),
         (np.zeros((0, 4, 3), np.uint8), r"but got \(0, 4, 3\)"),
         (3, r"\bint\b"),
-        ("nowhere.png", "There is no image nowhere.png"),
+        ("nowhere.png", "No such image file: nowhere.png"),
     ],
 )
 def test_what_is_none_is_refused(image: object, sentence: str) -> None:

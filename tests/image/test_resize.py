@@ -1,4 +1,4 @@
-"""Sides that the patch does not divide, by rule."""
+"""Tests of the rules for image sides that are not multiples of the patch size."""
 
 import math
 
@@ -46,7 +46,7 @@ def test_the_published_rule_of_each_family(family: type, rule: Rule) -> None:
     ],
 )
 def test_the_sizes_of_figure_3(side: int, size: tuple[int, int], windows: int) -> None:
-    """Cityscapes, windows of 512 at stride 24."""
+    """Check sizes and window counts for Cityscapes with windows of 512 pixels and stride 24."""
     assert of_area(1024, 2048, side, 16) == size
     assert math.prod(len(window_starts(length, 512, 24)) for length in size) == windows
 
@@ -57,7 +57,7 @@ def test_an_area_for_any_aspect() -> None:
 
 
 class Padded(Tiny):
-    """Tiny, with the rule of SigLIP2 for its published one."""
+    """Tiny backbone that uses the SigLIP2 rule for patch_fit: paper."""
 
     paper_patch_fit = staticmethod(pad)
 

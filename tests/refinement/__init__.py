@@ -1,1 +1,1 @@
-"""Tests of the refinement of maps."""
+"""Tests of the refinements."""

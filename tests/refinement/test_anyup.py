@@ -1,4 +1,4 @@
-"""AnyUp: the same numbers as a plain implementation with the whole mask, and official files."""
+"""Tests of AnyUp: equality with a plain implementation that uses the full mask, and official weight files."""
 
 import copy
 import json
@@ -21,7 +21,7 @@ SHAPES: dict[str, list[int]] = json.loads((Path(__file__).parents[1] / "data" / 
 
 
 def official_file(path: Path, seed: int = 0) -> Path:
-    """Random weights, of norms and biases too, in the layout of the official files."""
+    """Write random weights, including norms and biases, in the layout of the official files."""
     state, generator = AnyUp(None).state_dict(), torch.Generator().manual_seed(seed)
     noise = {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in SHAPES.items() if len(shape) == 1}
     torch.save({name: state[name] + noise.get(name, 0) for name in SHAPES}, path)
@@ -46,7 +46,7 @@ def encoder(w: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
 
 
 def dense(w: dict[str, Tensor], image: Tensor, maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """AnyUp in plain steps: a mask of all pixels times all patches, nn.MultiheadAttention's weights."""
+    """Run AnyUp in plain steps, with a mask of all pixels times all patches and nn.MultiheadAttention."""
     (height, width), (h, w_), channels = image.shape[-2:], maps.shape[-2:], maps.shape[1]
     x = encoder(w, "image_encoder", F.conv2d(image, w["image_encoder.0.weight"]))
     rows, columns = torch.meshgrid(
@@ -125,7 +125,7 @@ def test_some_names_are_rows_of_all(network: AnyUp) -> None:
 
 
 def test_averages(network: AnyUp) -> None:
-    """Constants stay, and nothing leaves the range of the maps."""
+    """Check that constants are preserved and that all values stay in the range of the maps."""
     image = torch.randn(2, 3, 72, 40)
     constants = torch.tensor([3.0, -0.25])[None, :, None, None].expand(2, 2, 9, 5)
     assert_rounded(network(image, constants), constants[..., :1, :1].expand(2, 2, 72, 40), 1, 128)
@@ -178,7 +178,7 @@ def test_official_weights_come_from_their_release(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
     assert AnyUp().identity() == AnyUp().identity()
-    assert len(asked) == 1 and asked[0].endswith("/checkpoint/anyup_paper.pth")  # the second is from disk
+    assert len(asked) == 1 and asked[0].endswith("/checkpoint/anyup_paper.pth")  # the second one is read from disk
     with pytest.raises(WeightsError, match=r"anyup_multi_backbone .*no network"):
         AnyUp("anyup_multi_backbone")
     kept = tmp_path / "hub" / "checkpoints" / "anyup_paper.pth"

@@ -1,4 +1,4 @@
-"""A refinement of one's own: a class that is imported, named in configurations and options like those that ship."""
+"""Tests of custom refinements: an imported class can be named in configurations and options like the built-in ones."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from spar_lightning.segmentation.segmenter import Segmenter
 
 
 class Scaled(Refinement):
-    """Similarities times a factor."""
+    """Refinement that multiplies similarities by a factor."""
 
     def __init__(self, factor: float = -1.0) -> None:
         self.factor = factor
@@ -37,6 +37,6 @@ def test_a_class_is_all_that_it_takes(capsys: pytest.CaptureFixture[str]) -> Non
 
     image = torch.randint(0, 256, (3, 64, 72), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     plain, negated = (Segmenter(Tiny(), ["disc", "ring"], InferenceConfig(refine=r)) for r in (Scaled(1.0), Scaled()))
-    assert torch.equal(plain(image), 1 - negated(image))  # the worse of two names
+    assert torch.equal(plain(image), 1 - negated(image))  # the other of the two names
     protocol = Protocol(Tiny(), InferenceConfig(refine=Scaled(3.0)), "32-true").content()
     assert protocol["refine"] == {"name": "Scaled", "factor": 3.0}

@@ -1,4 +1,4 @@
-"""LPOSS: the solution of the dense system in float64, at the edges too."""
+"""Tests of LPOSS: equality with the dense solution in float64, including edge cases."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from spar_lightning.refinement.lposs import TOLERANCE
 
 
 def direct(lposs: LPOSS, features: Tensor, maps: Tensor, patch: int) -> Tensor:
-    """As the method is written, with matrices of all patches, solved directly."""
+    """Solve the dense system of all patches directly, as the paper describes the method."""
     height, width = features.shape[:2]
     unit = F.normalize(features.double().flatten(0, 1), dim=-1)
     count = len(unit)
@@ -35,13 +35,13 @@ def direct(lposs: LPOSS, features: Tensor, maps: Tensor, patch: int) -> Tensor:
 def check(lposs: LPOSS, features: Tensor, maps: Tensor) -> None:
     found, expected = lposs(features, maps, 16), direct(lposs, features, maps, 16)
     assert found.dtype == torch.float32
-    condition = (1 + lposs.alpha) / (1 - lposs.alpha)  # the error is at most the condition times the residual
+    condition = (1 + lposs.alpha) / (1 - lposs.alpha)  # the error is at most the condition number times the residual
     assert (found - expected).norm() < condition * TOLERANCE * expected.norm()
     assert torch.equal(found.argmax(0), expected.argmax(0))
 
 
 def scene(height: int, width: int, channels: int = 32, seed: int = 0) -> Tensor:
-    """Features of four regions, with noise and what all patches share (h, w, d)."""
+    """Return features (h, w, d) of four regions, with noise and an offset common to all patches."""
     generator = torch.Generator().manual_seed(seed)
     regions = torch.randn(4, channels, generator=generator)
     rows, columns = torch.arange(height) * 2 // height, torch.arange(width) * 2 // width
@@ -74,11 +74,11 @@ def test_more_neighbours_than_patches() -> None:
     check(LPOSS(k=400), features, cosines(features, 3))
     one = torch.randn(1, 1, 8)
     maps = cosines(one, 3)
-    assert torch.equal(LPOSS()(one, maps, 16), maps)  # a patch alone
+    assert torch.equal(LPOSS()(one, maps, 16), maps)  # a single patch
 
 
 def test_flat_regions() -> None:
-    """All patches alike: every score becomes an average; all unlike: nothing changes."""
+    """Check that equal patches average their scores, and that unrelated patches keep theirs."""
     generator = torch.Generator().manual_seed(0)
     flat = torch.randn(16, generator=generator).expand(10, 12, 16)
     maps = torch.rand(4, 10, 12, generator=generator)
@@ -86,7 +86,7 @@ def test_flat_regions() -> None:
     check(LPOSS(k=400, sigma=0.0), flat, maps)
     opposite = torch.stack([torch.ones(8), -torch.ones(8)])[None]  # (1, 2, 8): negative similarity
     assert torch.equal(LPOSS()(opposite, maps[:, :1, :2], 16), maps[:, :1, :2])
-    nothing = torch.zeros(3, 4, 8)  # features of norm 0
+    nothing = torch.zeros(3, 4, 8)  # features with norm 0
     assert torch.equal(LPOSS()(nothing, maps[:, :3, :4], 16), maps[:, :3, :4])
 
 
@@ -116,7 +116,7 @@ def test_presets() -> None:
     paper = {"name": "LPOSS", "gamma": 1.0, "alpha": 0.95, "k": 400, "sigma": 0.01}
     assert LPOSS().identity() == paper
     assert LPOSS("spar").identity() == {**paper, "gamma": 10.0}
-    assert LPOSS("spar", k=100).identity() == {**paper, "gamma": 10.0, "k": 100}  # the others stay the preset's
+    assert LPOSS("spar", k=100).identity() == {**paper, "gamma": 10.0, "k": 100}  # other values come from the preset
 
 
 @pytest.mark.parametrize("wrong", [{"gamma": 0}, {"alpha": 1.0}, {"k": 0}, {"sigma": -1}])

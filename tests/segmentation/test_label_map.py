@@ -1,4 +1,4 @@
-"""Bands of rows equal the whole-tensor computation; thresholds do what the protocol says."""
+"""Tests of segmentation maps: bands of rows equal the whole-tensor computation; thresholds follow the protocol."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ from spar_lightning.segmentation.label_map import Thresholds, bands, label_map
 
 
 class Given:
-    """Cosines (Q, h, w) that are at hand, given in pieces of any number of rows."""
+    """Similarities (Q, h, w) in memory, yielded in pieces of any number of rows."""
 
     def __init__(self, cosines: Tensor, piece: int = 1000, names_at_once: int = 1000) -> None:
         self.cosines, self.piece, self.names_at_once = cosines, piece, names_at_once
@@ -27,7 +27,7 @@ class Given:
 
 
 def whole(cosines: Tensor, owner: Tensor, size: tuple[int, int], thresholds: Thresholds) -> Tensor:
-    """The protocol as it is written: all names at all pixels, softmax, group maximum, thresholds."""
+    """Apply the protocol literally: all names at all pixels, softmax, maximum per class, thresholds."""
     pixels = F.interpolate(cosines[None], size, mode="bilinear", align_corners=False)[0]
     probability = (thresholds.logit_scale * pixels).softmax(0)
     classes = int(owner.max()) + 1

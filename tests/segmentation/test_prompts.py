@@ -1,4 +1,4 @@
-"""Class names to text embeddings."""
+"""Tests of classes, prompt templates and the text embeddings of class names."""
 
 from typing import Any
 
@@ -66,7 +66,7 @@ def test_classes_as_people_write_them(given: Any, expected: dict[str, tuple[str,
         ("cat;;dog", "number 2 of 3"),
         ("cat; dog, ", "number 2 of 2"),
         ("background:", "number 1 of 1"),
-        (["cat; dog"], "'cat; dog' holds a ';'"),
+        (["cat; dog"], "'cat; dog' contains ';'"),
         ({"cat": []}, "number 1 of 1"),
         ("cat; dog; cat", "label 'cat'"),
         ("cat; animal: dog, cat", "name 'cat'"),

@@ -1,4 +1,4 @@
-"""Any image size gives labels at the image's size, in both ways of inference."""
+"""Tests of the segmenter: labels have the size of the image, for both kinds of inference."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,7 +18,7 @@ from spar_lightning.sliding_window import SlidingWindow
 
 @pytest.fixture(scope="module")
 def anyup(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A weight file of AnyUp, random."""
+    """Return an AnyUp weight file with random weights."""
     path = tmp_path_factory.mktemp("anyup") / "anyup.pth"
     torch.manual_seed(0)
     torch.save(AnyUp(None).state_dict(), path)
@@ -42,13 +42,13 @@ def test_the_shipped_weights_segment_scenes_at_the_native_size() -> None:
         labels = segmenter(torch.from_numpy(scene.image).permute(2, 0, 1))
         right += int((labels.numpy() == scene.labels).sum())
         total += labels.numel()
-    assert right / total > 0.7  # chance is 1 / 12, always the commonest class 0.19
+    assert right / total > 0.7  # random guessing: 1 / 12; always the most frequent class: 0.19
 
 
 @pytest.mark.parametrize(("refined", "upsampled"), [(True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("inference", ["single", "sliding"])
 def test_refinement_equals_its_steps(inference: Inference, refined: bool, upsampled: bool, anyup: str) -> None:
-    """LPOSS and AnyUp on the cosines of the patch grid, of one pass or of stitched features."""
+    """Compare with LPOSS and AnyUp applied to the patch similarities of one pass or of stitched features."""
     torch.manual_seed(0)
     backbone, refine, upsampler = Tiny(), LPOSS(gamma=4.0, k=30), AnyUp(anyup)
     image = torch.from_numpy(render(seed=5, index=1, height=90, width=130).image).permute(2, 0, 1)
@@ -112,7 +112,7 @@ def test_scores_are_those_that_decide(inference: Inference) -> None:
     assert torch.equal(labels, segmenter(image)) and torch.equal(labels, scores.argmax(0))
     single = Segmenter(Tiny(), ["disc", "ring", "plain", "waves"], InferenceConfig(inference, 32, templates=["{}"]))
     of_names = single(image, scores=True)[1]
-    torch.testing.assert_close(scores[0], of_names[:2].amax(0), rtol=0, atol=1e-5)  # cosines of 128 channels
+    torch.testing.assert_close(scores[0], of_names[:2].amax(0), rtol=0, atol=1e-5)  # similarities of 128 channels
 
 
 def test_features_are_the_networks() -> None:

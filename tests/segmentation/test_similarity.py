@@ -1,4 +1,4 @@
-"""Windows stitched pixel by pixel equal the explicit canvas; one window is the single pass."""
+"""Tests of similarities: windows stitched per pixel equal an explicit canvas; one window equals the single pass."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from tests.test_sliding_window import Local
 
 
 def on_canvas(encoder: DenseEncoder, image: Tensor, text: Tensor, stride: int) -> Tensor:
-    """The protocol as it is written (Q, H, W): each window's cosines at its pixels, summed, divided by counts."""
+    """Apply the protocol literally (Q, H, W): sum the similarities of windows at their pixels, divide by counts."""
     height, width = image.shape[-2:]
     k, l = min(encoder.window, height), min(encoder.window, width)
     canvas = torch.zeros(len(text), height, width, dtype=image.dtype)
@@ -65,7 +65,7 @@ def test_stride_of_a_window_is_tiling() -> None:
 
 
 def test_a_window_as_large_as_the_image_is_the_single_pass() -> None:
-    tiny, image = Tiny(), torch.randn(3, 48, 64)  # the window is clamped to the image
+    tiny, image = Tiny(), torch.randn(3, 48, 64)  # smaller than a window, which is clamped to the image
     text = F.normalize(torch.randn(6, 128), dim=-1)
     owner = torch.arange(6)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_a_window_as_large_as_the_image_is_the_single_pass() -> None:
         single, sliding = (label_map(maps, owner, (48, 64), Thresholds()) for maps in (patches, windows))
         pixels = F.interpolate(all_rows(patches, 6)[None], (48, 64), mode="bilinear")[0]
         assert_rounded(all_rows(windows, 6), pixels, tiny.depth, tiny.embed_dim)
-    assert (single != sliding).sum() <= 2  # measured: 0; pixels where two classes are equal in fp32
+    assert (single != sliding).sum() <= 2  # measured: 0; allows for pixels where two classes are equal in fp32
 
 
 def test_names_beyond_the_canvas_take_another_pass(monkeypatch: pytest.MonkeyPatch) -> None:

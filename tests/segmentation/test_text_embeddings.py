@@ -1,4 +1,4 @@
-"""Embeddings of names are kept by tower, weights, templates and name, and made again when a file is damaged."""
+"""Tests of the text embedding cache: cache key (tower, weights, templates, name) and damaged files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.any_words import AnyWords, SmallCLIP
 
 
 class Known(AnyWords):
-    """Counts the names that it encodes, and says what they depend on."""
+    """Backbone with a cache key that counts the names it encodes."""
 
     weights = "one"
     encoded = 0
@@ -74,7 +74,7 @@ def test_a_home_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "file").touch()
     monkeypatch.setenv("SPAR_CACHE", str(tmp_path / "file"))
     assert text_classifier(Known(), ["cat", "dog"], ["{}"]).embeddings.shape == (2, 128)
-    assert caplog.text.count("Text embeddings are not kept") == 1
+    assert caplog.text.count("Text embeddings are not cached") == 1
 
 
 def test_identity_of_open_clip_weights(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Turns, medians and ratios."""
+"""Tests of the comparison of implementations: order of runs, medians and ratios."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ def compared(base: list[float], ours: list[float], bare: list[float]) -> Compari
 
 
 def test_ratios_are_those_of_rounds() -> None:
-    # The last round is one in which the machine was slow: its ratio is as good as the others.
+    # The machine was slow in the last repeat. Its ratio is as good as the others.
     comparison = compared([2.0, 3.0, 40.0], [1.0, 1.0, 20.0], [0.5, 1.0, 16.0])
     assert comparison.ratios("ours") == (2.0, 2.0, 3.0)
     base, ours, bare = comparison.rows()
@@ -35,7 +35,7 @@ def test_ways_take_turns_and_warm_up_first() -> None:
     comparison = Comparison("work", "images", 1, ways).measure(2, torch.device("cpu"))
     assert "".join(done) == "abcbcacab"
     assert [len(times.wall) for times in comparison.times.values()] == [2, 2, 2]
-    assert comparison.rows()[0]["tflops"] is None  # nothing was counted
+    assert comparison.rows()[0]["tflops"] is None  # operations were not counted
 
 
 def test_operations_are_those_of_theory() -> None:
@@ -43,4 +43,4 @@ def test_operations_are_those_of_theory() -> None:
     with torch.no_grad():
         counted = operations(tiny, lambda net, meta: net(torch.zeros(1, 3, 48, 72, device=meta)))
     block = 24 * tokens * dim**2 + 4 * tokens**2 * dim
-    assert counted == 6 * block + 2 * tokens * dim * 3 * 64 + 2 * tokens * dim**2  # and patch embedding and head
+    assert counted == 6 * block + 2 * tokens * dim * 3 * 64 + 2 * tokens * dim**2  # with patch embedding and head

@@ -1,4 +1,4 @@
-"""The published procedure gives what ours gives: the ratios compare the same work."""
+"""Tests of the published procedure: it computes the same results as ours, so that ratios compare the same work."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Overlays show the image, its classes and their names, whatever the size."""
+"""Tests of overlays: the image, its classes and the legend, for any image size."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ def test_pixels_are_mixed_and_the_legend_has_the_classes_that_are_there() -> Non
     labels = np.zeros((300, 400), np.int64)
     labels[:100] = 2
     picture = np.array(overlay(image, labels, ["floor", "nothing", "猫"], palette(3)))
-    assert picture.shape[:2] == (300 + LINE + 16, 400)  # two classes, side by side in one line
+    assert picture.shape[:2] == (300 + LINE + 16, 400)  # two classes, in one line of the legend
     for row, index in ((50, 2), (200, 0)):
         expected = (1 - OPACITY) * 200 + OPACITY * palette(3)[index].astype(float)
         assert np.abs(picture[row, 10] - expected).max() <= 0.5

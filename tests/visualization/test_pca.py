@@ -1,4 +1,4 @@
-"""Colours of features: the teacher's three directions, the same for every panel."""
+"""Tests of feature colors: three directions from the teacher, shared by all panels."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def test_colours_are_of_one_range_and_signs_do_not_turn() -> None:
     basis = Basis.of(teacher)
     own, other = basis.colours(teacher), basis.colours(features(1))
     assert own.shape == (9, 14, 3) and own.min() == 0 and own.max() == 1
-    assert 0.02 < np.mean((own == 0) | (own == 1)) < 0.04  # a share of 1 % at each end
+    assert 0.02 < np.mean((own == 0) | (own == 1)) < 0.04  # 1 % of the values at each end
     again = Basis.of(teacher.flip(0)).colours(teacher)  # the same features in another order
     assert np.allclose(own, again, rtol=0, atol=1e-12)
     assert not np.allclose(own, other, atol=0.1)

@@ -1,4 +1,4 @@
-"""Figures are drawn to files and leave the user's matplotlib as it is."""
+"""Tests of figures: they are written to files and do not change the user's matplotlib backend."""
 
 from pathlib import Path
 

@@ -1,10 +1,11 @@
-"""Every command and every snippet of README and docs runs, in small.
+"""Every command and Python block of README and docs runs, at small scale.
 
-The commands are taken from the pages as they stand. What they name is there in small: the quickstart with two scenes
-for `Tiny`, the other configurations with a CLIP of two blocks that reads any word, runs, a cache, six benchmarks,
-photographs. What differs is said in `adapted`.
+The commands are taken from the pages as they are. The files that they name exist in a small version: the quickstart
+with two images for `Tiny`, the other configurations with a CLIP of two blocks that reads any word, runs, a cache, six
+benchmarks, photographs. `adapted` lists the differences. tests/docs/test_reader.py runs the first pages unchanged.
 """
 
+import ast
 import re
 import shlex
 import shutil
@@ -17,28 +18,34 @@ from PIL import Image
 from spar_lightning import configs
 from spar_lightning.cli import COMMANDS, main
 from spar_lightning.datasets.scene_renderer import render
+from tests.cli.test_help import examples
 from tests.conftest import ROOT
+from tests.docs.pages import PAGES, blocks, commands
 from tests.export.conftest import in_process as in_process
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Patterns of lines that other tests run: those of other programs, and those that take minutes even in small.
+# Pages with files that a reader writes; tests/docs/test_reader.py runs them as they are.
+TUTORIALS = [page for page in PAGES if page.parent.name == "tutorials"]
+# Patterns of lines that are run elsewhere: those of other programs, and those that take minutes even at small scale.
 ELSEWHERE = {
     r"pip install -e \.( && spar fit --config quickstart)?$": (".ci/run", "pip install -e"),
     r'pip install -e "\.\[test\]" && pytest$': (".ci/run", "test_command"),
+    r'pip install -e "\.\[dev,docs,test\]"$': (".ci/run", 'pip install -q -e ".[dev,docs]"'),
+    r"pytest( -m slow)? +#": (".ci/run", "pytest -m slow"),
+    r"ruff check \. && ruff format --check \.$": (".ci/run", "ruff check .\nruff format --check ."),
+    r"mypy$": (".ci/run", "\nmypy\n"),
+    r"python scripts/check_language\.py$": (".ci/run", "python scripts/check_language.py"),
+    r"mkdocs build --strict --site-dir site$": (".ci/run", "mkdocs build --strict"),
+    r"python scripts/check_pages\.py site +#": (".ci/run", "python scripts/check_pages.py"),
+    r"pip install wandb$": ("docs/howto/loggers.md", "Weights & Biases"),  # not a dependency of ours
     r"sbatch examples/slurm/(fit|cache)\.sbatch ": ("tests/cli/test_nodes.py", '"cache.sbatch", "fit.sbatch"'),
     r"torchrun ": ("tests/cli/test_nodes.py", '"torch.distributed.run", "--nnodes", "2"'),
     r"spar evaluate --prepare context ": ("tests/cli/conftest.py", '"evaluate", "--prepare", "context"'),
     r"spar evaluate .* --upsampler anyup": ("tests/cli/test_evaluate_sweep.py", '([], None, "anyup")'),
     r"spar speed all ": ("tests/cli/test_speed.py", '"speed", "all"'),
+    r"spar backbones check SigLIP2 ": ("tests/docs/test_reader.py", "examples()"),
 }
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-
-
-def commands(page: Path) -> list[str]:
-    return [line for block in blocks(page, "bash") for line in block.splitlines() if line.strip()]
+# Weights or packages that are not available here: these commands are only parsed.
+PARSED = ("WandbLogger", "--model.backbone NaFlex")
 
 
 def config(backbone: dict[str, object], data: dict[str, object], run: str, **model: object) -> str:
@@ -53,7 +60,7 @@ def config(backbone: dict[str, object], data: dict[str, object], run: str, **mod
 
 @pytest.fixture(scope="module")
 def small_world(tmp_path_factory: pytest.TempPathFactory, trees: Path, clip: str) -> Path:
-    """What the pages talk of."""
+    """Return a folder with the files that the pages name."""
     world = tmp_path_factory.mktemp("world")
     (world / "shipped").mkdir()
     (world / "photos").mkdir()
@@ -114,11 +121,13 @@ def world(finished: Path, in_process: None, monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def adapted(command: str) -> list[str]:
-    """Arguments of `spar`: paths of this world, one process, few repetitions, an existing run replaced."""
+    """Return the arguments of a command at small scale: paths of this world, one process, few images and repeats."""
     args = shlex.split(command.replace("/data/benchmarks", "benchmarks"), comments=True)[1:]
-    for name in ("--trainer.devices", "--trainer.strategy"):
-        if name in args:
-            args[args.index(name) + 1] = {"--trainer.devices": "1", "--trainer.strategy": "auto"}[name]
+    small = {"--trainer.devices": "1", "--trainer.strategy": "auto", "--data.train_scenes": "2"}
+    for name in small.keys() & set(args):
+        args[args.index(name) + 1] = small[name]
+    if any(part in command for part in PARSED):
+        return [*args, "--print_config"]
     if args[0] == "fit" and "--resume" not in args and "--print_config" not in args:
         args.append("--overwrite")
     if args[0] == "speed":
@@ -130,9 +139,14 @@ def adapted(command: str) -> list[str]:
     return args
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_commands_run(page: Path, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in commands(page):
+LISTS = {page.stem: commands(page) for page in PAGES if commands(page) and page not in TUTORIALS}
+# The page about evaluation measures all benchmarks by the same commands.
+LISTS["paper"] = [line.replace("--benchmarks all", "--benchmarks voc20") for line in LISTS["paper"]]
+
+
+@pytest.mark.parametrize("lines", [*LISTS.values(), examples()], ids=[*LISTS, "help"])
+def test_commands_run(lines: list[str], world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in lines:
         if other := next((place for pattern, place in ELSEWHERE.items() if re.match(pattern, command)), None):
             assert other[1] in (ROOT / other[0]).read_text()
             continue
@@ -147,20 +161,46 @@ def test_commands_run(page: Path, world: Path, capsys: pytest.CaptureFixture[str
         assert code in (0, expected), f"{command}\n{shown.err}"
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "index.md"], ids=lambda page: page.stem)
-def test_snippets_run(page: Path, world: Path) -> None:
-    (code,) = blocks(page, "python")
+PYTHON = [
+    (page, block.code)
+    for page in PAGES
+    if page not in TUTORIALS
+    for block in blocks(page)
+    if block.language == "python"
+]
+
+
+@pytest.mark.parametrize(("page", "code"), PYTHON, ids=[page.stem for page, _ in PYTHON])
+def test_python_runs(page: Path, code: str, world: Path) -> None:
     space: dict[str, object] = {}
     exec(code, space)
-    shapes = {name: tuple(space[name].shape) for name in ("labels", "scores", "features")}  # type: ignore[attr-defined]
-    assert shapes == {"labels": (72, 96), "scores": (3, 72, 96), "features": (9, 12, 128)}
+    known = {"labels": (192, 192), "scores": (3, 192, 192), "features": (24, 24, 128)}
+    for name in known.keys() & space.keys():
+        assert tuple(space[name].shape) == known[name]  # type: ignore[attr-defined]
+
+
+def test_configuration_blocks_are_valid() -> None:
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language == "yaml":
+                assert isinstance(yaml.safe_load(block.code), dict), page
+            if block.language == "python":
+                ast.parse(block.code)
+
+
+def test_other_blocks_contain_no_spar_commands() -> None:
+    """Check that no command escapes the tests in a block of another language."""
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language not in ("bash", "python", "yaml", "text"):
+                assert not re.search(r"^spar ", block.code, re.MULTILINE), page
 
 
 def test_every_page_and_every_command_has_its_place() -> None:
     pages = (ROOT / "mkdocs.yml").read_text()
-    assert all(f"{page.name}\n" in pages for page in PAGES[1:])
-    commands = re.findall(r"^## (\w+)$", (ROOT / "docs" / "commands.md").read_text(), re.MULTILINE)
-    assert sorted(commands) == sorted(COMMANDS)
+    assert all(str(page.relative_to(ROOT / "docs")) in pages for page in PAGES[1:])
+    listed = re.findall(r"^## (\w+)$", (ROOT / "docs" / "commands.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(COMMANDS)
 
 
 def test_the_readme_fits_on_two_screens() -> None:
