@@ -129,7 +129,6 @@ copies, gradients and AdamW states of the trained parts, activations that are sa
 Activations grow linearly with the patches. To save memory:
 
 - Train fewer blocks ([Choose what trains](trainable.md)).
-- Set `data.cache_activations: true`: the frozen blocks are not run at all.
 - Keep `data.batch_size: 1`. Images have different sizes, and a batch does not make small networks faster by much.
 
 The teacher needs no activations for a backward pass. `model.window_batch` (windows per forward pass) sets its memory.
@@ -143,8 +142,9 @@ of the peak rate of this GPU, and the table assumes the same share for the other
 
 {time}
 
-More GPUs divide the time of the features exactly, because processes do not communicate. `data.cache_activations: true`
-saves about 60 % of the operations of a training step ([Performance](../performance.md)).
+Processes do not communicate while they compute features, so more GPUs divide the time almost evenly (in shards of 64
+images). `data.cache_activations: true` saves about 60 % of the operations of a training step, because the frozen blocks
+are not run ([Performance](../performance.md)).
 
 ## Disk
 

@@ -121,7 +121,9 @@ def main() -> None:
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = list(pool.map(lambda seed: measure(seed, args.runs, threads, args.reuse), args.seeds))
     args.out.write_text(page(runs, args.jobs, threads), encoding="utf-8")
-    shutil.copy(runs[0]["folder"] / "plots" / "curves.png", args.out.with_name("quickstart_curves.png"))
+    pictured = measure(0, args.runs, threads, reuse=True)["folder"]  # the run of a user, whose numbers the README has
+    for name in ("predictions", "curves"):
+        shutil.copy(pictured / "plots" / f"{name}.png", args.out.with_name(f"quickstart_{name}.png"))
     print(f"wrote {args.out}\n{verdict(runs)}")
 
 

@@ -25,7 +25,7 @@ COMMANDS = {
     "export": "Write a student for open_clip, timm, transformers or ONNX, checked by that library.",
     "speed": "Measure the speed of teacher, training, segmentation and reading against the published procedure.",
     "doctor": "Check packages, devices, plugins, disk; take two steps of a configuration.",
-    "configs": "List the shipped configurations, show one, copy it.",
+    "configs": "List the bundled configurations, show one, copy it.",
     "backbones": "List backbones and plugins, show the parts of one, run the interface checks.",
 }
 
@@ -82,6 +82,10 @@ def main(args: Sequence[str] | None = None) -> int:
         if sentence := _of_union(error):
             return _fail(f"spar {command}", sentence)
         raise
+    except (ImportError, RuntimeError) as error:
+        if "torchvision" not in str(error):
+            raise
+        return _fail(f"spar {command}", f"torchvision does not work ({error}). Run spar doctor to see the fix.")
     except OSError as error:
         if error.errno not in OF_PLACES:
             raise

@@ -28,14 +28,14 @@ def show(root: Path) -> int:
     index.refresh()
     shards = [root / "shards" / name for name in sorted(shard_names(root))]
     size = sum(path.stat().st_size for path in shards)
-    print(f"{root}: {len(index):,} images with features in {len(shards):,} shards, {bytes_text(size)}")
+    print(f"{root}: {len(index):,} images with features, {bytes_text(size)}; shards: {len(shards):,}")
     print(f"fingerprint {manifest['fingerprint']}")
     for part in ("identity", "made"):
         print(f"{part}:")
         _print_tree(manifest[part], "  ")
     for tokens in folders(root):
         sizes = [path.stat().st_size for path in (tokens / "shards").glob("*.h5")]
-        print(f"{tokens.name}: activations of the frozen blocks in {len(sizes):,} shards, {bytes_text(sum(sizes))}")
+        print(f"{tokens.name}: activations of the frozen blocks, {bytes_text(sum(sizes))}; shards: {len(sizes):,}")
     for key, (item, name) in index.rejected().items():
         print(f"cannot be used: {key} ({item.reason}), listed in shards/{name}")
     claims = Claims(root / "claims")

@@ -1,4 +1,4 @@
-"""`spar configs`: list the shipped configurations, print one, or copy it to a new file."""
+"""`spar configs`: list the bundled configurations, print one, or copy it to a new file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +12,12 @@ def run(args: Sequence[str]) -> int:
     """List the configurations, print one, or copy it."""
     parser = CommandParser(
         "spar configs",
-        "List the shipped configurations, print one, or copy it to a new file.",
+        "List the bundled configurations, print one, or copy it to a new file.",
         ("spar configs", "spar configs quickstart"),
         "[NAME [--copy FILE]]",
     )
-    parser.add_argument("name", nargs="?", help="configuration to print; without a name, all are listed")
-    parser.add_argument("--copy", type=Path, metavar="FILE", help="write the configuration to this new file")
+    parser.add_argument("name", nargs="?", help="Configuration to print; without a name, all are listed")
+    parser.add_argument("--copy", type=Path, metavar="FILE", help="Write the configuration to this new file")
     given = parser.parse_args(args)
     if given.name is None:
         if given.copy:

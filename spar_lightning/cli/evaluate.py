@@ -26,7 +26,7 @@ from spar_lightning.backbones.weights import without_weights
 from spar_lightning.cli.evaluate_benchmarks import check, prepare
 from spar_lightning.cli.evaluate_options import OPTIONS, OUT
 from spar_lightning.cli.evaluate_sweep import Sweep, check_folder, figures, numbers
-from spar_lightning.cli.lightning_cli import BENCHMARKS_SHOWN, INFERENCE_SHOWN, SparCLI, with_run_config
+from spar_lightning.cli.lightning_cli import BENCHMARKS_SHOWN, INFERENCE_SHOWN, SparCLI, of_model, with_run_config
 from spar_lightning.cli.validate import weights_options
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
@@ -51,15 +51,17 @@ class EvaluateCLI(SparCLI):
     description = """Measure mIoU by the protocol of the paper. An evaluation that was stopped is continued by the same
     command. The result contains the protocol, so that results can be compared.
 
-    Settings of inference may be given without `model.`: --inference sliding, --stride 32, --refine LPOSS."""
+    Settings of inference may be given without `model.`: --inference sliding, --stride 32, --refine LPOSS.
+
+    `spar evaluate --check DIR` lists which benchmarks DIR contains, and where the others are expected.
+
+    `spar evaluate --prepare context --root DIR` creates the label maps of PASCAL Context from its download.
+
+    `spar evaluate --compare A B` compares two result folders, and names the differences of their protocols.
+
+    `spar evaluate --figures A B --out DIR` draws several sweeps in one figure."""
     shown = (*OPTIONS, *INFERENCE_SHOWN, *BENCHMARKS_SHOWN, "data.num_workers")
     trainer_shown = ("devices", "num_nodes", "accelerator")
-    more = (
-        "spar evaluate --check DIR: list which benchmarks DIR contains, and where the others are expected.",
-        "spar evaluate --prepare context --root DIR: create the label maps of PASCAL Context from its download.",
-        "spar evaluate --compare A B: compare two result folders; names the differences of their protocols.",
-        "spar evaluate --figures A B --out DIR: draw several sweeps in one figure.",
-    )
     examples = (
         "spar evaluate --config quickstart",
         "spar evaluate --config quickstart --inference sliding --stride 32",
@@ -231,15 +233,9 @@ def run(args: Sequence[str]) -> int:
     if chosen.figures:
         return figures(chosen.figures, rest)
     try:
-        EvaluateCLI(with_run_config([_of_model(arg) for arg in args], chosen.weights, chosen.config))
+        EvaluateCLI(with_run_config([of_model(arg) for arg in args], chosen.weights, chosen.config))
     except KeyboardInterrupt:
         if is_first_process():
             print("Stopped. Run the same command again to continue.")
         raise
     return 0
-
-
-def _of_model(arg: str) -> str:
-    """Return an inference option such as --stride or --refine.k with the prefix `--model.`."""
-    name = arg.removeprefix("--").partition("=")[0].partition(".")[0]
-    return f"--model.{arg[2:]}" if arg.startswith("--") and name in InferenceConfig.__dataclass_fields__ else arg

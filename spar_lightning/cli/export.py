@@ -26,10 +26,10 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument(
         "--weights",
         required=True,
-        help="run folder, checkpoint, export, weight file together with --config, or name of a backbone",
+        help="Run folder, checkpoint, export, weight file together with --config, or name of a backbone",
     )
-    parser.add_argument("--to", required=True, choices=list(LIBRARIES), help="target library or format")
-    parser.add_argument("--out", required=True, type=Path, help="new folder for the export; must not exist")
+    parser.add_argument("--to", required=True, choices=list(LIBRARIES), help="Target library or format")
+    parser.add_argument("--out", required=True, type=Path, help="New folder for the export; must not exist")
     parser.add_argument("--config", help="YAML file of the run, if the weights do not name their network")
     own, arguments = split_backbone_arguments(args)
     given = parser.parse_args(own)

@@ -47,7 +47,7 @@ class FitCLI(SparCLI):
     trainer_shown = ("devices", "num_nodes", "strategy", "precision", "max_epochs", "max_steps", "logger")
     examples = (
         "spar fit --config quickstart",
-        "spar fit --config quickstart --data.train_scenes 100 --run_dir runs/small",
+        "spar fit --config quickstart --data.train_scenes 100 --data.root data/small --run_dir runs/small",
     )
 
     @staticmethod

@@ -16,10 +16,10 @@ WIDTH, COLUMN = 110, 34  # characters of a line, and where the text of an option
 ALL = "*"
 # Options of the libraries, in the words of this project.
 TEXTS = {
-    "help": ("-h, --help", "Show this help and exit."),
-    "config": ("-c, --config CONFIG", "YAML file, or name of a shipped configuration (see spar configs)."),
-    "print_config": ("--print_config", "Print all keys with their values and exit."),
-    "seed_everything": ("--seed_everything", "Seed of torch, NumPy and Python."),
+    "-h, --help": ("-h, --help", "Show this help and exit."),
+    "-c, --config": ("-c, --config CONFIG", "YAML file, or name of a bundled configuration (see spar configs)."),
+    "--print_config": ("--print_config", "Print all keys with their values and exit."),
+    "--seed_everything": ("--seed_everything", "Seed of torch, NumPy and Python."),
 }
 
 
@@ -49,7 +49,9 @@ class ShortHelp:
         """Return the help text, at most 110 columns wide."""
         parser = cast(ArgumentParser, self)
         prog = parser.prog.replace("spar [options]", "spar")
-        parts = [f"usage: {prog} {self.usage_line or '[options]'}", *_paragraphs(parser.description or "")]
+        description = parser.description or ""
+        usage = [] if description.startswith("Help for --") else [f"usage: {prog} {self.usage_line or '[options]'}"]
+        parts = [*usage, *_paragraphs(description)]  # jsonargparse makes a parser for the help of a class
         for group, title in (self.titles or {ALL: "options"}).items():
             if rows := self.rows(group, ["help", "config", "print_config", *self.shown]):
                 notes = [textwrap.indent(textwrap.fill(note, WIDTH - 2), "  ") for note in self.notes.get(group, ())]
@@ -122,7 +124,8 @@ def _row(name: str, action: Action) -> str:
         name = f"{name} {action.metavar}"
     elif action.choices:
         name = f"{name} {{{','.join(map(str, action.choices))}}}"
-    name, text = TEXTS.get(action.dest, (name, " ".join((action.help or "").split())))
+    name, text = TEXTS.get(", ".join(action.option_strings), (name, " ".join((action.help or "").split())))
+    text += "." if text[-1:].isalnum() or text.endswith((")", "'")) else ""
     if default := _default(action):
         text += f" (default: {default})"
     lines = textwrap.wrap(text, WIDTH - COLUMN) or [""]

@@ -60,7 +60,6 @@ class SparCLI(LightningCLI):
         shown: Patterns of the options that the command uses. All keys of a configuration are accepted, because one file
             serves all commands; only these are listed by `--help`.
         trainer_shown: Options of the Trainer that the help names.
-        more: Paragraphs after the options.
         examples: Commands for the end of the help. They work in any folder in which the quickstart has run.
     """
 
@@ -68,7 +67,6 @@ class SparCLI(LightningCLI):
     description = ""
     shown: Sequence[str] = ("*",)
     trainer_shown: Sequence[str] = ("accelerator", "devices", "num_nodes", "strategy", "precision")
-    more: Sequence[str] = ()
     examples: Sequence[str] = ()
 
     def __init__(self, args: Sequence[str]) -> None:
@@ -115,7 +113,6 @@ class SparCLI(LightningCLI):
             "data": [f"All, by class: spar {command} --data.help SA1B, spar {command} --data.help RenderedScenes"],
         }
         parser.more = [
-            *self.more,
             f"Lightning Trainer options, such as {', '.join(f'--trainer.{name}' for name in self.trainer_shown)}: "
             f"spar {command} --trainer.help",
         ]
@@ -199,6 +196,12 @@ def with_run_config(args: Sequence[str], weights: str | None, config: str | None
     """Return the arguments, preceded by the configuration of the run that `weights` names unless one is given."""
     path = Path((weights or "").split(",")[0]) / "config.yaml"
     return ["--config", str(path), *args] if config is None and weights and path.is_file() else list(args)
+
+
+def of_model(arg: str) -> str:
+    """Return an inference option such as --stride or --refine.k with the prefix `--model.`."""
+    name = arg.removeprefix("--").partition("=")[0].partition(".")[0]
+    return f"--model.{arg[2:]}" if arg.startswith("--") and name in InferenceConfig.__dataclass_fields__ else arg
 
 
 def check_checkpoint(path: str) -> None:

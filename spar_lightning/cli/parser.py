@@ -54,7 +54,7 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
     if found := re.search(r"File does not exist: '(.+?)'", text):
         names = shipped()
         return (
-            f"No file {found[1]!r} exists. {nearest(found[1], names)}Pass a YAML file, or the name of a shipped one: "
+            f"No file {found[1]!r} exists. {nearest(found[1], names)}Pass a YAML file, or the name of a bundled one: "
             f"{', '.join(names)}."
         )
     if found := re.search(r"(?:Option|option) '([^']+)'", text) or re.search(r"[Uu]nrecognized arguments: (\S+)", text):

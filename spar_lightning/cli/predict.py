@@ -50,20 +50,20 @@ def parser() -> Parser:
     parser.usage_line = "IMAGE [IMAGE ...] --weights WEIGHTS --classes CLASSES [options]"
     parser.examples = EXAMPLES
     add = parser.add_argument
-    add("images", nargs="+", type=str, help="image files, folders (with all subfolders; links to folders are not "
+    add("images", nargs="+", type=str, help="Image files, folders (with all subfolders; links to folders are not "
         "followed) or glob patterns in quotes")  # fmt: skip
-    add("--weights", required=True, type=str, help="run folder, checkpoint, export, weight file together with "
+    add("--weights", required=True, type=str, help="Run folder, checkpoint, export, weight file together with "
         "--config, or name of a backbone such as siglip2")  # fmt: skip
-    add("--classes", type=str | None, help="classes to segment, such as 'cat; dog; grass, lawn', or a .txt file with "
+    add("--classes", type=str | None, help="Classes to segment, such as 'cat; dog; grass, lawn', or a .txt file with "
         "one class per line")  # fmt: skip
-    add("--out", type=Path, default=Path("runs/predict"), help="folder for the results")
+    add("--out", type=Path, default=Path("runs/predict"), help="Folder for the results")
     add("--config", type=str | None, help="YAML file of the run, if the weights do not name their network")
-    add("--max_side", type=int | None, help="largest long side of the network input, in pixels: larger images are "
+    add("--max_side", type=int | None, help="Largest long side of the network input, in pixels: larger images are "
         "resized; segmentation maps keep the size of the image; no limit by default")  # fmt: skip
-    add("--device", type=str | None, help="device such as cpu, cuda or cuda:1; a GPU by default, if available")
-    add("--scores", action="store_true", help="also write the scores of all classes for each pixel (npz)")
-    add("--features", action="store_true", help="also write dense features (safetensors)")
-    add("--pca", action="store_true", help="also draw the features of single pass, teacher and student as colors, "
+    add("--device", type=str | None, help="Device such as cpu, cuda or cuda:1; a GPU by default, if available")
+    add("--scores", action="store_true", help="Also write the scores of all classes for each pixel (npz)")
+    add("--features", action="store_true", help="Also write dense features (safetensors)")
+    add("--pca", action="store_true", help="Also draw the features of single pass, teacher and student as colors, "
         "in the teacher's PCA basis")  # fmt: skip
     parser.add_class_arguments(InferenceConfig)
     return parser

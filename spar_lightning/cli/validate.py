@@ -15,6 +15,7 @@ from spar_lightning.cli.lightning_cli import (
     BENCHMARKS_SHOWN,
     INFERENCE_SHOWN,
     SparCLI,
+    of_model,
     progress,
     with_run_config,
 )
@@ -25,12 +26,12 @@ class ValidateCLI(SparCLI):
     """Command-line interface of `spar validate`."""
 
     usage = "--weights WEIGHTS | --config CONFIG [options]"
-    description = (
-        "Measure the mIoU of the configured backbone or of a student on the validation sets of data.benchmarks."
-    )
+    description = """Measure the mIoU of the configured backbone or of a student on the validation sets.
+
+    Settings of inference may be given without `model.`: --inference sliding, --stride 32, --refine LPOSS."""
     shown = ("weights", *INFERENCE_SHOWN, *BENCHMARKS_SHOWN, "mean_iou.benchmarks", "mean_iou.max_images")
     trainer_shown = ("devices", "num_nodes", "precision")
-    examples = ("spar validate --config quickstart", "spar validate --config quickstart --model.inference sliding")
+    examples = ("spar validate --config quickstart", "spar validate --config quickstart --inference sliding")
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -74,7 +75,7 @@ class ValidateCLI(SparCLI):
 def run(args: Sequence[str]) -> int:
     """Run `spar validate`."""
     given, _ = weights_options().parse_known_args(args)
-    ValidateCLI(with_run_config(args, given.weights, given.config))
+    ValidateCLI(with_run_config([of_model(arg) for arg in args], given.weights, given.config))
     return 0
 
 

@@ -22,7 +22,7 @@ class InferenceConfig:
 
     Args:
         inference: `single` processes the whole image in one forward pass. `sliding` averages the similarities of
-            overlapping windows per pixel, as the teacher does.
+            overlapping windows per pixel.
         stride: Step between windows in pixels, for the teacher and for sliding-window inference. The paper uses 24
             with a patch size of 16.
         window_batch: Number of windows per forward pass; null chooses it by the device.

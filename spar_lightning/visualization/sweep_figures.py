@@ -42,15 +42,14 @@ def draw_strides(points: Sequence[dict[str, Any]], score: str, time: str, stem: 
             label=curve, elinewidth=1, **{**look, **size},
         )  # fmt: skip
         for row in rows if sliding else ():
-            tiling = " (tiling)" if row["stride"] == row["window"] else ""
-            axes.annotate(
-                f"{row['stride']}{tiling}", (row["ms"], row["mean"]), (0, 7), textcoords="offset points", ha="center"
-            )
+            tiling = row["stride"] == row["window"]
+            text, offset, side = ("tiling", (-6, -16), "left") if tiling else (str(row["stride"]), (0, 7), "center")
+            axes.annotate(text, (row["ms"], row["mean"]), offset, textcoords="offset points", ha=side)
     _time(axes.xaxis, axes.set_xscale, time)
     axes.set_ylabel(score)
     axes.margins(y=0.15)
     if any(row["stride"] is not None for row in points):
-        axes.set_title("numbers: stride of the sliding window in pixels", fontsize=10)
+        axes.set_title("numbers: stride of the sliding window in pixels (tiling: stride = window)", fontsize=10)
     return _save(figure, axes, stem)
 
 

@@ -46,9 +46,9 @@ def test_refinement_in_a_run(small: list[str], scenes: Path, tmp_path: Path) -> 
     assert main(["fit", *small, *place, *refined, *more]) == 0
     rows = {row["stage"]: row["miou"] for row in json.loads((run / "results.json").read_text())}
     config = ["--config", str(run / "config.yaml"), "--max_images", "2"]
-    anew = ["--refine", "LPOSS", "--refine.preset", "pretrained", "--refine.gamma", "5", "--upsampler", file]
+    again = ["--refine", "LPOSS", "--refine.preset", "pretrained", "--refine.gamma", "5", "--upsampler", file]
     for stage, way in (
-        ("before", anew),
+        ("before", again),
         ("teacher", ["--inference", "sliding"]),
         ("after", ["--weights", str(run / "checkpoints" / "last.ckpt")]),
     ):

@@ -43,7 +43,7 @@ def test_plan_build_info_and_verify(run: Run, tmp_path: Path, capsys: Capture) -
 
     assert main(["cache", "info", str(cache)]) == 0
     out = capsys.readouterr().out
-    assert "12 images with features in 1 shards" in out and "stride: 16" in out
+    assert "12 images with features, " in out and "; shards: 1\n" in out and "stride: 16" in out
 
     code, out, _ = run("--recompute", "3", action="verify")
     assert code == 0 and out.count("image identical") == 3 and "12 samples in 1 of 1 shards are intact" in out
@@ -70,7 +70,7 @@ def test_the_frozen_prefix_is_announced_built_shown_and_verified(
     assert abs(1e3 * float(announced[1]) / size - 1) < 0.05
     assert "after 3 frozen blocks, 0 images to do, 0 B; " in run("--data.cache_activations", "true")[1]
     assert main(["cache", "info", str(cache)]) == 0
-    assert "activations-3: activations of the frozen blocks in 1 shards, " in capsys.readouterr().out
+    assert "activations-3: activations of the frozen blocks, " in capsys.readouterr().out
     assert main(["cache", "verify", str(cache)]) == 0
     assert "12 samples in 1 of 1 shards of activations-3 are intact" in capsys.readouterr().out
     shutil.rmtree(cache / "activations-3")

@@ -2,14 +2,17 @@
 
 import json
 import os
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 
-from spar_lightning.cli import doctor, doctor_checks, main
+from spar_lightning.cli import doctor_checks, doctor_config, main
 from spar_lightning.cli.doctor_checks import Finding
+from tests.conftest import ROOT, environment
 
 Capture = pytest.CaptureFixture[str]
 
@@ -59,6 +62,25 @@ def test_torchvision_of_another_release(monkeypatch: pytest.MonkeyPatch) -> None
     assert found.fix is not None and "pip install torch torchvision" in found.fix
 
 
+def test_torchvision_that_cannot_be_imported(tmp_path: Path) -> None:
+    """Lightning imports torchvision, so the check must run before its import."""
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "spar_lightning", "doctor", "--config", "quickstart"],
+        capture_output=True, text=True, cwd=tmp_path, env={**environment(), "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "operator torchvision::nms does not exist" in done.stdout and "not checked" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-m", "spar_lightning", "validate", "--config", "quickstart"],
+        capture_output=True, text=True, cwd=tmp_path, env={**environment(), "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )  # fmt: skip
+    assert done.returncode == 2 and "Run spar doctor" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert doctor_checks.disk("run_dir", tmp_path / "a" / "b", "elsewhere").fix == "elsewhere"
@@ -73,7 +95,7 @@ def test_a_configuration_takes_two_steps(small: list[str], tmp_path: Path, capsy
 
 
 def test_a_configuration_with_packs_and_workers(photos: str, tmp_path: Path) -> None:
-    found = doctor.configuration([
+    found = doctor_config.configuration([
         "--model.backbone", "Tiny", "--data", "SA1B", "--data.shards", photos, "--data.pack_tokens", "4096",
         "--data.augmentation.scale", "[200,160]", "--data.augmentation.min_side", "64",
         "--data.augmentation.multiple", "8", "--trainer.accelerator", "cpu", "--run_dir", str(tmp_path / "run"),
@@ -96,7 +118,7 @@ def test_memory_that_is_too_small(small: list[str], tmp_path: Path, monkeypatch:
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr("spar_lightning.distillation.Distillation.training_step", full)
-    found = doctor.configuration([*small, "--data.root", str(tmp_path / "scenes")])
+    found = doctor_config.configuration([*small, "--data.root", str(tmp_path / "scenes")])
     assert found[-1].name == "dry run" and "data.batch_size 1" in str(found[-1].fix)
 
 

@@ -18,7 +18,8 @@ def stored() -> Iterator[tuple[str, str]]:
 
 def examples() -> list[str]:
     """Return the examples of all help texts."""
-    return [line.strip() for _, text in stored() for line in text.partition("examples:\n")[2].splitlines()]
+    lines = (line.strip() for _, text in stored() for line in text.partition("examples:\n")[2].splitlines())
+    return list(dict.fromkeys(lines))
 
 
 def test_stored_help_is_that_of_the_parsers() -> None:

@@ -36,6 +36,7 @@ ELSEWHERE = {
     r"python scripts/check_language\.py$": (".ci/run", "python scripts/check_language.py"),
     r"mkdocs build --strict --site-dir site$": (".ci/run", "mkdocs build --strict"),
     r"python scripts/check_pages\.py site +#": (".ci/run", "python scripts/check_pages.py"),
+    r"export OMP_NUM_THREADS=1$": ("docs/howto/cpu.md", "OMP_NUM_THREADS"),
     r"pip install wandb$": ("docs/howto/loggers.md", "Weights & Biases"),  # not a dependency of ours
     r"sbatch examples/slurm/(fit|cache)\.sbatch ": ("tests/cli/test_nodes.py", '"cache.sbatch", "fit.sbatch"'),
     r"torchrun ": ("tests/cli/test_nodes.py", '"torch.distributed.run", "--nnodes", "2"'),

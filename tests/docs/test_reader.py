@@ -8,8 +8,10 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from spar_lightning.cli import main
+from spar_lightning.datasets.scene_renderer import render
 from tests.cli.test_help import examples
 from tests.conftest import ROOT
 from tests.docs.pages import Block, blocks
@@ -19,10 +21,12 @@ TUTORIALS = ROOT / "docs" / "tutorials"
 INSTALL = re.compile(r'pip install -e \.( && )?|pip install -e "\.\[test\]" && pytest|pip install -e "\.\[docs\]".*')
 
 
-def reader(folder: Path) -> dict[str, str]:
+def reader(folder: Path, threads: int = 1) -> dict[str, str]:
     """Return the environment of a reader: a new virtual environment that also sees the packages of this one."""
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
     python = folder / "venv" / "bin" / "python"
+    # Before Python 3.12, a new environment has an old setuptools, which would hide that of this one.
+    subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", "setuptools"], check=True)
     site = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         capture_output=True,
@@ -37,7 +41,7 @@ def reader(folder: Path) -> dict[str, str]:
         script.chmod(0o755)
     path = f"{folder / 'venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
     offline = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"}  # 0 means: no isolation
-    return {**os.environ, **offline, "PATH": path, "OMP_NUM_THREADS": "1", "SPAR_CACHE": str(folder / "text")}
+    return {**os.environ, **offline, "PATH": path, "OMP_NUM_THREADS": str(threads), "SPAR_CACHE": str(folder / "text")}
 
 
 def follow(steps: list[Block], folder: Path, env: dict[str, str], skip: str = "") -> str:
@@ -61,7 +65,7 @@ def follow(steps: list[Block], folder: Path, env: dict[str, str], skip: str = ""
 
 @pytest.mark.slow
 def test_readme_and_getting_started(tmp_path: Path) -> None:
-    env = reader(tmp_path)
+    env = reader(tmp_path, threads=2)  # the longest of all tests: the others are done when it is halfway
     (folder := tmp_path / "empty").mkdir()
 
     def without_install(page: Path) -> list[Block]:
@@ -85,7 +89,11 @@ def test_tutorial_your_images(tmp_path: Path) -> None:
     env = reader(tmp_path)
     (folder := tmp_path / "empty").mkdir()
     printed = follow(blocks(TUTORIALS / "your_images.md"), folder, env)
-    assert "single pass, after (SPAR)" in printed and "40 images to do" in printed
+    assert "40 images to do" in printed
+    page = (TUTORIALS / "your_images.md").read_text()
+    for row in ("single pass, before", "sliding window (teacher)", "single pass, after (SPAR)"):
+        shown, found = (float(re.search(rf"\| {re.escape(row)} +\| ([\d.]+)", text)[1]) for text in (page, printed))  # type: ignore[index]
+        assert abs(shown - found) < 3  # another CPU rounds differently, and training amplifies it
     assert len(list((folder / "out" / "overlays").iterdir())) == 6
     assert len(list((folder / "runs" / "evaluate").iterdir())) == 2
 
@@ -94,15 +102,14 @@ def test_tutorial_your_images(tmp_path: Path) -> None:
 def test_tutorial_plugin(tmp_path: Path) -> None:
     env = reader(tmp_path)
     (folder := tmp_path / "empty").mkdir()
-    printed = follow(blocks(TUTORIALS / "plugin.md"), folder, env, skip="^spar fit ")  # the reader's own weights
+    for i in range(4):
+        (folder / "photos").mkdir(exist_ok=True)
+        Image.fromarray(render(seed=7, index=i, height=300, width=200 + 40 * i).image).save(
+            folder / "photos" / f"{i}.jpg"
+        )
+    printed = follow(blocks(TUTORIALS / "plugin.md"), folder, env)
     assert "MyViT" in printed and "my-vit 0.1" in printed and "FAILED" not in printed
-    weights = "import torch, my_vit; torch.save(my_vit.MyViT(depth=2).state_dict(), 'my_weights.pt')"
-    subprocess.run(["python", "-c", weights], cwd=folder, env=env, check=True)
-    first = blocks(TUTORIALS / "your_images.md")
-    steps = [Block(b.language, b.code.replace("    benchmarks: [labeled]", "    #"), b.file) for b in first[:3]]
-    train = blocks(TUTORIALS / "plugin.md")[-1].code.strip() + " --model.backbone.depth 2 --trainer.max_epochs 1"
-    follow([*steps, Block("bash", train, None)], folder, env)
-    assert (folder / "runs" / "mine" / "checkpoints" / "last.ckpt").exists()
+    assert (folder / "runs" / "vit" / "checkpoints" / "last.ckpt").exists()
 
 
 def test_the_template_of_the_plugin_passes_the_checks(
