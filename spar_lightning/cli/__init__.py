@@ -5,7 +5,6 @@ code 2. All other errors keep their traceback, because they are bugs.
 """
 
 import errno
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -71,8 +70,8 @@ def main(args: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         hint = nearest(command, COMMANDS)
         return _fail("spar", f"Unknown command {command!r}. {hint}Allowed: {', '.join(COMMANDS)}.")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # classes of the user by path; at the end, so that no file there hides a package
+    if "" not in sys.path:
+        sys.path.append("")  # finds classes in the current folder; last, so that no file there hides a package
     try:
         check_options(command, given[1:])
         code: int = import_module(f"spar_lightning.cli.{command}").run(given[1:])

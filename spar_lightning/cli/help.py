@@ -19,7 +19,7 @@ TEXTS = {
     "-h, --help": ("-h, --help", "Show this help and exit."),
     "-c, --config": ("-c, --config CONFIG", "YAML file, or name of a bundled configuration (see spar configs)."),
     "--print_config": ("--print_config", "Print all keys with their values and exit."),
-    "--seed_everything": ("--seed_everything", "Seed of torch, NumPy and Python."),
+    "--seed_everything": ("--seed_everything", "Seed of torch, NumPy and Python; true draws one."),
 }
 
 
