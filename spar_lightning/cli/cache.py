@@ -23,7 +23,7 @@ from spar_lightning.cli.lightning_cli import SparCLI
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
 from spar_lightning.distributed import is_first_process, local_rank, world_size
-from spar_lightning.errors import UserError
+from spar_lightning.errors import UserError, check_at_least
 from spar_lightning.feature_cache.shard import CacheError
 from spar_lightning.formatting import bytes_text
 
@@ -45,8 +45,8 @@ class CacheCLI(SparCLI):
     trainer_shown = ("devices", "accelerator", "precision")
     examples = ("spar cache --config quickstart --plan_only", "spar cache --config quickstart")
 
-    def __init__(self, args: Sequence[str]) -> None:
-        self.given = list(args)
+    def __init__(self, args: Sequence[str], verify: bool = False) -> None:
+        self.given, self.verify = list(args), verify
         super().__init__(args)
 
     @staticmethod
@@ -70,8 +70,12 @@ class CacheCLI(SparCLI):
             "--recompute",
             type=int,
             default=0,
-            help="Compute this many samples again and compare them with the cache; 0: build the cache.",
+            help="Compute this many samples again and compare them with the cache, instead of building it.",
         )
+
+    def before_instantiate_classes(self) -> None:
+        """Check the number of samples to recompute; with 0, `verify` would build the cache."""
+        check_at_least(1 if self.verify else 0, **{"--recompute": self.config.cache.recompute})
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Create a Trainer for one process on its own device."""
@@ -171,8 +175,8 @@ def run(args: Sequence[str]) -> int:
         folder = parser.parse_args(args[1:]).cache
         return show(folder) if args[0] == "info" else verify(folder)
     if configured:
-        cli = CacheCLI([*args[1:], *([] if any(a.startswith("--recompute") for a in args) else ["--recompute", "4"])])
-        return verify(cli.datamodule.cache)
+        given = [] if any(a.startswith("--recompute") for a in args) else ["--recompute", "4"]
+        return verify(CacheCLI([*args[1:], *given], verify=True).datamodule.cache)
     if args and not args[0].startswith("-"):
         raise UserError(f"spar cache {args[0]}: unknown. Allowed: info, verify, or options; see spar cache --help.")
     CacheCLI(args)

@@ -45,6 +45,8 @@ def test_plan_build_info_and_verify(run: Run, tmp_path: Path, capsys: Capture) -
     out = capsys.readouterr().out
     assert "12 images with features, " in out and "; shards: 1\n" in out and "stride: 16" in out
 
+    code, _, err = run("--recompute", "0", action="verify")
+    assert code == 2 and "--recompute must be at least 1" in err
     code, out, _ = run("--recompute", "3", action="verify")
     assert code == 0 and out.count("image identical") == 3 and "12 samples in 1 of 1 shards are intact" in out
     errors = [float(error) for error in re.findall(r"relative error (\S+),", out)]
