@@ -63,7 +63,8 @@ def draw_curves(values: dict[str, dict[int, float]], path: Path) -> None:
     names = [name for name in values if name.startswith("mIoU/") and name != "mIoU/mean"]
     for colour, name in enumerate([*names, "mIoU/mean"] if len(names) > 1 else names):
         _draw_miou(right, values, name, "black" if name == "mIoU/mean" else f"C{colour}")
-    right.set(xlabel="step", ylabel="mIoU (%)", title="validation: student, before training (dotted), teacher (dashed)")
+    right.set(xlabel="step", ylabel="mIoU (%)", title="validation (dotted: before training, dashed: teacher)")
+    right.title.set_fontsize(11)
     for axes in (left, right):  # below the axes, where a legend hides no curve
         if axes.get_legend_handles_labels()[0]:
             axes.figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
