@@ -15,7 +15,7 @@ from spar_lightning.feature_cache.activations import folders
 from spar_lightning.feature_cache.index import CacheIndex, shard_names
 from spar_lightning.feature_cache.manifest import read_manifest
 from spar_lightning.feature_cache.shard import CacheError, FeatureShard
-from spar_lightning.files.work_queue import Claims
+from spar_lightning.files.leases import Claims
 from spar_lightning.formatting import bytes_text
 
 AGREEMENT: Final = 1e-2  # largest relative error of recomputed features; storage as float16 alone gives 2e-4

@@ -17,7 +17,8 @@ from spar_lightning.datasets.image_table import Images, from_file, to_bytes
 from spar_lightning.datasets.tar_reader import walk_tar
 from spar_lightning.files.atomic import make_folder, publish, sweep
 from spar_lightning.files.hashing import hash_bytes, hash_json
-from spar_lightning.files.work_queue import Claims, share
+from spar_lightning.files.leases import Claims
+from spar_lightning.files.work_queue import share
 from spar_lightning.image.codec import image_size
 
 
@@ -49,13 +50,14 @@ def expand(shards: str | Sequence[str]) -> list[str]:
     return locations
 
 
-def scan_all(locations: Sequence[str], root: Path, show: bool = True) -> Images:
+def scan_all(locations: Sequence[str], root: Path, show: bool = True, known: Path | None = None) -> Images:
     """Return the images of all locations in order; new and changed shards are indexed first.
 
     Args:
         locations: Shards and image folders.
         root: Folder for the indexes (in `root`/scans), shared by all processes.
         show: Show a progress bar.
+        known: Another folder, which is only read: indexes in `known`/scans are used.
 
     Raises:
         ShardError: If a location is missing, damaged or without images, or two different images have the same key.
@@ -73,8 +75,9 @@ def scan_all(locations: Sequence[str], root: Path, show: bool = True) -> Images:
             images = scan(names[name], lambda: bar.update())
             publish(folder / name, to_bytes(images), private)
 
-        share(list(names), Claims(claims), lambda: set(os.listdir(folder)), make)
-    return Images.concatenate([from_file(folder / name)[0] for name in names])
+        found = {name: known / "scans" / name for name in names if known and (known / "scans" / name).exists()}
+        share([name for name in names if name not in found], Claims(claims), folder, make)
+    return Images.concatenate([from_file(found.get(name, folder / name))[0] for name in names])
 
 
 def scan(location: str, each: Callable[[], Any] = lambda: None) -> Images:

@@ -5,7 +5,7 @@
     plan/           assignment of images to shards, see `feature_cache.plan`
     shards/         00000.h5, 00001.h5, .. with up to 64 samples each, see `feature_cache.shard`
     index.npz       sample key -> shard and row, derived from the shards, see `feature_cache.index`
-    claims/, tmp/   leases on shards that are being built, see `files.work_queue`; unfinished files
+    claims/, tmp/   leases on shards that are being built, see `files.leases`; unfinished files
 
 The list of images is not part of the cache key: adding images extends the cache, and a training run can use a subset.
 A shard is finished if and only if a file with its final name exists. Any number of processes on any number of machines
@@ -31,7 +31,8 @@ from spar_lightning.feature_cache.plan import ShardPlan
 from spar_lightning.feature_cache.shard import CacheError, Entry, FeatureShard, Rejected, write_shard
 from spar_lightning.files.atomic import make_folder, publish, sweep
 from spar_lightning.files.hashing import hash_json
-from spar_lightning.files.work_queue import Claims, share
+from spar_lightning.files.leases import Claims
+from spar_lightning.files.work_queue import clear_finished, share
 
 # Converts sources to samples, in the same order; may compute samples in advance.
 Make = Callable[[Iterable[Source]], Iterator[Entry | Rejected]]
@@ -68,11 +69,17 @@ class FeatureCache:
         self.fingerprint = compare(root, self.identity)  # an older version may have used other names in the cache key
         self.index = CacheIndex(root, self.fingerprint)
         self.plan = ShardPlan(root / "plan", root / "tmp")
+        self.claims = Claims(root / "claims")
 
     @property
     def manifest(self) -> Path:
         """Path of the manifest, which records the cache key."""
         return self.root / "manifest.json"
+
+    @property
+    def shards(self) -> Path:
+        """Folder of the shards."""
+        return self.root / "shards"
 
     def missing(self, images: Images) -> Images:
         """Return the images that have neither features nor an entry in the list of unusable images.
@@ -124,6 +131,7 @@ class FeatureCache:
         self._check_rejected(images)
         self.index.save()
         if not len(todo):
+            clear_finished(self.claims, self.shards)
             return
         sweep(self.root / "tmp")
         bar: tqdm[Any]
@@ -132,6 +140,8 @@ class FeatureCache:
             while len(todo):
                 self._build(images, self.plan.extend(todo, self.index.numbers), make, bar)
                 todo = self.missing(images)
+                bar.n = (bar.total or 0) - len(todo)
+                bar.refresh()
         self.index.save()
         self._check_rejected(images)
 
@@ -144,6 +154,19 @@ class FeatureCache:
     ) -> None:
         """Build planned shards (file name -> images) and wait until all of them exist."""
         before, total = len(self.index) - bar.n, bar.total or 0
+        allowed = -1
+
+        def progress() -> None:
+            """Update the bar and check the unusable images; the work of other processes is included with a lag."""
+            nonlocal allowed
+            self.index.refresh_seldom()
+            bar.n = max(bar.n, min(len(self.index) - before, total))
+            if self.index.quarantined > allowed:
+                allowed = self._check_rejected(images)
+
+        def wait(holder: str) -> None:
+            progress()
+            bar.set_postfix_str(f"waiting for {holder}")
 
         def compute(name: str) -> Callable[[], None]:
             made = []
@@ -152,30 +175,28 @@ class FeatureCache:
                 bar.update()
 
             def finish() -> None:
-                write_shard(self.root / "shards" / name, made, self.fingerprint, self.root / "tmp")
-                self.index.refresh()
-                bar.n = max(bar.n, min(len(self.index) - before, total))  # includes the work of other processes
-                self._check_rejected(images)
+                write_shard(self.shards / name, made, self.fingerprint, self.root / "tmp")
+                self.index.add(name)
+                progress()
 
             return finish
 
-        share(
-            list(planned),
-            Claims(self.root / "claims"),
-            lambda: shard_names(self.root),
-            compute,
-            lambda holder: bar.set_postfix_str(f"waiting for {holder}"),
-        )
+        share(list(planned), self.claims, self.shards, compute, wait)
 
-    def _check_rejected(self, images: Images) -> None:
-        """Raise CacheError if more images are unusable than `REJECTED` allows."""
+    def _check_rejected(self, images: Images) -> int:
+        """Raise CacheError if more images are unusable than `REJECTED` allows.
+
+        Returns:
+            Number of entries in `index.quarantined` up to which the result of this check cannot change.
+        """
         limit = max(REJECTED[0], REJECTED[1] * len(images))
-        if self.index.quarantined <= min(limit, len(images) - 1):
-            return
+        most = int(min(limit, len(images) - 1))
+        if self.index.quarantined <= most:
+            return most
         rejected = self.index.rejected()
         mine = [images[i].key for i in self._listed(images, list(rejected))]
-        if len(mine) < len(images) and len(mine) <= limit:
-            return
+        if len(mine) <= most:
+            return self.index.quarantined + most - len(mine)
         rows = "\n".join(f"  {key}: {rejected[key][0].reason} (shards/{rejected[key][1]})" for key in mine[:10])
         allowed = "No images are left to train on." if len(mine) == len(images) else f"At most {limit:.0f} are allowed."
         raise CacheError(
@@ -202,4 +223,4 @@ class FeatureCache:
         if unusable.any():
             log.warning("%d of %d images are skipped; `spar cache info` shows the reasons.", unusable.sum(), len(keys))
         place = place[~unusable]
-        return CachedFeatures(self.root / "shards", names, known[place], shard[place], row[place], self.fingerprint)
+        return CachedFeatures(self.shards, names, known[place], shard[place], row[place], self.fingerprint)

@@ -19,6 +19,7 @@ from spar_lightning.datasets.image_source import digest_array, key_array
 from spar_lightning.datasets.image_table import find
 from spar_lightning.feature_cache.shard import FeatureShard, Rejected
 from spar_lightning.files.atomic import ACCESS_ERRORS, replace
+from spar_lightning.files.work_queue import Throttle
 
 log = logging.getLogger("spar_lightning")
 
@@ -42,7 +43,9 @@ class CacheIndex:
         self._digests: dict[str, NDArray[np.uint64]] = {}  # shard -> digests of the source images (n, 2)
         self._rejected: dict[str, list[Rejected]] = {}
         self._stamps: dict[str, tuple[int, int]] = {}
+        self._images = self._unusable = 0  # numbers of entries, so that a build need not add up all shards
         self._changed = self._compared = False
+        self._listing = Throttle()
         self._load()
 
     @property
@@ -58,11 +61,11 @@ class CacheIndex:
     @property
     def quarantined(self) -> int:
         """Number of entries for images that cannot be used."""
-        return sum(map(len, self._rejected.values()))
+        return self._unusable
 
     def __len__(self) -> int:
         """Return the number of images with features."""
-        return sum(map(len, self._keys.values()))
+        return self._images
 
     def refresh(self) -> None:
         """Add new shards to the index and remove deleted ones.
@@ -73,29 +76,57 @@ class CacheIndex:
         Raises:
             CacheError: A shard is damaged.
         """
-        names = shard_names(self.root)
-        for name in self._stamps.keys() - names:
-            self._forget(name)
-        unsure, self._compared = names - self._stamps.keys() if self._compared else names, True
+        with self._listing:
+            names = shard_names(self.root)
+            for name in self._stamps.keys() - names:
+                self._forget(name)
+            unsure, self._compared = names - self._stamps.keys() if self._compared else names, True
         for name in sorted(unsure):
-            path = self.root / "shards" / name
-            try:
-                stat = path.stat()
-                stamp = (stat.st_size, stat.st_mtime_ns)
-                if self._stamps.get(name) == stamp:
-                    continue
-                with FeatureShard(path, self.fingerprint) as shard:
-                    self._keys[name] = key_array(shard.keys)
-                    self._digests[name], self._rejected[name] = shard.digests, shard.rejected
-            except Exception:
-                if path.exists():
-                    raise
-                if name in self._stamps:  # deleted by another process in the meantime
-                    self._forget(name)
-                continue
-            self._stamps[name], self._changed = stamp, True
+            self.add(name)
+
+    def refresh_seldom(self) -> None:
+        """Like `refresh`, but do nothing if listing the shards would take more than a small fraction of the time."""
+        if self._listing.due():
+            self.refresh()
+
+    def add(self, name: str) -> None:
+        """Add or update one shard without listing the others; remove it if the file does not exist.
+
+        Raises:
+            CacheError: The shard is damaged.
+        """
+        path = self.root / "shards" / name
+        try:
+            stat = path.stat()
+            stamp = (stat.st_size, stat.st_mtime_ns)
+            if self._stamps.get(name) == stamp:
+                return
+            with FeatureShard(path, self.fingerprint) as shard:
+                columns = key_array(shard.keys), shard.digests, shard.rejected
+        except Exception:
+            if path.exists():
+                raise
+            self._forget(name)  # deleted by another process in the meantime
+            return
+        self._forget(name)
+        self._insert(name, stamp, *columns)
+        self._changed = True
+
+    def _insert(
+        self,
+        name: str,
+        stamp: tuple[int, int],
+        keys: NDArray[np.bytes_],
+        digests: NDArray[np.uint64],
+        rejected: list[Rejected],
+    ) -> None:
+        self._stamps[name], self._keys[name], self._digests[name], self._rejected[name] = stamp, keys, digests, rejected
+        self._images, self._unusable = self._images + len(keys), self._unusable + len(rejected)
 
     def _forget(self, name: str) -> None:
+        if name not in self._stamps:
+            return
+        self._images, self._unusable = self._images - len(self._keys[name]), self._unusable - len(self._rejected[name])
         del self._keys[name], self._digests[name], self._rejected[name], self._stamps[name]
         self._changed = True
 
@@ -128,8 +159,8 @@ class CacheIndex:
             return
         first = 0
         for name, (size, time, count, rejected) in header["shards"].items():
-            self._keys[name], self._digests[name] = keys[first : first + count], digests[first : first + count]
-            self._stamps[name], self._rejected[name] = (size, time), [Rejected(*item) for item in rejected]
+            rows = slice(first, first + count)
+            self._insert(name, (size, time), keys[rows], digests[rows], [Rejected(*item) for item in rejected])
             first += count
 
     def places(self) -> tuple[list[str], NDArray[np.bytes_], NDArray[np.int32], NDArray[np.int32]]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from spar_lightning.datasets.augmentation import Record
 from spar_lightning.datasets.image_source import digest_array, key_array
 from spar_lightning.errors import UserError
-from spar_lightning.files.atomic import ACCESS_ERRORS, link, private_path, write
+from spar_lightning.files.atomic import ACCESS_ERRORS, publish
 from spar_lightning.image.codec import decode_image
 
 FORMAT: Final = 2  # version 1 did not list unusable images
@@ -69,20 +69,21 @@ def write_shard(path: Path, made: Sequence[Entry | Rejected], fingerprint: str, 
         path: Final path, in an existing folder.
         made: Samples and unusable images, in the order of the plan.
         fingerprint: Fingerprint of the cache, repeated in every shard.
-        private: Folder for the unfinished file, on the same file system.
+        private: Folder for the unfinished file, on the same file system; created if necessary.
 
     Raises:
         OSError: The shard cannot be written, for example because the disk is full.
         CacheError: The verification of the written shard failed.
     """
-    unfinished = private_path(private, path)
+
+    def verify(unfinished: Path) -> None:
+        with FeatureShard(unfinished, fingerprint) as shard:
+            for row in range(len(shard.keys)):
+                shard.check(row)
+
     buffer = io.BytesIO()
     _write(buffer, made, fingerprint)
-    write(unfinished, buffer.getbuffer())
-    with FeatureShard(unfinished, fingerprint) as shard:
-        for row in range(len(shard.keys)):
-            shard.check(row)
-    return link(unfinished, path)
+    return publish(path, buffer.getbuffer(), private, verify)
 
 
 def _write(buffer: io.BytesIO, made: Sequence[Entry | Rejected], fingerprint: str) -> None:

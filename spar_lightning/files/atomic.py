@@ -13,7 +13,7 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +25,7 @@ ACCESS_ERRORS: Final = {
 }
 NO_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 OLD: Final = 24 * 3600.0  # seconds after which unfinished files of other machines are deleted
+ATTEMPTS: Final = 5  # attempts to write a file whose unfinished content is deleted by someone else
 
 
 def _machine() -> str:
@@ -74,12 +75,12 @@ def make_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete unfinished files of processes that have ended."""
+    """Delete unfinished files and folders of processes that have ended."""
     for path in folder.iterdir() if folder.exists() else []:
         machine, pid, *_ = (*path.name.split("."), "")
         try:
             if is_dead(f"{machine}.{pid}") or time.time() - path.stat().st_mtime > OLD:
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         except OSError as error:  # another process has deleted or published the file, or the folder is read-only
             if error.errno not in ACCESS_ERRORS:
                 raise
@@ -124,11 +125,34 @@ def link(unfinished: Path, path: Path) -> bool:
     return published
 
 
-def publish(path: Path, content: bytes | memoryview, private: Path) -> bool:
-    """Write a file atomically and return True; return False if `path` already exists."""
-    unfinished = private_path(private, path)
-    write(unfinished, content)
-    return link(unfinished, path)
+def publish(
+    path: Path, content: bytes | memoryview, private: Path, check: Callable[[Path], None] = lambda unfinished: None
+) -> bool:
+    """Write a file atomically and return True; return False if `path` already exists.
+
+    Args:
+        path: Final path, in an existing folder.
+        content: Content of the file.
+        private: Folder for the unfinished file, on the same file system. It is created if necessary, also if it is
+            deleted in the meantime.
+        check: Function that is called with the path of the unfinished file and raises an error if it is damaged.
+
+    Raises:
+        OSError: The file cannot be written (for example, disk full).
+    """
+    for _ in range(ATTEMPTS):
+        make_folder(private)
+        unfinished = private_path(private, path)
+        try:
+            write(unfinished, content)
+            check(unfinished)
+            return link(unfinished, path)
+        except Exception as error:
+            # Try again only if someone else has deleted the unfinished file. Errors of `check` have no number.
+            if unfinished.exists() or path.exists() or getattr(error, "errno", errno.ENOENT) != errno.ENOENT:
+                raise
+            lost = error
+    raise lost
 
 
 def replace(path: Path, content: bytes | memoryview, private: Path) -> None:

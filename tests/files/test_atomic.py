@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,12 +49,58 @@ def test_without_hard_links(private: Path, tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "a").read_bytes() == b"first" and not any(private.iterdir())
 
 
+def test_a_deleted_private_folder_is_created_again(private: Path, tmp_path: Path) -> None:
+    private.rmdir()
+    assert publish(tmp_path / "a", b"first", private)
+
+    def delete(unfinished: Path) -> None:
+        if not deleted:
+            deleted.append(unfinished)
+            shutil.rmtree(private)
+            raise RuntimeError("cannot be read")
+
+    deleted: list[Path] = []
+    assert publish(tmp_path / "b", b"second", private, delete)
+    assert (tmp_path / "b").read_bytes() == b"second" and not any(private.iterdir())
+
+
+def test_errors_of_a_check_and_of_the_disk_are_not_repeated(
+    private: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def reject(unfinished: Path) -> None:
+        calls.append(unfinished)
+        raise RuntimeError("damaged")
+
+    with pytest.raises(RuntimeError, match="damaged"):
+        publish(tmp_path / "a", b"first", private, reject)
+    assert len(calls) == 1
+
+    def full(_: int) -> None:
+        calls.append(private)
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        publish(tmp_path / "a", b"first", private)
+    assert len(calls) == 2 and not (tmp_path / "a").exists()
+
+
+def test_a_missing_final_folder_is_an_error(private: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        publish(tmp_path / "missing" / "a", b"first", private)
+
+
 def test_sweep_deletes_what_the_dead_left(private: Path) -> None:
     left = private / f"{MACHINE}.{dead_pid()}.0.00000.h5"
     mine, elsewhere = private / f"{owner()}.0.00001.h5", private / "elsewhere-0-0.1.0.00002.h5"
     old = private / "elsewhere-0-0.2.0.00003.h5"
     for path in (left, mine, elsewhere, old):
         path.touch()
+    folder = private / f"{MACHINE}.{dead_pid()}.0.00001.h5"
+    folder.mkdir()
+    (folder / "lease").touch()
     os.utime(old, (0, 0))
     sweep(private)
     assert sorted(private.iterdir()) == sorted([mine, elsewhere])
