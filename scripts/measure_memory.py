@@ -23,7 +23,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from spar_lightning.backbones import Tiny
-from spar_lightning.datamodules.dataloader import EpochOrder, ResumableLoader
+from spar_lightning.datamodules.dataloader import ResumableLoader
+from spar_lightning.datamodules.samplers import EpochOrder
 from spar_lightning.datasets.augmentation import Augmentation
 from spar_lightning.datasets.shard_index import scan_all
 from spar_lightning.distillation import Distillation

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.distributed
 from jsonargparse import lazy_instance  # type: ignore[attr-defined]  # exported, but not by the name mypy wants
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -24,8 +25,8 @@ from spar_lightning.backbones.base import Backbone
 from spar_lightning.backbones.packing import dense_features, features_of
 from spar_lightning.backbones.parameter_groups import frozen_blocks, set_trainable
 from spar_lightning.backbones.weights import difference
-from spar_lightning.datamodules.dataloader import ResumeError as ResumeError
 from spar_lightning.datamodules.sa1b import SA1B
+from spar_lightning.datamodules.samplers import ResumeError as ResumeError
 from spar_lightning.datasets.samples import ActivationSample, LabelledImage, Sample
 from spar_lightning.errors import UserError
 from spar_lightning.evaluation.benchmark_config import BenchmarkConfig
@@ -49,6 +50,10 @@ class CosineDecay(LambdaLR):
 
     def __init__(self, optimizer: Optimizer, total_steps: int) -> None:
         super().__init__(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / total_steps, 1))))
+
+
+class DivergenceError(UserError):
+    """Error of a training run whose loss or weights are NaN or infinite."""
 
 
 class Distillation(LightningModule, Teacher):
@@ -162,10 +167,34 @@ class Distillation(LightningModule, Teacher):
         return Protocol(self.student, self.config, precision)
 
     def training_step(self, batch: list[Sample] | list[ActivationSample], batch_idx: int) -> Tensor:
-        """Compute the loss of a batch; every image of all ranks has the same weight."""
+        """Compute the loss of a batch; every image of all ranks has the same weight.
+
+        Raises:
+            DivergenceError: If the loss is not finite on any rank. All ranks raise in the same step.
+        """
         loss = self.batch_loss(batch)
+        # NaN as a number of images makes the weights of all ranks NaN: one that continued would wait in backward.
+        weighted = loss * self._weight(len(batch) if loss.isfinite() else math.nan)
+        if not weighted.isfinite():
+            raise self._diverged(self._of_any_rank(None if loss.isfinite() else _described(loss, batch)))
         self.log("loss", loss, prog_bar=True, batch_size=len(batch))
-        return loss * self._weight(len(batch))
+        return weighted
+
+    def _of_any_rank(self, found: str | None) -> str:
+        """Return the first text that is not None; ranks without a finding thus report that of another rank."""
+        texts = [found]
+        if self._trainer is not None and self.trainer.world_size > 1:
+            texts *= self.trainer.world_size
+            torch.distributed.all_gather_object(texts, found)
+        return next(text for text in texts if text is not None)
+
+    def _diverged(self, found: str) -> DivergenceError:
+        """Return the error with what was found, the step and what to do."""
+        return DivergenceError(
+            f"{found} at global step {self.global_step}. Training was stopped, and no checkpoint was overwritten. "
+            f"Lower model.lr (now {self.lr:g}), or check the pretrained weights, trainer.precision and the images. "
+            "Then continue from the last good checkpoint with --resume auto."
+        )
 
     def batch_loss(self, batch: list[Sample] | list[ActivationSample]) -> Tensor:
         """Compute the mean loss over the images of a batch."""
@@ -187,7 +216,7 @@ class Distillation(LightningModule, Teacher):
         targets = [self._target(sample, image) for sample, image in zip(samples, images, strict=True)]
         return dense_features(self.student, images), targets
 
-    def _weight(self, images: int) -> float | Tensor:
+    def _weight(self, images: float) -> float | Tensor:
         """Return the loss weight that turns DDP's mean over ranks into a mean over images, for packs of any size."""
         if self._trainer is None or self.trainer.world_size == 1:
             return 1.0
@@ -249,7 +278,15 @@ class Distillation(LightningModule, Teacher):
         return int(steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the version and the settings that on_load_checkpoint compares."""
+        """Add the version and the settings that on_load_checkpoint compares.
+
+        Raises:
+            DivergenceError: If a trained parameter is not finite. The previous checkpoint is then not replaced.
+        """
+        trained = {name: p for name, p in self.student.named_parameters() if p.requires_grad}
+        if not torch.stack([p.isfinite().all() for p in trained.values()]).all():  # one synchronization for all
+            bad = [name for name, p in trained.items() if not p.isfinite().all()]
+            raise self._diverged(f"{len(bad)} of {len(trained)} trained parameters (first: {bad[0]}) are not finite")
         # save_hyperparameters is not used: on resume, LightningCLI would override the command line with its values.
         checkpoint["spar"] = {
             "version": __version__,
@@ -284,6 +321,11 @@ class Distillation(LightningModule, Teacher):
         for optimizer in checkpoint["optimizer_states"]:
             for group in optimizer["param_groups"]:
                 group["weight_decay"] = self.weight_decay
+
+
+def _described(loss: Tensor, batch: list[Sample] | list[ActivationSample]) -> str:
+    keys = ", ".join(sample.key for sample in batch[:3])
+    return f"The loss is {loss.item()} (images: {keys}{', ...' if len(batch) > 3 else ''})"
 
 
 def _scale_learning_rate(checkpoint: dict[str, Any], scale: float) -> None:

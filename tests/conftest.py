@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "spar_lightning" / "configs" / "quickstart.yaml"
 
 
-LONG = ("test_nodes.py", "test_processes.py")  # tests that start processes
+# Tests that start processes. Forked ones cannot train after a test has used autograd in several threads.
+LONG = ("test_nodes.py", "test_processes.py", "test_ranks.py", "test_signals.py", "test_elastic_fit.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

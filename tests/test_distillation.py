@@ -13,9 +13,9 @@ from torch._dynamo.testing import CompileCounter
 from spar_lightning.backbones import Tiny
 from spar_lightning.backbones.parameter_groups import SelectorError
 from spar_lightning.backbones.weights import WeightsError
-from spar_lightning.datamodules.dataloader import ResumeError
+from spar_lightning.datamodules.samplers import ResumeError
 from spar_lightning.datasets.samples import Sample
-from spar_lightning.distillation import CosineDecay, Distillation
+from spar_lightning.distillation import CosineDecay, Distillation, DivergenceError
 from spar_lightning.errors import UserError
 from spar_lightning.sliding_window import SlidingWindow
 from tests.rounding import assert_rounded
@@ -78,6 +78,39 @@ def test_a_batch_is_the_mean_over_images() -> None:
     batch = [sample(96, 80), sample(64, 128), sample(72, 72)]
     singles = torch.stack([distillation.training_step([one], 0) for one in batch])
     torch.testing.assert_close(distillation.training_step(batch, 0), singles.mean())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_names_the_images(value: float) -> None:
+    distillation = module()
+    logged: list[str] = []
+    distillation.log = lambda name, *_, **__: logged.append(name)  # type: ignore[method-assign]
+    distillation.batch_loss = lambda batch: torch.tensor(value)  # type: ignore[method-assign]
+    batch = [sample()._replace(key=f"sa_{i}") for i in range(4)]
+    with pytest.raises(DivergenceError, match=rf"{value} \(images: sa_0, sa_1, sa_2, \.\.\.\).* step 0.*model\.lr"):
+        distillation.training_step(batch, 0)
+    assert not logged
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_not_saved(value: float) -> None:
+    distillation = module()
+    optimizer = distillation.configure_optimizers()
+    with torch.no_grad():
+        distillation.student.get_parameter("blocks.5.mlp.fc1.bias")[3] = value
+    with pytest.raises(DivergenceError, match=r"^1 of \d+ .*blocks\.5\.mlp\.fc1\.bias.*model\.lr"):
+        checkpoint(distillation, optimizer)
+
+
+def test_a_step_that_the_gradient_scaler_skips_is_no_divergence() -> None:
+    distillation = module()
+    optimizer = distillation.configure_optimizers()
+    scaler = torch.amp.GradScaler("cpu", init_scale=3e38)  # too high at first, as with 16-mixed
+    scaler.scale(100 * distillation.training_step([sample()], 0)).backward()
+    assert not all(p.grad.isfinite().all() for p in distillation.parameters() if p.grad is not None)
+    scaler.step(optimizer)
+    assert checkpoint(distillation, optimizer)["spar"]
+    assert distillation.training_step([sample()], 0).isfinite()
 
 
 def test_gradient_reaches_the_trainable_parameters_and_no_other() -> None:

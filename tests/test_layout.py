@@ -12,9 +12,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Lowest first, as in docs/code_layout.md: a module may import from its own folder and from names before it.
 ORDER = [
-    *("errors", "formatting", "distributed", "configs", "files", "image", "backbones", "sliding_window", "testing"),
-    *("refinement", "segmentation", "datasets", "feature_cache", "visualization", "evaluation", "datamodules"),
-    *("distillation", "student", "callbacks", "export", "speed", "cli", "__main__"),
+    *("errors", "formatting", "distributed", "stopping", "configs", "files", "image", "backbones"),
+    *("sliding_window", "testing", "refinement", "segmentation", "datasets", "feature_cache", "visualization"),
+    *("evaluation", "datamodules", "distillation", "student", "callbacks", "export", "speed", "cli", "__main__"),
 ]
 
 

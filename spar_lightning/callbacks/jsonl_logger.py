@@ -1,6 +1,7 @@
 """Logger for metrics.jsonl: one JSON object per line, readable without a viewer."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -9,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class JSONLLogger(Logger):
-    """Logger that appends metrics to `metrics.jsonl` in the run folder.
+    """Logger that appends metrics to `metrics.jsonl` in the run folder. NaN and infinite values are written as null.
 
     Args:
         root: Run folder.
@@ -33,7 +34,9 @@ class JSONLLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append the metrics of one step as a line of JSON."""
-        line = json.dumps({"step": step, **{name: float(value) for name, value in metrics.items()}})
+        values = {name: float(value) for name, value in metrics.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
+        line = json.dumps({"step": step, **finite}, allow_nan=False)
         with open(self.path, "a+") as file:
             if not self._opened:
                 _cut_torn_line(file)
@@ -55,12 +58,12 @@ def _cut_torn_line(file: TextIO) -> None:
 def read_metrics(path: Path) -> dict[str, dict[int, float]]:
     """Read metrics.jsonl as a dictionary: metric -> step -> value.
 
-    If a step was logged again after a resume, the later value is used.
+    If a step was logged again after a resume, the later value is used. null is read as NaN.
     """
     metrics: dict[str, dict[int, float]] = {}
     for line in path.read_text().splitlines():
         row = json.loads(line)
         step = row.pop("step")
         for name, value in row.items():
-            metrics.setdefault(name, {})[step] = value
+            metrics.setdefault(name, {})[step] = math.nan if value is None else value
     return metrics

@@ -22,6 +22,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
+from spar_lightning.callbacks.run_loggers import log_table
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import UserError, check_at_least, nearest
@@ -218,6 +219,10 @@ class MeanIoU(Callback):
             path.write_text(json.dumps(self.rows, indent=2) + "\n")
             print(f"\n{table(self.rows)}\n")
             log.info("results\n%s", table(self.rows))
+            names = list(dict.fromkeys(name for row in self.rows for name in row["miou"]))
+            columns = ["stage", *(f"mIoU/{name}" for name in names), "ms"]
+            rows = [[row["stage"], *map(row["miou"].get, names), row["ms"]] for row in self.rows]
+            log_table(trainer.loggers, "results", columns, rows, trainer.global_step)
 
     def numbers(self, benchmark: str) -> dict[Stage, str]:
         """Return mIoU and milliseconds per image on a benchmark as text, for each row that was measured on it."""

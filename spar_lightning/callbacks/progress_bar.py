@@ -36,18 +36,31 @@ class FitProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar of the run."""
-        per_epoch, done = trainer.num_training_batches, trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        loop = trainer.fit_loop.epoch_loop
+        total = self._total(trainer, loop.batch_idx + 1)
+        self._fit = self._bar("distilling", total or float("inf"), "step", leave=True, initial=loop.total_batch_idx + 1)
+
+    @staticmethod
+    def _total(trainer: Trainer, finished: int) -> int | None:
+        """Return the batches of the run, if its end is known; an epoch in which the ranks change has another length.
+
+        Args:
+            trainer: Trainer of the run.
+            finished: Number of finished batches of the current epoch.
+        """
+        before = trainer.fit_loop.epoch_loop.total_batch_idx + 1 - finished
         epochs = float("inf") if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)
-        total = per_epoch * epochs
+        total = before + trainer.num_training_batches * (epochs - trainer.current_epoch)
         if trainer.max_steps > 0:
             total = min(total, trainer.max_steps * trainer.accumulate_grad_batches)
-        self._fit = self._bar("distilling", total, "step", leave=True, initial=done)
+        return None if total == float("inf") else int(total)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Advance the bar of the run and show the logged values."""
         assert self._fit is not None
+        self._fit.total = self._total(trainer, batch_idx + 1)
         shown = self.get_metrics(trainer, pl_module)
         self._fit.set_postfix(
             {"epoch": trainer.current_epoch, **{k: v for k, v in shown.items() if k != "v_num"}}, refresh=False

@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from spar_lightning.callbacks.jsonl_logger import read_metrics
 from spar_lightning.callbacks.mean_iou import TITLES, MeanIoU
+from spar_lightning.callbacks.run_loggers import log_picture
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
 from spar_lightning.evaluation.benchmark import Benchmark
@@ -15,7 +16,7 @@ from spar_lightning.visualization.run_plots import draw_curves, draw_predictions
 
 
 class RunPlots(Callback):
-    """Callback that writes plots/predictions.png and plots/curves.png at the end of training.
+    """Callback that writes plots/predictions.png and plots/curves.png at the end of training, and logs them.
 
     Args:
         images: Number of images of the last benchmark in predictions.png; 0 writes only curves.png.
@@ -32,6 +33,7 @@ class RunPlots(Callback):
         metrics = Path(trainer.default_root_dir) / "metrics.jsonl"
         if metrics.exists():
             draw_curves(read_metrics(metrics), folder / "curves.png")
+            log_picture(trainer.loggers, folder / "curves.png", trainer.global_step)
         assert isinstance(pl_module, Distillation)
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
         assert isinstance(data, SA1B)
@@ -41,6 +43,7 @@ class RunPlots(Callback):
             measured = next((c.numbers(benchmarks[-1].name) for c in callbacks if isinstance(c, MeanIoU)), {})
             titles = [f"{title}\n{measured.get(stage, '')}" for stage, title in TITLES.items()]
             self._draw_predictions(pl_module, benchmarks[-1], titles, folder / "predictions.png")
+            log_picture(trainer.loggers, folder / "predictions.png", trainer.global_step)
 
     def _draw_predictions(self, module: Distillation, benchmark: Benchmark, titles: list[str], path: Path) -> None:
         backbone = module.teacher_backbone()

@@ -4,16 +4,21 @@
 code 2. All other errors keep their traceback, because they are bugs.
 """
 
-import errno
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
 from spar_lightning import __version__
 from spar_lightning.cli.help import stored_help
+from spar_lightning.cli.processes import end_with_parent
+from spar_lightning.cli.refusals import explained
+from spar_lightning.cli.slurm import requeue
 from spar_lightning.configs.renamed import COMMANDS as RENAMED
 from spar_lightning.configs.renamed import check_options
-from spar_lightning.errors import UserError, nearest, user_error
+from spar_lightning.errors import nearest
+from spar_lightning.stopping import Stopped, signals
 
 COMMANDS = {
     "fit": "Distill a student: teacher features first, then training and validation.",
@@ -27,12 +32,6 @@ COMMANDS = {
     "configs": "List the bundled configurations, show one, copy it.",
     "backbones": "List backbones and plugins, show the parts of one, run the interface checks.",
 }
-
-# System errors that a user can fix by choosing another location.
-OF_PLACES = (
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-    *(errno.EEXIST, errno.ENOTDIR),
-)
 
 USAGE = """usage: spar COMMAND [options]
 
@@ -52,7 +51,10 @@ examples:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 1 done except for listed items, 2 user error, 130 Ctrl-C."""
+    """Run a command and return its exit code.
+
+    0 done, 1 done except for listed items, 2 user error, 130 stopped by Ctrl-C, 143 stopped by another signal.
+    """
     given = list(sys.argv[1:] if args is None else args)
     if not given or given[0] in ("-h", "--help"):
         rows = "\n".join(f"  {command:<14} {text}" for command, text in COMMANDS.items())
@@ -72,44 +74,49 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail("spar", f"Unknown command {command!r}. {hint}Allowed: {', '.join(COMMANDS)}.")
     if "" not in sys.path:
         sys.path.append("")  # finds classes in the current folder; last, so that no file there hides a package
+    # Without this, torch prints dozens of lines for each connection that breaks when a rank ends.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        check_options(command, given[1:])
-        code: int = import_module(f"spar_lightning.cli.{command}").run(given[1:])
-    except ValueError as error:
-        if cause := user_error(error):
-            return _fail(f"spar {command}", _sentence(cause))
-        if sentence := _of_union(error):
-            return _fail(f"spar {command}", sentence)
-        raise
-    except (ImportError, RuntimeError) as error:
-        if "torchvision" not in str(error):
-            raise
-        return _fail(f"spar {command}", f"torchvision does not work ({error}). Run spar doctor to see the fix.")
-    except OSError as error:
-        if error.errno not in OF_PLACES:
-            raise
-        where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        return _fail(
-            f"spar {command}",
-            f"cannot write {where}. Free some space, or pass another run_dir, data.root, data.cache or --out.",
-        )
-    except KeyboardInterrupt:
+        with signals:
+            end_with_parent()
+            return _run(command, given[1:])
+    except Stopped as stopped:
+        requeue(stopped.number)
+        return _end(stopped.code)
+    except KeyboardInterrupt:  # before the handlers were installed
         return 130
+
+
+def _run(command: str, args: Sequence[str]) -> int:
+    """Run a command; print the message of an error that a user can fix and return 2."""
+    try:
+        check_options(command, args)
+        code: int = import_module(f"spar_lightning.cli.{command}").run(args)
+    except SystemExit as exit:  # from the parser, or because rank 0 prints the message
+        if not _has_ranks():
+            raise
+        code = int(exit.code or 0)
+    except Exception as error:
+        sentence = explained(error)
+        if sentence is None and not _has_ranks():
+            raise
+        if sentence is None:
+            traceback.print_exc()
+        code = 1 if sentence is None else _fail(f"spar {command}", sentence)
+    return _end(code)
+
+
+def _end(code: int) -> int:
+    """Return the exit code, or end the process with it if Python would wait for ranks that are gone."""
+    if code and _has_ranks():
+        signals.end(code)
     return code
 
 
-def _of_union(error: ValueError) -> str | None:
-    """Return the error that one of our classes raised, if jsonargparse lists it among errors of other types."""
-    union = "Does not validate against any of the Union subtypes"
-    lines = [line.strip() for line in str(error).splitlines()]
-    said = (line.removeprefix("- ") for line in lines if line.startswith("- "))
-    return next((line for line in said if not line.startswith(("Expected a", union))), None) if union in lines else None
-
-
-def _sentence(error: UserError) -> str:
-    """Return the message of an error, without the traceback that a loader process adds."""
-    text = str(error)
-    return text.rsplit(f"{type(error).__name__}: ", 1)[-1].strip() if "Original Traceback" in text else text
+def _has_ranks() -> bool:
+    """Return whether this process is connected to other ranks by collectives."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 def _fail(command: str, sentence: str) -> int:

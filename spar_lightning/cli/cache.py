@@ -4,10 +4,7 @@ The command reads the same configuration file as `spar fit`. Each process takes 
 on. Any number of processes, on any number of machines with a shared folder, can be started and killed at any time.
 """
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +17,14 @@ from spar_lightning.cli.cache_report import CachePlan, summary
 from spar_lightning.cli.cache_verify import recompute, show, verify
 from spar_lightning.cli.help import CommandParser
 from spar_lightning.cli.lightning_cli import SparCLI
+from spar_lightning.cli.processes import Processes
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
 from spar_lightning.distributed import is_first_process, local_rank, world_size
 from spar_lightning.errors import UserError, check_at_least
 from spar_lightning.feature_cache.shard import CacheError
 from spar_lightning.formatting import bytes_text
+from spar_lightning.stopping import GRACE, Stopped
 
 
 class CacheCLI(SparCLI):
@@ -37,7 +36,7 @@ class CacheCLI(SparCLI):
 
     `spar cache info DIR` shows what a cache contains, `spar cache verify DIR` checks all checksums."""
     shown = (
-        *("plan_only", "windows_per_second", "recompute"),
+        *("plan_only", "windows_per_second", "recompute", "stop_signals"),
         *("model.backbone", "model.trainable", "model.compile", "model.stride", "model.window_batch"),
         *("data.shards", "data.cache*", "data.augmentation.preset", "data.max_images", "data.fraction", "data.keys"),
         *("data.num_workers", "data.seed"),
@@ -46,7 +45,7 @@ class CacheCLI(SparCLI):
     examples = ("spar cache --config quickstart --plan_only", "spar cache --config quickstart")
 
     def __init__(self, args: Sequence[str], verify: bool = False) -> None:
-        self.given, self.verify = list(args), verify
+        self.verify = verify
         super().__init__(args)
 
     @staticmethod
@@ -122,27 +121,21 @@ class CacheCLI(SparCLI):
             if is_first_process():
                 print("\n" + CachePlan(model, datamodule, images, plan.rate).table())
             return
-        workers = self._start_workers() if len(todo) else []
+        others = Processes(["cache", *self.prepared], self.devices) if len(todo) and local_rank() is None else None
         try:
             datamodule.build_cache()
-        except BaseException:
-            for worker in workers:
-                worker.terminate()
+            codes = others.wait() if others else []
+        except Stopped:
+            if others:
+                others.wait(GRACE)
             raise
-        codes = [worker.wait() for worker in workers]
+        finally:
+            if others:
+                others.close()
         if is_first_process():
             print(summary(cache.index, images))
         if any(codes):
             raise UserError(f"The cache is complete, but other processes of this command exited with codes {codes}.")
-
-    def _start_workers(self) -> list["subprocess.Popen[bytes]"]:
-        """Start one process for each further device, unless a launcher has started them."""
-        if local_rank() is not None:
-            return []
-        command = [sys.executable, "-m", "spar_lightning", "cache", *self.given]
-        world = {**os.environ, "WORLD_SIZE": str(self.devices)}
-        ranks = map(str, range(1, self.devices))
-        return [subprocess.Popen(command, env={**world, "RANK": rank, "LOCAL_RANK": rank}) for rank in ranks]
 
 
 # Description, examples and arguments of each action. The examples follow `spar cache --config quickstart`.
@@ -179,5 +172,10 @@ def run(args: Sequence[str]) -> int:
         return verify(CacheCLI([*args[1:], *given], verify=True).datamodule.cache)
     if args and not args[0].startswith("-"):
         raise UserError(f"spar cache {args[0]}: unknown. Allowed: info, verify, or options; see spar cache --help.")
-    CacheCLI(args)
+    try:
+        CacheCLI(args)
+    except Stopped:
+        if is_first_process():
+            print("Stopped. To continue, run the same command again.", flush=True)
+        raise
     return 0

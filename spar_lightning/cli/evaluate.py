@@ -5,8 +5,6 @@ after the protocol: the same command continues there, another protocol gets anot
 """
 
 import logging
-import subprocess
-import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -38,6 +36,7 @@ from spar_lightning.evaluation.evaluator import Evaluator
 from spar_lightning.evaluation.report import comparison, table
 from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.text_embeddings import TextClassifiers
+from spar_lightning.stopping import Stopped
 
 log = logging.getLogger("spar_lightning")
 
@@ -127,8 +126,7 @@ class EvaluateCLI(SparCLI):
         """
         config = self.config.evaluate
         fabric = self._fabric()
-        fabric.launch()
-        try:
+        with self.ranks(fabric):
             if not self.benchmarks:
                 datamodule.prepare_data()  # RenderedScenes creates its own benchmarks
                 self.benchmarks = opened(datamodule.benchmarks, config.max_images)
@@ -137,13 +135,6 @@ class EvaluateCLI(SparCLI):
             model.to(fabric.device)
             evaluator = Evaluator(fabric, self.benchmarks, datamodule.num_workers, config.max_images)
             self._measure(model.student.requires_grad_(False), model.config, evaluator)
-        except (UserError, RuntimeError) as error:
-            others = getattr(fabric.strategy.launcher, "procs", [])  # processes started by this one
-            if isinstance(error, RuntimeError) and any(ended(process) == 2 for process in others):
-                sys.exit(2)  # the connection broke because another process stopped with an error that it has printed
-            for process in others:  # otherwise they wait for this one, then print tracebacks
-                process.kill()
-            raise
 
     def _fabric(self) -> Fabric:
         """Return a Fabric with the devices and processes of the Trainer and the precision of --precision."""
@@ -196,14 +187,6 @@ def opened(benchmarks: list[Benchmark], max_images: int | None) -> list[Benchmar
     return benchmarks
 
 
-def ended(process: "subprocess.Popen[bytes]") -> int | None:
-    """Return the exit code of a process, or None if it does not exit within 3 seconds."""
-    try:
-        return process.wait(3)
-    except subprocess.TimeoutExpired:
-        return None
-
-
 def run(args: Sequence[str]) -> int:
     """Run an evaluation, or one of the actions --check, --prepare, --compare and --figures."""
     others = ArgumentParser("spar evaluate", add_help=False, allow_abbrev=False, parents=[weights_options()])
@@ -234,8 +217,8 @@ def run(args: Sequence[str]) -> int:
         return figures(chosen.figures, rest)
     try:
         EvaluateCLI(with_run_config([of_model(arg) for arg in args], chosen.weights, chosen.config))
-    except KeyboardInterrupt:
+    except Stopped:
         if is_first_process():
-            print("Stopped. Run the same command again to continue.")
+            print("Stopped. To continue, run the same command again.", flush=True)
         raise
     return 0

@@ -2,32 +2,36 @@
 
 import logging
 import shlex
-import signal
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from spar_lightning import __version__
-from spar_lightning.callbacks.checkpoint import DurableCheckpointIO, LastCheckpoint
-from spar_lightning.callbacks.graceful_stop import SaveOnInterrupt
+from spar_lightning.callbacks.checkpoint import BestCheckpoint, DurableCheckpointIO, LastCheckpoint
 from spar_lightning.callbacks.jsonl_logger import JSONLLogger
-from spar_lightning.cli.fit_run_folder import RunFolder
-from spar_lightning.cli.lightning_cli import DATA_SHOWN, SparCLI, check_checkpoint, progress
+from spar_lightning.callbacks.run_loggers import create_logger, log_settings
+from spar_lightning.cli.fit_run_folder import RunFolder, RunFolderError
+from spar_lightning.cli.lightning_cli import DATA_SHOWN, Position, SparCLI, check_checkpoint, progress
 from spar_lightning.distributed import is_first_process
-from spar_lightning.errors import UserError
+from spar_lightning.errors import UserError, nearest
+from spar_lightning.stopping import Stopped
 
 log = logging.getLogger("spar_lightning")
 
+OURS: Final = ("lightning", "spar_lightning")  # packages whose callbacks log no further metrics
+
 
 class Events(TensorBoardLogger):
-    """TensorBoard logger that writes no hparams.yaml, because config.yaml contains the settings."""
+    """TensorBoard logger that writes no settings, because config.yaml contains them."""
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing."""
 
     def save(self) -> None:
         """Write pending events to disk."""
@@ -41,7 +45,8 @@ class FitCLI(SparCLI):
 
     Everything is written to --run_dir. A stopped run continues with --resume auto."""
     shown = (
-        *("seed_everything", "run_dir", "resume", "overwrite", "checkpoint_every_n_steps"),
+        *("seed_everything", "run_dir", "resume", "overwrite", "checkpoint_every_n_steps", "tensorboard"),
+        *("stop_signals", "rank_timeout"),
         *("model.*", *DATA_SHOWN, "mean_iou.*", "pictures.*"),
     )
     trainer_shown = ("devices", "num_nodes", "strategy", "precision", "max_epochs", "max_steps", "logger")
@@ -65,25 +70,26 @@ class FitCLI(SparCLI):
             help="never: start a new run; auto: continue from the last checkpoint, if any; or path of a checkpoint.",
         )
         parser.add_argument("--overwrite", action="store_true", help="Delete an existing run in run_dir.")
+        for cls in (WandbLogger, MLFlowLogger):
+            parser.add_instantiator(lambda cls, **given: create_logger(self.folder.root, cls, **given), cls)
 
     def before_instantiate_classes(self) -> None:
         """Check run folder and checkpoint."""
         config = self.config.fit
         self.folder = RunFolder(config.run_dir, config.resume, config.overwrite)
         self.resumed = self.folder.checkpoint()
-        if self.resumed:
-            check_checkpoint(self.resumed)
-        self.interrupt = SaveOnInterrupt(str(self.folder.checkpoints))
+        self.position = check_checkpoint(self.resumed) if self.resumed else None
+        if self.position:
+            _check_end(self.position, config.trainer.max_epochs, config.trainer.max_steps)
 
-    def before_fit(self) -> None:
+    def _start_folder(self) -> None:
         """Create the run folder and write the settings to it."""
-        if not self.trainer.is_global_zero:
-            return
         self.folder.create()
         settings = self.settings()
         for name in ("resume", "overwrite"):  # options of this start, not settings of the run
             settings.pop(name)
         self.folder.save_config(settings)
+        log_settings(self.trainer.loggers, settings)
 
     def _facts(self) -> str:
         """Return a description of the run in two lines."""
@@ -107,48 +113,70 @@ class FitCLI(SparCLI):
         self.trainer_defaults["callbacks"] = self._callbacks(config)
         return super().instantiate_trainer(
             default_root_dir=root,
-            logger=[*_loggers(config.logger, root), JSONLLogger(root)],
+            logger=[*_loggers(config.logger, self.config_init.fit.tensorboard, root), JSONLLogger(root)],
             plugins=_plugins(config.plugins),
             **kwargs,
         )
 
+    def instantiate_classes(self) -> None:
+        """Instantiate all classes, then check the metrics that callbacks monitor."""
+        super().instantiate_classes()
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if any(type(callback).__module__.split(".")[0] not in OURS for callback in callbacks):
+            return  # a callback of the user can log any metric
+        names = [benchmark.name for benchmark in self.datamodule.benchmarks]
+        logged = ["loss", *(f"mIoU/{name}" for name in names), *(["mIoU/mean"] if names else [])]
+        for callback in callbacks:
+            monitor = getattr(callback, "monitor", None)
+            if monitor is not None and monitor not in logged:
+                raise UserError(
+                    f"trainer.callbacks: {type(callback).__name__} monitors {monitor!r}, which is not logged. "
+                    f"{nearest(monitor, logged)}Allowed: {', '.join(logged)}."
+                )
+
     def _callbacks(self, config: Any) -> list[Callback]:
-        """Return the callbacks for interrupts, progress and checkpoints."""
-        callbacks: list[Callback] = [self.interrupt, *progress(config)]
+        """Return the callbacks for progress and checkpoints."""
+        callbacks: list[Callback] = [*progress(config)]
         if config.enable_checkpointing is not False:
             folder = str(self.folder.checkpoints)
             callbacks.append(LastCheckpoint(folder, self.config_init.fit.checkpoint_every_n_steps))
             if self.datamodule.benchmarks:
-                callbacks.append(
-                    ModelCheckpoint(folder, "best", monitor="mIoU/mean", mode="max", enable_version_counter=False)
-                )
+                callbacks.append(BestCheckpoint(folder))
         return callbacks
 
     def fit(self, **kwargs: Any) -> None:
         """Train, starting from the checkpoint selected by --resume."""
-        with self.folder.log() if self.trainer.is_global_zero else nullcontext():
-            if self.trainer.is_global_zero:
-                print(self._facts())
-                log.info(self._facts())
-            self._fit(**kwargs)
+        first = self.trainer.is_global_zero
+        with self.folder.lease() if first else nullcontext():
+            if first:
+                self._start_folder()
+            with self.ranks(), self.folder.log() if first else nullcontext():
+                self._train(**kwargs)
 
-    def _fit(self, **kwargs: Any) -> None:
-        try:
-            self.trainer.fit(**kwargs, ckpt_path=self.resumed)
-        except UserError:
-            # Otherwise the other processes wait for this one and then print tracebacks.
-            if kill := getattr(self.trainer.strategy.launcher, "kill", None):
-                kill(signal.SIGKILL)
-            raise
+    def _train(self, **kwargs: Any) -> None:
+        if self.trainer.is_global_zero:
+            print(self._facts())
+            log.info(self._facts())
+        self._compare_checkpoints()
+        self.trainer.fit(**kwargs, ckpt_path=self.resumed)
+
+    def _compare_checkpoints(self) -> None:
+        """Raise RunFolderError if this rank resumes from another checkpoint than rank 0."""
+        first: Position | None = self.trainer.strategy.broadcast(self.position)
+        if self.position != first:
+            raise RunFolderError(
+                f"Rank {self.trainer.global_rank} finds {_named(self.position)} to resume from, but rank 0 finds "
+                f"{_named(first)}. All machines need access to the same --run_dir. Put it on a shared file system."
+            )
 
 
-def _loggers(chosen: Any, root: str) -> Sequence[Logger]:
-    """Return the configured loggers, or TensorBoard by default; metrics.jsonl is always written as well."""
-    if chosen in (None, True):
-        return [Events(root, name="", version="")]
+def _loggers(chosen: Any, tensorboard: bool, root: str) -> Sequence[Logger]:
+    """Return the configured loggers and ours for TensorBoard, unless it is turned off or the user has one."""
     if chosen is False:
         return []
-    return chosen if isinstance(chosen, list) else [chosen]
+    loggers = [] if chosen in (None, True) else chosen if isinstance(chosen, list) else [chosen]
+    ours = tensorboard and not any(isinstance(logger, TensorBoardLogger) for logger in loggers)
+    return [*loggers, Events(root, name="", version="")] if ours else loggers
 
 
 def _plugins(chosen: Any) -> list[Any]:
@@ -168,15 +196,27 @@ def _without_start(args: Sequence[str]) -> list[str]:
     return kept
 
 
+def _named(position: Position | None) -> str:
+    return "no checkpoint" if position is None else f"{position.name} of step {position.steps}"
+
+
+def _check_end(position: Position, max_epochs: int | None, max_steps: int) -> None:
+    """Raise UserError if a run would end before the position at which it resumes."""
+    for name, end, done in (("max_epochs", max_epochs, position.epochs), ("max_steps", max_steps, position.steps)):
+        if end is not None and 0 <= end < done:
+            raise UserError(
+                f"trainer.{name} is {end}, but {position.name} was saved after {done} of them. Set --trainer.{name} to "
+                "at least that number, or start a new run with another --run_dir."
+            )
+
+
 def run(args: Sequence[str]) -> int:
-    """Run `spar fit`; return 130 if it was stopped by Ctrl-C."""
+    """Run `spar fit`."""
     try:
         cli = FitCLI(args)
-    except SystemExit as exit:
-        if exit.code == 1:  # Lightning exits with 1 after Ctrl-C
-            if is_first_process():
-                print(f"Stopped. To continue: spar fit {shlex.join(_without_start(args))} --resume auto")
-            return 130
+    except Stopped:
+        if is_first_process():
+            print(f"Stopped. To continue: spar fit {shlex.join(_without_start(args))} --resume auto", flush=True)
         raise
     if cli.trainer.is_global_zero:
         made = sorted(path for path in Path(cli.folder.root).rglob("*") if path.is_file())

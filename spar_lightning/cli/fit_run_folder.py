@@ -7,8 +7,10 @@ plots/                              predictions.png and curves.png
 """
 
 import logging
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,16 @@ import yaml
 
 from spar_lightning.distributed import is_first_process
 from spar_lightning.errors import UserError
+from spar_lightning.files.atomic import MACHINE
+from spar_lightning.files.leases import Claims
+from spar_lightning.stopping import signals
+
+log = logging.getLogger("spar_lightning")
 
 # Files of a run; only these are deleted by --overwrite.
 OURS = (
     *("config.yaml", "config-resume-*.yaml", "metrics.jsonl", "train.log", "results.json", "events.out.tfevents.*"),
-    *("checkpoints/*.ckpt", "checkpoints/*.unfinished", "plots/predictions.png", "plots/curves.png"),
+    *("hpc_ckpt_*.ckpt", "checkpoints/*.ckpt", "checkpoints/*.unfinished", "plots/predictions.png", "plots/curves.png"),
 )
 
 
@@ -52,15 +59,61 @@ class RunFolder:
             return
         if self.root.exists() and not self.root.is_dir():
             raise RunFolderError(f"run_dir: {self.root} is a file. Use another --run_dir.")
-        if self._started and not overwrite and resume == "never":
+        self._check_new()
+        # MLflow creates its database with the logger, before a later setting is found to be wrong.
+        ignored = {"mlflow.db", ".lease"}
+        others = {path.name for path in self.root.iterdir()} - ignored if self.root.exists() else ()
+        if others and not self._log.exists():
+            raise RunFolderError(
+                f"run_dir: {self.root} is not empty and contains no run (no train.log). Use another --run_dir."
+            )
+
+    def _check_new(self) -> None:
+        """Raise RunFolderError if the folder contains a run that is neither resumed nor replaced."""
+        if self._started and not self.overwrite and self.resume == "never":
             raise RunFolderError(
                 f"run_dir: {self.root} already contains a run. Use --resume auto to continue it, --overwrite to "
                 "replace it, or another --run_dir."
             )
-        if self.root.exists() and any(self.root.iterdir()) and not self._log.exists():
-            raise RunFolderError(
-                f"run_dir: {self.root} is not empty and contains no run (no train.log). Use another --run_dir."
-            )
+
+    @contextmanager
+    def lease(self) -> Iterator[None]:
+        """Hold the lease on the folder, so that no other `spar fit` writes to it.
+
+        If the process that holds it may have died on another machine, wait for a sign of life.
+
+        Raises:
+            RunFolderError: Another `spar fit` is running in this folder, or has just finished a run there.
+        """
+        claims = Claims(self.root / ".lease" / "claims")
+        with self._writing():
+            while not claims.take_over("run"):
+                before = _renewed(claims.folder / "run")
+                if claims.holder("run").startswith(f"{MACHINE}.") or self._is_renewed(claims, before):
+                    raise RunFolderError(
+                        f"run_dir: {self.root} is in use by another spar fit ({claims.holder('run')}). Wait for its "
+                        "end, or use another --run_dir."
+                    )
+        release = partial(claims.release, "run")
+        signals.at_once.append(release)
+        try:
+            with claims.held("run"):
+                self._check_new()
+                yield
+        finally:
+            signals.at_once.remove(release)
+            for folder in (claims.folder, claims.private, claims.folder.parent):
+                with suppress(OSError):  # another process has started in the meantime
+                    folder.rmdir()
+
+    def _is_renewed(self, claims: Claims, before: float) -> bool:
+        """Wait until the lease is renewed, and return True, or until its owner counts as dead."""
+        log.warning("run_dir: waiting for a sign of life of %s, which has used it last.", claims.holder("run"))
+        while _renewed(claims.folder / "run") == before:
+            if claims.clear("run"):
+                return False
+            time.sleep(1)
+        return True
 
     @property
     def checkpoints(self) -> Path:
@@ -74,7 +127,12 @@ class RunFolder:
     @property
     def _started(self) -> bool:
         """True if the folder has metrics or checkpoints. A start that failed earlier may be replaced without asking."""
-        return (self.root / "metrics.jsonl").exists() or any(self.checkpoints.glob("*.ckpt"))
+        return (self.root / "metrics.jsonl").exists() or any(self.checkpoints.glob("*.ckpt")) or bool(self._foreign)
+
+    @property
+    def _foreign(self) -> list[Path]:
+        """Checkpoints that version 0.1 left in a SLURM job: Lightning's handler wrote them in the middle of a step."""
+        return sorted(self.root.glob("hpc_ckpt_*.ckpt"))
 
     def create(self) -> None:
         """Create the folder. Delete the files of a run that is replaced, but no other files.
@@ -82,13 +140,21 @@ class RunFolder:
         Raises:
             RunFolderError: The folder is not writable.
         """
-        try:
+        with self._writing():
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             (self.root / "plots").mkdir(exist_ok=True)
             if self.overwrite or not self._started:
+                if self._foreign:
+                    log.warning("%s is deleted with the old run.", ", ".join(map(str, self._foreign)))
                 for path in (path for pattern in OURS for path in self.root.glob(pattern)):
                     path.unlink()
             self._log.touch()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Convert errors of the file system."""
+        try:
+            yield
         except OSError as error:
             raise RunFolderError(
                 f"run_dir: cannot write to {self.root} ({error.strerror}). Use a --run_dir that is writable."
@@ -109,6 +175,15 @@ class RunFolder:
                 )
             return self.resume
         last = self.checkpoints / "last.ckpt"
+        if self._foreign:
+            found = ", ".join(path.name for path in self._foreign)
+            choice = f"Pass --resume {self._foreign[-1]} to continue from it, or delete it"
+            if not last.exists():
+                raise RunFolderError(
+                    f"run_dir: {self.root} contains no checkpoints/last.ckpt, but {found}, which Lightning saved on a "
+                    f"signal of SLURM. {choice}."
+                )
+            log.warning("%s in %s is not used. %s.", found, self.root, choice)
         return str(last) if last.exists() else None
 
     def save_config(self, config: dict[str, Any]) -> None:
@@ -141,3 +216,11 @@ class RunFolder:
             logging.captureWarnings(False)
             loggers[1].setLevel(level)
             handler.close()
+
+
+def _renewed(lease: Path) -> float:
+    """Return the time at which a lease was renewed last, or 0 if there is none."""
+    try:
+        return max((path.stat().st_mtime for path in lease.iterdir()), default=0.0)
+    except FileNotFoundError:
+        return 0.0

@@ -7,14 +7,17 @@ of the model, so LightningCLI adds none.
 import logging
 import os
 import re
+import stat
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 import yaml
+from lightning.fabric import Fabric
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -23,14 +26,17 @@ from spar_lightning.backbones.registry import plugins
 from spar_lightning.callbacks.mean_iou import MeanIoU
 from spar_lightning.callbacks.progress_bar import FitProgress
 from spar_lightning.callbacks.run_plots import RunPlots
+from spar_lightning.cli.contact import contact
 from spar_lightning.cli.help import GroupHelp
 from spar_lightning.cli.parser import Parser
+from spar_lightning.cli.processes import Processes
 from spar_lightning.configs import find
 from spar_lightning.configs.renamed import check_renamed, upgraded, written_by_a_run
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import UserError
 from spar_lightning.segmentation.config import InferenceConfig
+from spar_lightning.stopping import GRACE, Stopped, signals
 
 log = logging.getLogger("spar_lightning")
 
@@ -72,7 +78,7 @@ class SparCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         _silence()
         command = next(iter(self.subcommands()))
-        prepared = prepare(args)
+        self.prepared = prepared = prepare(args)
         plugins()  # classes have short names after their import
         # LightningCLI warns about arguments that are passed in addition to sys.argv, even if they are equal.
         given = None if prepared == sys.argv[2:] and sys.argv[1:2] == [command] else [command, *prepared]
@@ -127,20 +133,80 @@ class SparCLI(LightningCLI):
             "--run_dir", type=str, default="runs/run", help="Folder of the run: checkpoints, logs, plots."
         )
         parser.add_argument(
+            "--stop_signals",
+            type=list[Literal["SIGUSR1", "SIGUSR2"]],
+            default=["SIGUSR1", "SIGUSR2"],
+            help="Signals that stop the command like Ctrl-C and SIGTERM do; under SLURM they also requeue the job.",
+        )
+        parser.add_argument(
+            "--rank_timeout",
+            type=float,
+            default=300.0,
+            help="Seconds without a sign of life from another rank after which the command ends with an error.",
+        )
+        parser.add_argument(
             "--checkpoint_every_n_steps",
             type=int,
             default=500,
             help="Save last.ckpt every N optimizer steps (fit only).",
+        )
+        parser.add_argument(
+            "--tensorboard",
+            type=bool,
+            default=True,
+            help="Write TensorBoard events, in addition to the loggers of trainer.logger (fit only).",
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer
         if config.use_distributed_sampler:
             log.warning("trainer.use_distributed_sampler is ignored: it would repeat images to even out the ranks.")
-        return super().instantiate_trainer(**{"use_distributed_sampler": False, **kwargs})
+        trainer = super().instantiate_trainer(**{"use_distributed_sampler": False, **kwargs})
+        # Lightning's handler of SIGTERM waits in a collective, and its handler of SIGUSR1 writes a checkpoint in the
+        # middle of a step; `stopping` and LastCheckpoint take their place.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        return trainer
+
+    @contextmanager
+    def ranks(self, fabric: Fabric | None = None) -> Iterator[None]:
+        """Start the other processes of this machine if no launcher has, and keep contact with all ranks in the block.
+
+        All processes end together, with one message, if one of them fails (see `cli.contact`).
+
+        Args:
+            fabric: Fabric that the command uses instead of the Trainer, not launched yet.
+        """
+        strategy, config = self.trainer.strategy, self.config[self.subcommand]
+        environment = getattr(strategy.launcher, "cluster_environment", None)
+        if environment is None:  # one process, or a strategy such as ddp_spawn that forks Python itself
+            yield
+            return
+        devices, nodes = self.trainer.num_devices, self.trainer.num_nodes
+        environment.validate_settings(num_devices=devices, num_nodes=nodes)
+        processes = None
+        if not environment.creates_processes_externally:
+            processes = Processes([str(self.subcommand), *self.prepared], devices, nodes)
+            signals.checks.append(processes.check)
+        try:
+            connected: Any = fabric or self.trainer
+            (fabric.launch if fabric else strategy.setup_environment)()
+            where = str(self.subcommand), connected.global_rank, connected.world_size, environment.main_address
+            with contact(*where, connected.strategy.broadcast, config.rank_timeout):
+                yield
+            if processes:
+                processes.wait()
+        except Stopped:
+            if processes:
+                processes.wait(GRACE)
+            raise
+        finally:
+            if processes:
+                signals.checks.remove(processes.check)
+                processes.close()
 
     def instantiate_classes(self) -> None:
         """Instantiate all classes, then check settings of one against another."""
+        signals.choose(self.config[self.subcommand].stop_signals)
         super().instantiate_classes()
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, MeanIoU):
@@ -180,6 +246,8 @@ def prepare(args: Sequence[str]) -> list[str]:
 def _configuration(given: str) -> str:
     """Return the path of a configuration, or its upgraded content if an older version wrote it into a run folder."""
     found = find(given)
+    if os.path.exists(found) and stat.S_ISFIFO(os.stat(found).st_mode):
+        found = Path(found).read_text()  # a pipe can be read once, but each process reads the configuration
     path = Path(found) if os.path.isfile(found) else None  # otherwise a URL or the configuration itself
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8") if path else found)
@@ -204,14 +272,24 @@ def of_model(arg: str) -> str:
     return f"--model.{arg[2:]}" if arg.startswith("--") and name in InferenceConfig.__dataclass_fields__ else arg
 
 
-def check_checkpoint(path: str) -> None:
-    """Raise UserError unless the file is a checkpoint of `spar fit`."""
+class Position(NamedTuple):
+    """Position of a run in a checkpoint: name of the file, finished epochs, optimizer steps."""
+
+    name: str
+    epochs: int
+    steps: int
+
+
+def check_checkpoint(path: str) -> Position:
+    """Return the position of a checkpoint of `spar fit`; raise UserError if the file is something else."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # another zip file, a pickle or a text file raise different types
         raise UserError(f"{path} cannot be read as a checkpoint ({type(error).__name__}). {_GIVE}") from error
     if not isinstance(checkpoint, dict) or "spar" not in checkpoint:
         raise UserError(f"{path} was not written by spar fit: it lacks the entry 'spar'. {_GIVE}")
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    return Position(Path(path).name, epochs, checkpoint["global_step"])
 
 
 _GIVE = "Pass a .ckpt file such as runs/NAME/checkpoints/best.ckpt."

@@ -62,7 +62,8 @@ class ValidateCLI(SparCLI):
 
     def validate(self, **kwargs: Any) -> None:
         """Run the Trainer's validation and print a table with one row per benchmark."""
-        self.trainer.validate(**kwargs, verbose=False)
+        with self.ranks():
+            self.trainer.validate(**kwargs, verbose=False)
         results = next(c.results for c in self.trainer.callbacks if isinstance(c, MeanIoU))  # type: ignore[attr-defined]
         if self.trainer.is_global_zero:
             config = self.model.config

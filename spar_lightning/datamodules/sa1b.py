@@ -5,8 +5,10 @@ With `cache` set, all ranks together compute missing features before training st
 augmentation of an image is drawn once and is the same in every epoch.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from spar_lightning.datamodules.dataloader import EpochOrder, RankSlice, ResumableLoader, StreamOrder
+from spar_lightning.datamodules.dataloader import ResumableLoader
+from spar_lightning.datamodules.epoch_length import set_epoch_length
 from spar_lightning.datamodules.packed_sampler import PackOrder
+from spar_lightning.datamodules.samplers import EpochOrder, RankSlice, StreamOrder
 from spar_lightning.datasets.augmentation import Augmentation
 from spar_lightning.datasets.image_source import is_streamed
 from spar_lightning.datasets.image_table import Images, find
@@ -34,6 +38,7 @@ from spar_lightning.feature_cache.cost import augmented_sizes
 from spar_lightning.feature_cache.dataset import CachedFeatures
 from spar_lightning.feature_cache.extract import Dtype, Teacher, TeacherFeatures
 from spar_lightning.files.hashing import sha256
+from spar_lightning.stopping import in_loader_process
 
 SHORT_PACK = 16  # images per step of a dry run with sequence packing
 
@@ -115,6 +120,7 @@ class SA1B(LightningDataModule):
         self.cache_dtype: Dtype = cache_dtype
         self.cache_activations, self.pack_tokens = cache_activations, pack_tokens
         self._images: Images | None = None
+        self._read_only = False
         self._cache: FeatureCache | None = None  # reused: its key needs a copy and a hash of the teacher
         self._tokens: NDArray[np.int64] | None = None
         self._train: SourceImages | CachedFeatures | CachedActivations | None = None
@@ -126,11 +132,27 @@ class SA1B(LightningDataModule):
         if stage != "fit":
             return
         self._check_patch()
+        self._read_only = self.cache is not None and self.cache.exists() and not os.access(self.cache, os.W_OK)
+        self._check_steps()
         if self.cache is None:
             self._train = SourceImages(self.images(), self.augmentation, self.seed)
         else:
             # The cache is not built in prepare_data, where the other ranks would wait in a collective with idle GPUs.
             self._train = self.build_cache()
+
+    def _check_steps(self) -> None:
+        """Raise UserError, before features are computed, if there are too few images for a step or a validation."""
+        if self.pack_tokens is not None:
+            return
+        trainer = self.trainer
+        assert trainer is not None
+        steps = len(EpochOrder(len(self.images()), self.batch_size, 0, trainer.world_size, self.seed))
+        interval = trainer.val_check_interval
+        if isinstance(interval, int) and trainer.check_val_every_n_epoch is not None and interval > steps:
+            raise UserError(
+                f"trainer.val_check_interval is {interval}, but an epoch has {steps} steps. Set it to at most {steps}, "
+                "or count the steps of the whole run with --trainer.check_val_every_n_epoch null."
+            )
 
     def images(self) -> Images:
         """Return the images of the shards that max_images, keys and fraction select.
@@ -141,20 +163,21 @@ class SA1B(LightningDataModule):
         """
         if self._images is None:
             assert self.trainer is not None
-            # Without a cache, the shard index is stored in the run folder, where a resumed run finds it.
-            root = self.cache or Path(self.trainer.default_root_dir)
-            found = self._scan(expand(self.shards), root)
+            # Without a cache, or if it is for reading only, the shard index is stored in the run folder, where a
+            # resumed run finds it.
+            run, cache = Path(self.trainer.default_root_dir), self.cache
+            found = self._scan(expand(self.shards), run if cache is None or self._read_only else cache, cache)
             self._images = select(found, self.chosen, self.fraction)
         return self._images
 
-    def _scan(self, locations: list[str], root: Path) -> Images:
+    def _scan(self, locations: list[str], root: Path, known: Path | None) -> Images:
         """Return the first `max_images` images; only as many shards are read as needed."""
         show = is_first_process()
         if self.max_images is None:
-            return scan_all(locations, root, show)
+            return scan_all(locations, root, show, known)
         count = 1
         while True:
-            images = scan_all(locations[:count], root, show)
+            images = scan_all(locations[:count], root, show, known)
             if len(images) >= self.max_images or count >= len(locations):
                 return images.take(slice(self.max_images))
             count += max(1, (self.max_images - len(images)) * count // len(images))
@@ -247,7 +270,8 @@ class SA1B(LightningDataModule):
             order = EpochOrder(len(self._train), self.batch_size, rank, world_size, self.seed)
         order.content = sha256(images.keys.tobytes(), 16)
         pinned = self._device.type == "cuda"
-        return ResumableLoader(self._train, order, self.num_workers, pinned)
+        on_length = partial(set_epoch_length, self.trainer)
+        return ResumableLoader(self._train, order, self.num_workers, pinned, on_length=on_length)
 
     def _count_tokens(self, images: Images) -> NDArray[np.int64]:
         """Return the number of patches (N,) of each training sample."""
@@ -279,6 +303,7 @@ class SA1B(LightningDataModule):
                 sampler=RankSlice(len(benchmark), rank, world_size),
                 collate_fn=list,
                 num_workers=self.num_workers,
+                worker_init_fn=in_loader_process,
             )
             for benchmark in self.benchmarks
         ]

@@ -29,6 +29,7 @@ from spar_lightning.files.hashing import hash_json
 from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.segmenter import Segmenter
 from spar_lightning.segmentation.text_embeddings import TextClassifiers
+from spar_lightning.stopping import in_loader_process
 
 SAVE_EVERY: Final = 30.0  # seconds
 
@@ -136,7 +137,12 @@ class Evaluator:
         mine = [i for i in range(len(benchmark)) if i not in done][rank :: self.fabric.world_size]
         title = benchmark.name + (f" ({len(done)} already counted)" if done else "")
         share = ConfusionMatrix(stored.classes, device)
-        loader = DataLoader(Subset(benchmark, mine), collate_fn=list, num_workers=self.num_workers)
+        loader = DataLoader(
+            Subset(benchmark, mine),
+            collate_fn=list,
+            num_workers=self.num_workers,
+            worker_init_fn=in_loader_process,
+        )
         images = (image for batch in loader for image in batch)
         steps = count(segmenter, images, mine, share, device, self.fabric.autocast)
         saved = time.monotonic()

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from spar_lightning.datamodules.dataloader import EpochOrder, ResumableLoader
+from spar_lightning.datamodules.dataloader import ResumableLoader
+from spar_lightning.datamodules.samplers import EpochOrder
 from spar_lightning.datasets.augmentation import Record
 from spar_lightning.datasets.image_source import Source
 from spar_lightning.datasets.image_table import Images

@@ -1,5 +1,6 @@
 """Plots of a run: predictions side by side, and loss and mIoU over steps."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def draw_curves(values: dict[str, dict[int, float]], path: Path) -> None:
     """Draw loss and mIoU over steps, with lines for the student's start and the teacher.
 
     Args:
-        values: Values by metric name and step.
+        values: Values by metric name and step; NaN and infinite values are left out.
         path: Image file to write.
     """
     from matplotlib.figure import Figure
@@ -52,6 +53,8 @@ def draw_curves(values: dict[str, dict[int, float]], path: Path) -> None:
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = (part.subplots() for part in figure.subfigures(1, 2, squeeze=False)[0])
+    finite = ((name, {step: v for step, v in curve.items() if math.isfinite(v)}) for name, curve in values.items())
+    values = {name: curve for name, curve in finite if curve}
     loss = values.get("loss", {})
     left.plot(list(loss), list(loss.values()), linewidth=0.8, alpha=0.35, color="C0", label="single step")
     steps, smooth = _running_mean(loss)

@@ -18,7 +18,12 @@ class Trainer(SimpleNamespace):
     """Trainer with only the attributes that the callback reads."""
 
     def __init__(self) -> None:
-        super().__init__(global_step=0, is_last_batch=False, saved=[])
+        super().__init__(global_step=0, is_last_batch=False, saved=[], validates=())
+        self.fit_loop = SimpleNamespace(
+            _data_fetcher=object(),
+            epoch_loop=SimpleNamespace(_should_check_val_fx=lambda fetcher: self.global_step in self.validates),
+        )
+        self.strategy = SimpleNamespace(reduce_boolean_decision=lambda asked, all: asked)
 
     def save_checkpoint(self, path: Path, weights_only: bool) -> None:
         self.saved.append((path.name, self.global_step))
@@ -30,6 +35,13 @@ def steps(callback: LastCheckpoint, trainer: Any, accumulate: int, last: int) ->
         trainer.global_step = batch // accumulate
         trainer.is_last_batch = batch == last * accumulate
         callback.on_train_batch_end(trainer, None, None, None, batch - 1)  # type: ignore[arg-type]
+
+
+def test_not_before_a_validation_which_a_resumed_run_would_skip() -> None:
+    trainer, callback = Trainer(), LastCheckpoint("checkpoints", every_n_steps=2)
+    trainer.validates = (4, 6)
+    steps(callback, trainer, 1, last=9)
+    assert trainer.saved == [("last.ckpt", 2), ("last.ckpt", 8)]
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])

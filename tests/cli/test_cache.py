@@ -92,10 +92,13 @@ def test_one_command_starts_a_process_for_each_further_device(run: Run, monkeypa
     started = []
 
     class Worker:
-        def __init__(self, command: list[str], env: dict[str, str]) -> None:
+        def __init__(self, command: list[str], env: dict[str, str], start_new_session: bool) -> None:
             started.append((command[1:4], env["LOCAL_RANK"], env["WORLD_SIZE"]))
 
-        def wait(self) -> int:
+        def wait(self, timeout: float | None = None) -> int:
+            return 3
+
+        def poll(self) -> int:
             return 3
 
     monkeypatch.setattr(subprocess, "Popen", Worker)

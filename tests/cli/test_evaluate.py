@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from spar_lightning.cli import main
 from spar_lightning.evaluation import evaluator
 from spar_lightning.evaluation.benchmark_config import SHIPPED, read, shipped
 from spar_lightning.evaluation.evaluator import count
+from spar_lightning.stopping import Stopped
 from tests import fake_benchmarks
 from tests.any_words import SmallCLIP
 from tests.conftest import ROOT, environment
@@ -163,9 +165,9 @@ def test_other_labels_are_counted_anew(config: Callable[[str], list[str]], tmp_p
 
 
 def stopped(steps: Iterator[None], images: int) -> Iterator[None]:
-    """Yield the given number of steps, then raise KeyboardInterrupt."""
+    """Yield the given number of steps, then stop as by Ctrl-C."""
     yield from islice(steps, images)
-    raise KeyboardInterrupt
+    raise Stopped(signal.SIGINT)
 
 
 def interrupt(args: list[str], images: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +187,7 @@ def test_goes_on_where_it_was(
     args += ["--out", str(tmp_path / "parts")]
     capsys.readouterr()
     interrupt(args, 2, monkeypatch)
-    assert "Run the same command again to continue" in capsys.readouterr().out
+    assert "To continue, run the same command again" in capsys.readouterr().out
 
     counted: list[int] = []
 

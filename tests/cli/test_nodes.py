@@ -2,10 +2,13 @@
 
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,17 @@ from spar_lightning.backbones import Tiny
 from spar_lightning.cli import main
 from tests.conftest import ROOT, environment
 
+# A stand-in for srun: hands its arguments over, waits for the tasks to be run by the test, and ends with their code.
 SRUN = """#!/bin/sh
-printf '%s\\n' "$@" > "$TASK"
+rm -f "$TASK.code"
+printf '%s\\n' "$@" > "$TASK.new"
+mv "$TASK.new" "$TASK"
+while [ ! -e "$TASK.code" ]; do sleep 0.1; done
+exit "$(cat "$TASK.code")"
+"""
+
+SCONTROL = """#!/bin/sh
+echo "$@" >> "$TASK.requeued"
 """
 
 
@@ -113,44 +125,90 @@ def test_cache_fit_and_validate_under_torchrun(small: list[str], tmp_path: Path)
     assert f"{found['after']['miou']['scenes_96']:.1f}" in validated
 
 
-def handed_to_srun(script: str, args: list[str], variables: dict[str, str], folder: Path) -> list[str]:
-    """Return the arguments of `spar` that an unmodified script of examples/slurm passes to srun."""
-    (folder / "srun").write_text(SRUN)
-    (folder / "srun").chmod(stat.S_IRWXU)
-    where = {"PATH": f"{folder}:{os.environ['PATH']}", "TASK": str(folder / "task")}
-    done = subprocess.run(
-        ["bash", str(ROOT / "examples" / "slurm" / script), *args],
-        capture_output=True, text=True, timeout=300, env={**environment(), **variables, **where},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    spar, *task = (folder / "task").read_text().splitlines()
-    assert spar == "spar"
-    return task
+class Job:
+    """A job that runs an unmodified script of examples/slurm with stand-ins for srun and scontrol."""
+
+    def __init__(self, script: str, args: list[str], variables: dict[str, str], folder: Path) -> None:
+        self.task, self.requeued = folder / "task", folder / "task.requeued"
+        self.task.unlink(missing_ok=True)
+        for name, content in {"srun": SRUN, "scontrol": SCONTROL}.items():
+            (folder / name).write_text(content)
+            (folder / name).chmod(stat.S_IRWXU)
+        self.variables = {**variables, "PATH": f"{folder}:{os.environ['PATH']}", "TASK": str(self.task)}
+        command = ["bash", str(ROOT / "examples" / "slurm" / script), *args]
+        self.process = subprocess.Popen(command, env={**environment(), **self.variables})
+
+    def handed_over(self) -> list[str]:
+        """Return the arguments of `spar` that the script passes to srun."""
+        while not self.task.exists():
+            assert self.process.poll() is None
+            time.sleep(0.05)
+        options, _, spar = self.task.read_text().partition("spar\n")
+        assert all(option.startswith("--") for option in options.split())
+        return spar.splitlines()
+
+    def end(self, code: int) -> int:
+        """Let srun end with this exit code; return that of the script."""
+        self.task.with_suffix(".code").write_text(str(code))
+        return self.process.wait(30)
 
 
 def test_the_slurm_scripts(small: list[str], tmp_path: Path) -> None:
-    """Features from a job of the array, then the two tasks of srun with SLURM's environment variables."""
+    """Features from a job of the array, then two tasks of a run that is stopped and requeued three times."""
     variables = {
-        "SLURM_JOB_ID": str(free_port()), "SLURM_JOB_NAME": "spar-fit", "SLURM_NNODES": "2", "SLURM_NTASKS": "2",
-        "SLURM_NTASKS_PER_NODE": "1", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": str(free_port()),
+        "SLURM_JOB_ID": "1234567", "SLURM_JOB_NAME": "spar-fit", "SLURM_NNODES": "2", "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "1", "SLURM_NODELIST": "127.0.0.1", "SLURM_STEP_ID": "0",
     }  # fmt: skip
     assert small[0] == "--config"
     run, data = tmp_path / "run", ["--data.root", str(tmp_path / "scenes")]
-    more = [*data, "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--run_dir", str(run)]
+    more = [*small[1:], *data, "--trainer.max_epochs", "4", "--trainer.accelerator", "cpu", "--run_dir", str(run)]
     more += ["--mean_iou.before", "false", "--mean_iou.teacher", "false"]
-    scripts = ("cache.sbatch", "fit.sbatch")
-    cache, fit = (handed_to_srun(name, [*small[1:], *more], variables, tmp_path) for name in scripts)
-    assert main(cache) == 0
+    cache = Job("cache.sbatch", more, variables, tmp_path)
+    assert main(cache.handed_over()) == 0
+    assert cache.end(0) == 0
     shards = list((tmp_path / "scenes" / "seed-0" / "cache" / "shards").glob("*.h5"))
     assert len(shards) == 1
     made = shards[0].stat().st_mtime_ns
 
-    outs = [tmp_path / "task-0", tmp_path / "task-1"]
-    ranks = [{**variables, "SLURM_PROCID": str(i), "SLURM_NODEID": str(i), "SLURM_LOCALID": "0"} for i in range(2)]
-    tasks = [task(fit, rank, out) for rank, out in zip(ranks, outs, strict=True)]
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in tasks]
-    assert codes == [0, 0], [out.read_text() for out in outs]
+    steps: list[int] = []
+    outs = [tmp_path / "out-0", tmp_path / "out-1"]
+    slow = ["--trainer.callbacks+=tests.faults.Slow", "--trainer.callbacks.step=0.05"]
+    for restart in range(4):
+        job = Job("fit.sbatch", [*more, *slow], {**variables, "MASTER_PORT": str(free_port())}, tmp_path)
+        fit = job.handed_over()
+        of_rank = [
+            {**job.variables, "SLURM_PROCID": str(i), "SLURM_NODEID": str(i), "SLURM_LOCALID": "0"} for i in (0, 1)
+        ]
+        tasks = [task(fit, variables, out) for variables, out in zip(of_rank, outs, strict=True)]
+        if restart < 3:
+            until(lambda: logged(run) > (steps[-1] if steps else 0) + 2)
+            for pid in tasks:
+                os.kill(pid, signal.SIGUSR1)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in tasks]
+        assert codes == ([143, 143] if restart < 3 else [0, 0]), [out.read_text() for out in outs]
+        assert job.end(max(codes)) == max(codes)
+        requeued = job.requeued.read_text().splitlines()
+        assert requeued == ["requeue 1234567"] * min(restart + 1, 3)
+        steps.append(torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"])
+    assert steps == sorted(set(steps)) and steps[-1] == 24
     shown = outs[0].read_text()
     assert "CPUAccelerator x 2" in shown and shown.count("| single pass, after (SPAR)") == 1
-    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+    trained = [
+        row["step"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in row
+    ]
+    assert trained == list(range(24))  # no step twice
     assert shards[0].stat().st_mtime_ns == made  # the features were not computed again
+
+
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait until a condition is true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def logged(run: Path) -> int:
+    """Return the number of lines of metrics.jsonl."""
+    path = run / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0

@@ -49,9 +49,9 @@ def test_epochs_draw_other_packs_and_a_resume_goes_on() -> None:
     order = PackOrder(SIZES, 16384, 0, 1, seed=0)
     first = list(order)
     assert list(order) == first
-    order.start = 30
+    order.resume({"epoch": 0, "order": order.identity(), "legs": [{**order.world(), "steps": 30}]})
     assert list(order) == first[30:]
-    order.start, order.epoch = 0, 1
+    order.set_epoch(1)
     together = {frozenset(pack) for pack in first} & {frozenset(pack) for pack in order}
     assert not together
 
@@ -59,9 +59,9 @@ def test_epochs_draw_other_packs_and_a_resume_goes_on() -> None:
 def test_the_number_of_packs_is_found_in_a_few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     draws, draw = list[int](), PackOrder._draw
 
-    def count(self: PackOrder, count: int, seed: list[int]) -> list[list[int]] | None:
+    def count(self: PackOrder, images: np.ndarray, limit: int, count: int, seed: list[int]) -> list[list[int]] | None:
         draws.append(count)
-        return draw(self, count, seed)
+        return draw(self, images, limit, count, seed)
 
     monkeypatch.setattr(PackOrder, "_draw", count)
     order = PackOrder(np.tile(SIZES, 20), 16384, 0, 1, seed=0)

@@ -37,8 +37,8 @@ ELSEWHERE = {
     r"mkdocs build --strict --site-dir site$": (".ci/run", "mkdocs build --strict"),
     r"python scripts/check_pages\.py site +#": (".ci/run", "python scripts/check_pages.py"),
     r"export OMP_NUM_THREADS=1$": ("docs/howto/cpu.md", "OMP_NUM_THREADS"),
-    r"pip install wandb$": ("docs/howto/loggers.md", "Weights & Biases"),  # not a dependency of ours
-    r"sbatch examples/slurm/(fit|cache)\.sbatch ": ("tests/cli/test_nodes.py", '"cache.sbatch", "fit.sbatch"'),
+    r"sbatch examples/slurm/cache\.sbatch ": ("tests/cli/test_nodes.py", 'Job("cache.sbatch"'),
+    r"sbatch examples/slurm/fit\.sbatch ": ("tests/cli/test_nodes.py", 'Job("fit.sbatch"'),
     r"torchrun ": ("tests/cli/test_nodes.py", '"torch.distributed.run", "--nnodes", "2"'),
     r"spar evaluate --prepare context ": ("tests/cli/conftest.py", '"evaluate", "--prepare", "context"'),
     r"spar evaluate .* --upsampler anyup": ("tests/cli/test_evaluate_sweep.py", '([], None, "anyup")'),

@@ -1,5 +1,6 @@
 """Tests of figures: they are written to files and do not change the user's matplotlib backend."""
 
+import math
 from pathlib import Path
 
 import matplotlib
@@ -9,6 +10,14 @@ import torch
 from spar_lightning.visualization.pca import Basis, draw_pca
 from spar_lightning.visualization.run_plots import draw_curves, draw_predictions
 from spar_lightning.visualization.sweep_figures import draw_areas, draw_strides
+
+
+def test_curves_leave_out_values_that_are_not_finite(tmp_path: Path) -> None:
+    finite = {"loss": {0: 1.0, 2: 0.5}, "mIoU/x": {2: 40.0}}
+    draw_curves(finite, tmp_path / "finite.png")
+    more = {"loss": {**finite["loss"], 1: math.nan}, "mIoU/x": {2: 40.0, 3: math.inf}, "mIoU/y": {2: math.nan}}
+    draw_curves(more, tmp_path / "more.png")
+    assert (tmp_path / "more.png").read_bytes() == (tmp_path / "finite.png").read_bytes()
 
 
 def test_the_backend_stays_the_users(tmp_path: Path) -> None:
