@@ -59,6 +59,7 @@ class StopSignals:
         self.checks: list[Callable[[], None]] = []
         self.on_request: list[Callable[[int], None]] = []
         self.at_once: list[Callable[[], None]] = []
+        self._nested = 0
         self._deferred = self._raised = False
         self._since = 0.0  # time from which the main thread has to react
         self._first = 0.0  # time of the first signal
@@ -66,20 +67,19 @@ class StopSignals:
         self._wakeup = -1
         self._pair: tuple[socket.socket, socket.socket] | None = None
         self._thread: threading.Thread | None = None
-        self._pid = 0
 
     @property
     def installed(self) -> bool:
         """True while the handlers are installed in this process."""
-        return self._pair is not None and self._pid == os.getpid()
+        return self._pair is not None
 
     def __enter__(self) -> "StopSignals":
         """Install the handlers; without effect outside of the main thread or inside another command."""
-        self._nested = self.installed or threading.current_thread() is not threading.main_thread()
-        if self._nested:
+        if self.installed or threading.current_thread() is not threading.main_thread():
+            self._nested += 1
             return self
         self.requested, self._first, self._since = None, 0.0, 0.0
-        self._deferred, self._raised, self._pid = False, False, os.getpid()
+        self._deferred = self._raised = False
         self.checks, self.on_request, self.at_once = [], [], []
         self._pair = socket.socketpair()
         for end in self._pair:
@@ -93,9 +93,9 @@ class StopSignals:
     def __exit__(self, *error: object) -> None:
         """Restore the previous handlers and end the thread."""
         if self._nested or self._pair is None or self._thread is None:
+            self._nested = max(0, self._nested - 1)
             return
-        for number, previous in self._previous.items():
-            signal.signal(number, previous if previous is not None else signal.SIG_DFL)
+        self._restore()
         signal.set_wakeup_fd(self._wakeup)
         reader, writer = self._pair
         self._pair = None
@@ -103,6 +103,17 @@ class StopSignals:
         self._thread.join()
         writer.close()
         reader.close()
+
+    def forget(self) -> None:
+        """Restore the previous handlers in a forked process, which has no thread to watch over it."""
+        if self._pair is not None:
+            self._pair = None
+            signal.set_wakeup_fd(-1)
+            self._restore()
+
+    def _restore(self) -> None:
+        for number, previous in self._previous.items():
+            signal.signal(number, previous if previous is not None else signal.SIG_DFL)
 
     def choose(self, names: Iterable[str]) -> None:
         """Restore the previous handlers of SIGUSR1 and SIGUSR2 unless they are listed."""
@@ -141,8 +152,6 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal in the main thread."""
-        if os.getpid() != self._pid:
-            return  # a process that was forked by a library
         if self.requested is None:
             self.requested = number
         if not self._deferred and not self._raised:
@@ -182,13 +191,7 @@ class StopSignals:
 signals: Final = StopSignals()
 
 
-def _in_fork() -> None:
-    """Keep signals of a forked process out of the stream of its parent."""
-    if signals._pair is not None:
-        signal.set_wakeup_fd(-1)
-
-
-os.register_at_fork(after_in_child=_in_fork)
+os.register_at_fork(after_in_child=signals.forget)
 
 
 def in_loader_process(worker_id: int = 0) -> None:

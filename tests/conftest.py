@@ -22,7 +22,10 @@ QUICKSTART = ROOT / "spar_lightning" / "configs" / "quickstart.yaml"
 
 
 # Tests that start processes. Forked ones cannot train after a test has used autograd in several threads.
-LONG = ("test_nodes.py", "test_processes.py", "test_ranks.py", "test_signals.py", "test_elastic_fit.py")
+LONG = (
+    *("test_nodes.py", "test_processes.py", "test_ranks.py", "test_signals.py", "test_run_folder.py"),
+    "test_elastic_fit.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

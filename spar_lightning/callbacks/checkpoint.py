@@ -135,6 +135,13 @@ def _stop(trainer: Trainer) -> bool:
     return stop
 
 
+def _of_loader(error: BaseException | None) -> BaseException | None:
+    """Return the error of a loader process that was killed, which torch's signal handler raises at any place."""
+    while error is not None and "DataLoader worker" not in str(error):
+        error = error.__context__
+    return error
+
+
 class BestCheckpoint(ModelCheckpoint):
     """Callback that saves best.ckpt, the checkpoint with the best mean mIoU.
 
@@ -174,8 +181,8 @@ class DurableCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError when the disk is full
             unfinished.unlink(missing_ok=True)
-            if "DataLoader worker" in str(error):  # raised at any place by torch's signal handler
-                raise
+            if killed := _of_loader(error):
+                raise killed from None
             raise UserError(
                 f"{path} cannot be written ({error}). Free disk space and continue with --resume auto; the previous "
                 "checkpoint is intact."

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from spar_lightning import __version__
+from spar_lightning.cli.error_messages import explained
 from spar_lightning.cli.help import stored_help
 from spar_lightning.cli.processes import end_with_parent
-from spar_lightning.cli.refusals import explained
 from spar_lightning.cli.slurm import requeue
 from spar_lightning.configs.renamed import COMMANDS as RENAMED
 from spar_lightning.configs.renamed import check_options

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, but not in __all__
 
-from spar_lightning.cli.refusals import explained
+from spar_lightning.cli.error_messages import explained
 from spar_lightning.errors import UserError
 from spar_lightning.stopping import GRACE, Stopped, signals
 

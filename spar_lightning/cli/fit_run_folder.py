@@ -219,7 +219,7 @@ class RunFolder:
 
 
 def _renewed(lease: Path) -> float:
-    """Return the time at which a lease was renewed last, or 0 if there is none."""
+    """Return the time at which a lease was renewed last, or 0 if it does not exist."""
     try:
         return max((path.stat().st_mtime for path in lease.iterdir()), default=0.0)
     except FileNotFoundError:

@@ -54,6 +54,7 @@ class PackOrder(EpochOrder):
 
     @cached_property
     def steps(self) -> int:
+        """Number of steps of a whole epoch."""
         return self._count(self.world_size, self.limit) // self.world_size
 
     def _count(self, ranks: int, limit: int) -> int:

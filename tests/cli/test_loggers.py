@@ -165,6 +165,7 @@ def test_a_missing_package(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_packages_are_imported_only_if_they_are_used() -> None:
     code = "import sys, spar_lightning.cli.fit; sys.exit({'wandb', 'mlflow'} & set(sys.modules) != set())"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

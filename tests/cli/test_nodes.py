@@ -71,6 +71,7 @@ def free_port() -> int:
         return port
 
 
+@pytest.mark.slow
 def test_cache_fit_and_validate_under_torchrun(small: list[str], tmp_path: Path) -> None:
     """One process with two images per step equals two nodes with one image each."""
 

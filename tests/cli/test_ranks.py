@@ -55,6 +55,7 @@ def test_a_bug_on_one_rank_shows_its_traceback_only(args: list[str], tmp_path: P
     assert "Traceback" not in said[0] and said[1].count("ZeroDivisionError: a bug") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["kill", "hang"])
 def test_the_loss_of_a_rank(kind: str, args: list[str], tmp_path: Path) -> None:
     """A rank is killed, or it is suspended and gives no sign of life."""

@@ -107,6 +107,7 @@ def test_a_cache_and_an_evaluation_stop_at_once(small: list[str], tmp_path: Path
     pid = task(["cache", *small, *data, "--windows_per_second", "400"], {}, tmp_path / "cache")
     claims = tmp_path / "scenes" / "seed-0" / "cache" / "claims"
     until(lambda: claims.exists() and any(claims.glob("*.h5")))
+    time.sleep(0.5)  # a shard takes seconds
     os.kill(pid, signal.SIGTERM)
     assert code_of(pid, 8) == 143
     said = (tmp_path / "cache").read_text()

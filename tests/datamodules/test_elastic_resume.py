@@ -132,7 +132,7 @@ def test_packs_of_the_rest_are_within_the_limit(length: int, plan: list[tuple[Wo
 
 
 def test_images_that_cannot_be_packed_evenly_are_dropped() -> None:
-    """Of 5 images that each fill a pack, 4 ranks can use only 4."""
+    """Four ranks can use only 4 of 5 images that each fill a pack."""
     tokens = np.full(6, 9)
     loader = ResumableLoader(range(6), PackOrder(tokens, 10, 0, 1, 0), 0)  # type: ignore[arg-type]
     seen = [next(iter(loader))]

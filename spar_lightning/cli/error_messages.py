@@ -78,9 +78,9 @@ def _of_union(error: ValueError) -> str | None:
 
 def _of_lightning(error: BaseException, text: str) -> str | None:
     """Return what Lightning objects to, with the option that it concerns, if Lightning raised the error on purpose."""
-    refusals = (ValueError, RuntimeError, TypeError, NotImplementedError, ImportError)
+    raised = (ValueError, RuntimeError, TypeError, NotImplementedError, ImportError)
     kind = type(error).__name__
-    if kind != "MisconfigurationException" and not (isinstance(error, refusals) and _raised_in_lightning(error)):
+    if kind != "MisconfigurationException" and not (isinstance(error, raised) and _raised_in_lightning(error)):
         return None
     if not text:
         return None

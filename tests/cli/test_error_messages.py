@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from spar_lightning.cli import main
-from spar_lightning.cli.refusals import explained
+from spar_lightning.cli.error_messages import explained
 
 CALLBACK = "--trainer.callbacks"
 # Arguments, and what the message must name.
