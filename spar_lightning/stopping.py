@@ -140,6 +140,10 @@ class StopSignals:
         """End the effect of `defer` without raising, while another exception is handled."""
         self._deferred, self._since = False, time.monotonic()
 
+    def arrives(self, seconds: float) -> bool:
+        """Return whether a signal arrives within some seconds; it is not handled."""
+        return self._pair is not None and bool(select.select([self._pair[0]], [], [], seconds)[0])
+
     def end(self, code: int) -> None:
         """End the process at once with this exit code, from any thread."""
         for function in self.at_once:

@@ -25,6 +25,8 @@ from spar_lightning.errors import UserError
 from spar_lightning.stopping import GRACE, Stopped, signals
 
 BEAT: Final = 0.5  # seconds between two exchanges
+SUSPENDED: Final = 3.0  # seconds between two checks that show that the process did not run
+ANSWER: Final = 3.0  # seconds in which torchrun reacts to SIGTERM
 NEWS: Final = 3.0  # seconds in which the reason of a broken connection arrives
 BROKEN: Final = re.compile(r"gloo|NCCL|connection|broken pipe|socket|TCPStore|timed out", re.IGNORECASE)
 
@@ -44,7 +46,8 @@ class Contact:
         self.prefix = f"spar {command}: error:"
         self.store, self.rank, self.timeout = store, rank, timeout
         self.others = range(1, world_size) if rank == 0 else range(1)  # all ranks talk to rank 0
-        self._heard = dict.fromkeys(self.others, time.monotonic())
+        self._checked = time.monotonic()
+        self._heard = dict.fromkeys(self.others, self._checked)
         self._count = dict.fromkeys(self.others, 0)
         self._left: set[int] = set()
         self._told = False  # this rank has told the others why it ends
@@ -108,20 +111,26 @@ class Contact:
                 signals.end(Stopped(signals.requested).code)
             return
         if self._broken and now - self._broken > NEWS:
-            self._lose(0)
+            self._lose(_lost("rank 0"))
+        if now - self._checked > SUSPENDED:  # this process was suspended, and the other ranks probably, too
+            self._heard = dict.fromkeys(self.others, now)
+        self._checked = now
         for other, heard in self._heard.items():
             if other not in self._left and now - heard > self.timeout:
-                self._lose(other)
+                self._lose(_lost(f"rank {other}", self.timeout))
 
-    def _lose(self, other: int) -> None:
-        print(f"\n{self.prefix} {_lost(f'rank {other}', self.timeout)}", file=sys.stderr)
+    def _lose(self, text: str) -> None:
+        print(f"\n{self.prefix} {text}", file=sys.stderr)
         self._end_launcher()
         signals.end(2)
 
     def _end_launcher(self) -> None:
         """End torchrun on a machine that has lost the one of rank 0, for which it would wait for many minutes."""
         if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("GROUP_RANK", "0") != "0":
-            os.kill(os.getppid(), signal.SIGTERM)
+            agent = os.getppid()
+            os.kill(agent, signal.SIGTERM)
+            if not signals.arrives(ANSWER):  # it passes SIGTERM on, unless it waits for a reply of that machine
+                os.kill(agent, signal.SIGKILL)
 
     def explain(self, error: Exception) -> None:
         """Tell the other ranks about an error of this one, or end because it follows from an error of another one.
