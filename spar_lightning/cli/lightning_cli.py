@@ -141,7 +141,7 @@ class SparCLI(LightningCLI):
         parser.add_argument(
             "--rank_timeout",
             type=float,
-            default=300.0,
+            default=120.0,
             help="Seconds without a sign of life from another rank after which the command ends with an error.",
         )
         parser.add_argument(
