@@ -9,12 +9,14 @@ from typing import Any, Final
 
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from spar_lightning import __version__
 from spar_lightning.callbacks.checkpoint import BestCheckpoint, DurableCheckpointIO, LastCheckpoint
 from spar_lightning.callbacks.jsonl_logger import JSONLLogger
+from spar_lightning.callbacks.mean_iou import MeanIoU
 from spar_lightning.callbacks.run_loggers import create_logger, log_settings
 from spar_lightning.cli.fit_run_folder import RunFolder, RunFolderError
 from spar_lightning.cli.lightning_cli import DATA_SHOWN, Position, SparCLI, check_checkpoint, progress
@@ -119,12 +121,16 @@ class FitCLI(SparCLI):
         )
 
     def instantiate_classes(self) -> None:
-        """Instantiate all classes, then check the metrics that callbacks monitor."""
+        """Instantiate all classes, put checkpoints into the run folder, and check what callbacks monitor."""
         super().instantiate_classes()
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(self.folder.checkpoints)  # otherwise a folder of the first logger
         if any(type(callback).__module__.split(".")[0] not in OURS for callback in callbacks):
             return  # a callback of the user can log any metric
-        names = [benchmark.name for benchmark in self.datamodule.benchmarks]
+        chosen = next(callback.benchmarks for callback in callbacks if isinstance(callback, MeanIoU))
+        names = [b.name for b in self.datamodule.benchmarks if chosen is None or b.name in chosen]
         logged = ["loss", *(f"mIoU/{name}" for name in names), *(["mIoU/mean"] if names else [])]
         for callback in callbacks:
             monitor = getattr(callback, "monitor", None)

@@ -112,7 +112,7 @@ def test_the_best_checkpoints_of_a_user_beside_ours(small: list[str], scenes: Pa
     run = tmp_path / "run"
     args = ["fit", *small, "--data.root", str(scenes), "--run_dir", str(run), "--mean_iou.before", "false",
             "--mean_iou.teacher", "false", f"{CALLBACK}+=ModelCheckpoint", f"{CALLBACK}.monitor=mIoU/mean",
-            f"{CALLBACK}.mode=max", f"{CALLBACK}.save_top_k=3"]  # fmt: skip
+            f"{CALLBACK}.mode=max", f"{CALLBACK}.save_top_k=3", "--tensorboard", "false"]  # fmt: skip
     assert main(args) == 0
     names = {path.name for path in (run / "checkpoints").iterdir()}
     assert names == {"best.ckpt", "epoch.ckpt", "last.ckpt", "epoch=0-step=12.ckpt", "epoch=1-step=24.ckpt"}
