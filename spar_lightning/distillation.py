@@ -173,10 +173,11 @@ class Distillation(LightningModule, Teacher):
             DivergenceError: If the loss is not finite on any rank. All ranks raise in the same step.
         """
         loss = self.batch_loss(batch)
+        finite = bool(loss.isfinite())
         # NaN as a number of images makes the weights of all ranks NaN: one that continued would wait in backward.
-        weighted = loss * self._weight(len(batch) if loss.isfinite() else math.nan)
+        weighted = loss * self._weight(len(batch) if finite else math.nan)
         if not weighted.isfinite():
-            raise self._diverged(self._of_any_rank(None if loss.isfinite() else _described(loss, batch)))
+            raise self._diverged(self._of_any_rank(None if finite else _described(loss, batch)))
         self.log("loss", loss, prog_bar=True, batch_size=len(batch))
         return weighted
 

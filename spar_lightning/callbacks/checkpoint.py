@@ -33,9 +33,9 @@ class LastCheckpoint(Checkpoint):
     def __init__(self, folder: str, every_n_steps: int) -> None:
         check_at_least(1, checkpoint_every_n_steps=every_n_steps)
         self.folder, self.every_n_steps = Path(folder), every_n_steps
-        self._within = False
         self._step = 0  # optimizer step at the end of the previous batch
-        self._validating = self._stopping = False
+        self._stopping = False
+        self._validating = self._within = False  # saving before a validation; saving within an epoch at its end
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Defer signals to the end of a step."""
@@ -79,7 +79,7 @@ class LastCheckpoint(Checkpoint):
         total.ready = total.started = total.processed
         self._validating = True
         self._save(trainer, "last.ckpt")
-        self._validating = self._within = False
+        self._validating = False
         signals.resume()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
