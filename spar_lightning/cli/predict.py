@@ -1,5 +1,7 @@
 """`spar predict`: segmentation maps, overlays, scores, features and PCA plots of images, with any weights."""
 
+import errno
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,10 +19,12 @@ from spar_lightning.errors import UserError
 from spar_lightning.formatting import bytes_text
 from spar_lightning.image.codec import ImageError
 from spar_lightning.image.inputs import as_pixels
+from spar_lightning.image.resize import at_most
 from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.prompts import parse_classes
 from spar_lightning.segmentation.segmenter import Segmenter
 from spar_lightning.student import Student, load_student, usable_device
+from spar_lightning.visualization.overlay import LONGEST
 from spar_lightning.visualization.pca import Basis, draw_pca
 
 MOST_SCORES: Final = 4 * 2**30  # bytes; limit for the scores of one image in memory
@@ -40,6 +44,10 @@ EXAMPLES = (
 )
 
 
+# Errors of the file system that concern the results of all images, not only of one.
+FOR_ALL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
 class NoResultError(Exception):
     """Error of one image; the other images are still processed."""
 
@@ -50,8 +58,8 @@ def parser() -> Parser:
     parser.usage_line = "IMAGE [IMAGE ...] --weights WEIGHTS --classes CLASSES [options]"
     parser.examples = EXAMPLES
     add = parser.add_argument
-    add("images", nargs="+", type=str, help="Image files, folders (with all subfolders; links to folders are not "
-        "followed) or glob patterns in quotes")  # fmt: skip
+    add("images", nargs="+", type=str, help="Image files, folders (with all subfolders, also linked ones) or glob "
+        "patterns in quotes")  # fmt: skip
     add("--weights", required=True, type=str, help="Run folder, checkpoint, export, weight file together with "
         "--config, or name of a backbone such as siglip2")  # fmt: skip
     add("--classes", type=str | None, help="Classes to segment, such as 'cat; dog; grass, lawn', or a .txt file with "
@@ -87,18 +95,29 @@ def run(args: Sequence[str]) -> int:
     folder = PredictionFolder(given.out, classes)
     panels = _panels(student, given.max_side) if given.pca else {}
     if len(classes) == 1:
-        print("There is only one class, so every pixel gets it. Add another, such as 'background'.", file=sys.stderr)
+        print(_one_class(*classes.values()), file=sys.stderr)
     failed: list[Exception] = []
-    for file, name in tqdm(files.items(), "predict", unit="image", disable=None):
-        try:
-            _predict(file, name, segmenter, folder, panels, given)
-        except (ImageError, NoResultError) as error:
-            failed.append(error)
-        except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
-                raise
-            failed.append(NoResultError(f"{file} is too large for the memory of {segmenter.device}. Set --max_side."))
-    return _report(len(files) - len(failed), failed, others, given.out)
+    done = 0
+    try:
+        for file, name in tqdm(files.items(), "predict", unit="image", disable=None):
+            try:
+                _predict(file, name, segmenter, folder, panels, given)
+                done += 1
+            except (ImageError, NoResultError) as error:
+                failed.append(error)
+            except OSError as error:
+                if error.errno in FOR_ALL:
+                    raise
+                failed.append(NoResultError(f"{file}: its results cannot be written ({error.strerror})."))
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                failed.append(
+                    NoResultError(f"{file} is too large for the memory of {segmenter.device}. Set --max_side.")
+                )
+    finally:
+        code = _report(done, failed, others, given.out)
+    return code
 
 
 def _predict(
@@ -120,17 +139,17 @@ def _predict(
                 f"up to {bytes_text(size)}, more than {bytes_text(MOST_SCORES)}. Leave out --scores or use fewer "
                 "classes."
             )
-        labels, scores = segmenter(pixels, scores=True)
+        labels, scores = segmenter(pixels, True, folder.dtype)
         folder.write_labels(name, pixels, labels)
         folder.write_scores(name, scores)
     elif folder.labels:
-        folder.write_labels(name, pixels, segmenter(pixels))
+        folder.write_labels(name, pixels, segmenter(pixels, dtype=folder.dtype))
     if given.features:
         about = {"image": str(file), "height": str(height), "width": str(width), "weights": given.weights}
         folder.write_features(name, segmenter.features(pixels), about)
     if given.pca:
         features = {title: make(pixels) for title, make in panels.items()}
-        image = pixels.permute(1, 2, 0).numpy()
+        image = at_most(pixels, LONGEST).permute(1, 2, 0).numpy()
         draw_pca(image, features, Basis.of(features[TEACHER]), folder.path("pca", name, ".png"))
 
 
@@ -151,15 +170,35 @@ def _panels(student: Student, max_side: int | None) -> Mapping[str, Callable[[Te
 
 def _class_text(given: str) -> str | list[str]:
     """Return the classes as given, or the lines of a text file."""
-    if not given.endswith(".txt"):
+    path = Path(given)
+    if path.suffix.lower() != ".txt":
+        if path.suffix.lower() in LISTS or (path.suffix and os.path.isfile(path)):
+            raise UserError(
+                f"--classes {given} is a file, not class names. Pass a .txt file with one class per line, or the "
+                "classes, such as 'cat; dog; grass, lawn'."
+            )
         return given
-    if not Path(given).is_file():
-        raise UserError(f"--classes {given}: file not found. Pass a text file with one class per line, or the classes.")
     try:
-        text = Path(given).read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"--classes {given} is not UTF-8 text ({error}). Save it as UTF-8.") from error
+    except OSError as error:
+        raise UserError(
+            f"--classes {given}: file not found ({error.strerror}). Pass a text file with one class per line, or the "
+            "classes."
+        ) from error
     return [line for line in text.splitlines() if line.strip()]
+
+
+LISTS: Final = (".csv", ".tsv", ".json", ".yaml", ".yml", ".names")  # suffixes of files that contain class names
+
+
+def _one_class(names: Sequence[str]) -> str:
+    """Return a hint about a single class, which every pixel gets."""
+    hint = (
+        f"Separate classes with ';': {'; '.join(names)!r}." if len(names) > 1 else "Add another, such as 'background'."
+    )
+    return f"There is only one class, so every pixel gets it. {hint}"
 
 
 def _out_of_memory(error: Exception) -> bool:

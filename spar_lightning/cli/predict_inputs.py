@@ -9,7 +9,9 @@ from typing import Final
 
 from PIL import Image
 
+from spar_lightning.cli.predict_outputs import KINDS
 from spar_lightning.errors import UserError
+from spar_lightning.files.walk import files_below
 
 STUBS: Final = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that Pillow identifies but cannot read
 
@@ -19,7 +21,7 @@ def image_files(given: Sequence[str], out: Path) -> tuple[dict[Path, Path], list
 
     Args:
         given: Files, which may have any suffix; folders, which are searched recursively; or glob patterns.
-        out: Folder of the results; files in it are skipped in folders and patterns.
+        out: Folder of the results; earlier results in it (out/labels and so on) are skipped in folders and patterns.
 
     Returns:
         Mapping of image path to the name of its results, and a list of the files in folders without an image suffix.
@@ -31,19 +33,19 @@ def image_files(given: Sequence[str], out: Path) -> tuple[dict[Path, Path], list
     """
     Image.init()  # registers the suffixes of all formats
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN.keys() - STUBS}
-    results = out.resolve()
+    results = {out.resolve() / kind for kind in KINDS}
     whole: dict[Path, Path] = {}  # absolute to given path: each file is read only once
     others: dict[Path, None] = {}
     for text in given:
         path = Path(text)
-        found = [path] if text and path.exists() else [Path(name) for name in sorted(glob(text, recursive=True))]
+        found = [path] if text and os.path.exists(path) else [Path(name) for name in sorted(glob(text, recursive=True))]
         if not found:
             raise UserError(f"No file, folder or glob pattern matches {text!r}.")
         named = {path: None for path in found if not path.is_dir()}
-        if path in named and results in path.resolve().parents:
-            raise UserError(f"{path} is in --out {out}, the folder for results. Pass another --out or other images.")
-        below = (file for path in found if path.is_dir() for file in _below(path))
-        files = [file for file in (*named, *below) if results not in file.resolve().parents]
+        if path in named and results & {*path.resolve().parents}:
+            raise UserError(f"{path} is a result in --out {out}. Pass another --out or other images.")
+        below = (path / name for path in found if path.is_dir() for name in files_below(path))
+        files = [file for file in (*named, *below) if not results & {*file.resolve().parents}]
         images = [file for file in files if file in named or file.suffix.lower() in suffixes]
         if not images:
             raise UserError(
@@ -55,12 +57,6 @@ def image_files(given: Sequence[str], out: Path) -> tuple[dict[Path, Path], list
     names = _names(list(whole))
     rest = [file for file in others if Path(os.path.abspath(file)) not in whole]
     return {whole[path]: name for path, name in names.items()}, rest
-
-
-def _below(folder: Path) -> list[Path]:
-    """Return all files in a folder and its subfolders, sorted, without hidden files."""
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def _names(files: Sequence[Path]) -> dict[Path, Path]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save
@@ -25,17 +26,19 @@ from spar_lightning.visualization.overlay import overlay
 from spar_lightning.visualization.palette import palette
 
 INDEXED: Final = 256  # largest number of colors in the palette of a PNG
+NO_CLASSES: Final = b"[]\n"  # content of classes.json if there are only features
+KINDS: Final = ("labels", "overlays", "scores", "features", "pca")
 
 
 class PredictionFolder:
-    """Folder for the results of `spar predict`; results with the same name are overwritten.
+    """Folder for the results of `spar predict`; earlier results with the same name are overwritten.
 
     Args:
         root: Path of the folder.
         classes: Mapping of class label to names. A class has the same color in all images.
 
     Raises:
-        UserError: The folder contains results for other classes.
+        UserError: The folder contains results for other classes, or files that `spar predict` has not written.
     """
 
     def __init__(self, root: Path, classes: Mapping[str, Sequence[str]]) -> None:
@@ -43,15 +46,27 @@ class PredictionFolder:
         self.labels = list(classes)
         self.colours = palette(len(classes))
         root.mkdir(parents=True, exist_ok=True)
-        if classes:
-            rows = [
-                {"index": i, "label": label, "names": list(names), "colour": self.colours[i].tolist()}
-                for i, (label, names) in enumerate(classes.items())
-            ]
-            text, path = json.dumps(rows, ensure_ascii=False, indent=1) + "\n", root / "classes.json"
-            if path.exists() and path.read_text(encoding="utf-8") != text:
-                raise UserError(f"--out {root} contains results for other classes ({path}). Pass another --out.")
-            path.write_text(text, encoding="utf-8")
+        path = root / "classes.json"
+        if not path.exists() and (theirs := next((kind for kind in KINDS if (root / kind).exists()), None)):
+            raise UserError(
+                f"--out {root} contains {theirs}, which spar predict has not written (there is no classes.json). Pass "
+                "another --out."
+            )
+        rows = [
+            {"index": i, "label": label, "names": list(names), "colour": self.colours[i].tolist()}
+            for i, (label, names) in enumerate(classes.items())
+        ]
+        content = (json.dumps(rows, ensure_ascii=False, indent=1) + "\n").encode()
+        earlier = path.read_bytes() if path.exists() else NO_CLASSES
+        if classes and earlier not in (NO_CLASSES, content):
+            raise UserError(f"--out {root} contains results for other classes ({path}). Pass another --out.")
+        if classes or not path.exists():
+            path.write_bytes(content)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Smallest type of segmentation maps that PNG can store."""
+        return torch.uint8 if len(self.labels) <= INDEXED else torch.uint16
 
     def path(self, kind: str, name: Path, suffix: str) -> Path:
         """Return the path of a result such as labels/NAME.png, and create its folder."""
@@ -60,13 +75,11 @@ class PredictionFolder:
         return path
 
     def write_labels(self, name: Path, pixels: Tensor, labels: Tensor) -> None:
-        """Write a segmentation map (H, W) and its overlay on the image `pixels` (3, H, W) uint8."""
+        """Write a segmentation map (H, W) of type `dtype` and its overlay on the image `pixels` (3, H, W) uint8."""
         classes = labels.numpy()
-        if len(self.labels) <= INDEXED:
-            picture = Image.fromarray(classes.astype(np.uint8))
+        picture = Image.fromarray(classes)
+        if self.dtype == torch.uint8:
             picture.putpalette(self.colours[: len(self.labels)].tobytes())
-        else:
-            picture = Image.fromarray(classes.astype(np.uint16))
         picture.save(self.path("labels", name, ".png"))
         image: NDArray[np.uint8] = pixels.permute(1, 2, 0).numpy()
         overlay(image, classes, self.labels, self.colours).save(self.path("overlays", name, ".png"))
@@ -79,5 +92,6 @@ class PredictionFolder:
 
     def write_features(self, name: Path, features: Tensor, about: Mapping[str, str]) -> None:
         """Write features (h, w, d); `about` becomes the metadata of the safetensors file."""
-        content = save({"features": features.float().cpu().contiguous()}, dict(about))
+        readable = {key: value.encode(errors="backslashreplace").decode() for key, value in about.items()}
+        content = save({"features": features.float().cpu().contiguous()}, readable)
         self.path("features", name, ".safetensors").write_bytes(content)

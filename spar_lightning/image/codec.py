@@ -1,17 +1,34 @@
 """Conversion between encoded images (bytes) and tensors (3, H, W) uint8."""
 
 import io
+import logging
+import threading
 import warnings
-from typing import Final
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Final, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from spar_lightning.errors import UserError
 
+T = TypeVar("T")
+log = logging.getLogger("spar_lightning")
+
 LONGEST_WEBP: Final = 16383  # pixels
+LARGEST: Final = 2**29  # pixels; Pillow's own limit is a third of this, but large images are expected here
+BAND: Final = 2**24  # pixels that are converted at once
+DARK: Final = 2**14  # 16-bit images with only smaller values were probably recorded with fewer bits
+
+# Flips and transpositions of (3, H, W) that turn an image upright, by EXIF orientation: (axes to flip, transpose).
+TURNS: Final[dict[int, tuple[tuple[int, ...], bool]]] = {
+    **{2: ((2,), False), 3: ((1, 2), False), 4: ((1,), False)},
+    **{5: ((), True), 6: ((1,), True), 7: ((1, 2), True), 8: ((2,), True)},
+}
+_opening = threading.Lock()  # held while Pillow's limit, which is global, is lifted
 
 
 class ImageError(UserError):
@@ -33,58 +50,164 @@ def encode_image(image: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def decode_image(content: bytes, upright: bool = False) -> Tensor:
+def decode_image(content: bytes | IO[bytes], upright: bool = False, name: str | None = None) -> Tensor:
     """Decode an image of any format that Pillow reads to a tensor (3, H, W) uint8.
 
     Gray, palette, CMYK and 16-bit images are converted to RGB; alpha is dropped.
 
     Args:
-        content: Bytes of the image file.
+        content: Bytes of the image file, or the file opened for reading.
         upright: Whether to apply the EXIF orientation; the published code ignores it.
+        name: Name of the image in a warning if content is lost: pages and frames after the first, or 16-bit values
+            that use only the lowest bits. None disables the warning.
 
     Raises:
-        ImageError: The bytes are damaged, or the range of the pixel values is unknown (32-bit, floating point).
+        ImageError: The bytes are damaged, the range of the pixel values is unknown (32-bit, floating point), or the
+            image is larger than `LARGEST`.
     """
-    if not content:
-        raise ImageError("the file is empty (0 bytes)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large images are expected here
-            with Image.open(io.BytesIO(content)) as image:
-                return from_pillow(image, upright)
-    except UnidentifiedImageError as error:
-        raise ImageError("not an image in a known format") from error
-    except MemoryError:
+        return _any_text(lambda content: _decoded(content, upright, name), content)
+    except (MemoryError, ImageError):
         raise
     except Exception as error:  # Pillow raises different exception types for each format
         raise ImageError(str(error) or type(error).__name__) from error
 
 
+def _decoded(content: bytes | IO[bytes], upright: bool, name: str | None) -> Tensor:
+    with open_image(content) as image:
+        sixteen = ";16" in str(
+            getattr(image, "tile", "")
+        )  # how Pillow names pixels of 16 bits per channel; gone after loading
+        pixels = from_pillow(image, upright)
+        for lost in _losses(image, pixels, sixteen) if name is not None else ():
+            log.warning("%s: %s", name, lost)
+        return pixels
+
+
+@contextmanager
+def open_image(content: bytes | IO[bytes]) -> Iterator[Image.Image]:
+    """Open an image of any size up to `LARGEST` with Pillow.
+
+    Raises:
+        ImageError: The bytes are empty or in no known format, or the image is too large.
+    """
+    file = io.BytesIO(content) if isinstance(content, bytes) else content
+    if not file.read(1):
+        raise ImageError("the file is empty (0 bytes)")
+    file.seek(0)
+    try:
+        image = _open(file)
+    except UnidentifiedImageError as error:
+        raise ImageError("not an image in a known format") from error
+    with image:
+        if image.width * image.height > LARGEST:
+            raise ImageError(
+                f"the image has {image.width} x {image.height} pixels, but at most {LARGEST:,} are allowed; shrink or "
+                "divide it"
+            )
+        yield image
+
+
+def _open(file: IO[bytes]) -> Image.Image:
+    """Open an image without Pillow's limit on its size, which is replaced by `LARGEST`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            return Image.open(file)
+        except Image.DecompressionBombError:
+            pass
+    with _opening:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(file)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _any_text(decode: Callable[[bytes | IO[bytes]], T], content: bytes | IO[bytes]) -> T:
+    """Decode an image; if its texts or its color profile are too large for Pillow, decode it without them."""
+    try:
+        return decode(content)
+    except ValueError as error:
+        if "MAX_TEXT" not in str(error):
+            raise
+    if not isinstance(content, bytes):
+        content.seek(0)
+        content = content.read()
+    return decode(_without_texts(content))
+
+
+def _without_texts(png: bytes) -> bytes:
+    """Return a PNG without its texts and its color profile."""
+    kept, place = [png[:8]], 8
+    while place < len(png):
+        size = int.from_bytes(png[place : place + 4], "big") + 12  # with length, type and checksum
+        if png[place + 4 : place + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(png[place : place + size])
+        place += size
+    return b"".join(kept)
+
+
 def from_pillow(image: Image.Image, upright: bool) -> Tensor:
     """Convert a PIL image to a tensor (3, H, W) uint8; see `decode_image` for arguments and errors."""
-    if upright:
-        image = ImageOps.exif_transpose(image)
-    return torch.from_numpy(_rgb(image)).permute(2, 0, 1).contiguous()
+    if not image.width or not image.height:
+        raise ImageError("the image has no pixels")
+    image.load()
+    pixels = torch.empty(3, image.height, image.width, dtype=torch.uint8)
+    rows = max(1, BAND // image.width)
+    for top in range(0, image.height, rows):  # one copy of the whole image is enough
+        bottom = min(top + rows, image.height)
+        part = image if bottom - top == image.height else image.crop((0, top, image.width, bottom))
+        pixels[:, top:bottom] = torch.from_numpy(_rgb(part, image.format)).permute(2, 0, 1)
+    return turned(pixels, orientation(image)) if upright else pixels
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image, 1 to 8."""
+    found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return found if found in TURNS else 1
+
+
+def turned(pixels: Tensor, orientation: int) -> Tensor:
+    """Turn an image (3, H, W) with an EXIF orientation from 1 to 8 upright."""
+    flipped, transposed = TURNS.get(orientation, ((), False))
+    pixels = pixels.flip(flipped) if flipped else pixels
+    return pixels.transpose(1, 2).contiguous() if transposed else pixels
 
 
 def image_size(content: bytes) -> tuple[int, int]:
     """Return height and width in pixels from the image header; (0, 0) if it cannot be read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as image:
-                return image.height, image.width
+        return _any_text(_size, content)
     except MemoryError:
         raise
     except Exception:  # see decode_image
         return 0, 0
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
+def _size(content: bytes | IO[bytes]) -> tuple[int, int]:
+    with open_image(content) as image:
+        return image.height, image.width
+
+
+def _rgb(image: Image.Image, file_format: str | None) -> np.ndarray:
     """Return pixels (H, W, 3) uint8."""
-    if image.mode.startswith("I;16"):  # convert() would clip values to 255
-        high = (np.array(image).astype(np.uint16) >> 8).astype(np.uint8)
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PPM"):  # PGM is scaled to 16 bits
+        high = (np.array(image).astype(np.uint16) >> 8).astype(np.uint8)  # convert() would clip values to 255
         return np.stack([high] * 3, axis=-1)
     if image.mode in ("I", "F"):
         raise ImageError(f"the range of pixels in mode {image.mode} is unknown")
     return np.array(image.convert("RGB"))
+
+
+def _losses(image: Image.Image, pixels: Tensor, sixteen: bool) -> Iterator[str]:
+    """Yield a sentence about each part of the content of a decoded image that is not in `pixels`."""
+    if image.format not in ("MPO", "PSD") and getattr(image, "is_animated", False):  # previews and layers
+        kind = "pages" if image.format == "TIFF" else "frames"
+        yield f"only the first of {getattr(image, 'n_frames', 'several')} {kind} is used."
+    if sixteen and (high := int(pixels.max())) < DARK >> 8:
+        bits = 8 + high.bit_length()
+        yield (
+            f"its 16-bit values are all below {2**bits}, so the image is nearly black. If it was recorded with {bits} "
+            f"bits, multiply its values by {2 ** (16 - bits)}."
+        )

@@ -1,5 +1,6 @@
 """Conversion of user input (path, PIL image, array or tensor) to an image tensor (3, H, W) uint8."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -32,15 +33,19 @@ def as_pixels(image: ImageLike) -> Tensor:
     """
     if isinstance(image, str | Path):
         path = Path(image)
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike Path.is_file, also for a name that is too long
             raise ImageError(f"No such image file: {path}. Pass the path of a file, a PIL image, an array or a tensor.")
         try:
-            return decode_image(path.read_bytes(), upright=True)
+            with path.open("rb") as file:
+                return decode_image(file, upright=True, name=str(path))
         except (ImageError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise ImageError(f"{path} cannot be read as an image: {reason}.") from error
     if isinstance(image, Image.Image):
-        return from_pillow(image, upright=True)
+        try:
+            return from_pillow(image, upright=True)
+        except (ValueError, OSError) as error:  # the file behind it is damaged, or its mode has no conversion to RGB
+            raise ImageError(f"The PIL image (mode {image.mode}) cannot be converted to RGB: {error}.") from error
     if isinstance(image, np.ndarray):
         return _of_array(image)
     if isinstance(image, Tensor):
@@ -60,20 +65,24 @@ def _of_array(array: NDArray[np.generic]) -> Tensor:
             f"Image arrays must have shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), but got {array.shape}. "
             "Pass one image at a time, with the channels last."
         )
-    colours = np.ascontiguousarray(array[..., :3])
-    if not (colours.dtype in (np.uint8, np.uint16) or np.issubdtype(colours.dtype, np.floating)):
-        raise UserError(_TYPES.format(colours.dtype))
-    return _in_bytes(torch.from_numpy(colours.copy()).permute(2, 0, 1).expand(3, -1, -1).contiguous())
+    kind = array.dtype.newbyteorder("=")  # torch has no other byte order, and no longdouble
+    if not (kind in (np.uint8, np.uint16) or np.issubdtype(kind, np.floating)):
+        raise UserError(_TYPES.format(array.dtype))
+    colours = array[..., :3].astype(np.float64 if kind == np.longdouble else kind, order="C")
+    return _in_bytes(torch.from_numpy(colours).permute(2, 0, 1).expand(3, -1, -1).contiguous())
 
 
 def _in_bytes(pixels: Tensor) -> Tensor:
     """Convert pixels of a supported dtype to uint8."""
+    if pixels.layout != torch.strided:
+        raise UserError(f"Image tensors must be dense, but got the layout {pixels.layout}. Call to_dense() first.")
     if pixels.dtype == torch.uint8:
         return pixels
     if pixels.dtype == torch.uint16:
         return (pixels.to(torch.int32) >> 8).to(torch.uint8)
     if not pixels.is_floating_point():
         raise UserError(_TYPES.format(pixels.dtype))
+    pixels = pixels.float() if pixels.itemsize == 1 else pixels  # fp8 has no comparisons
     if not bool(((pixels >= 0) & (pixels <= 1)).all()):  # False for NaN, too
         low, high = pixels.min().item(), pixels.max().item()
         raise UserError(

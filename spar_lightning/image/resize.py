@@ -10,7 +10,7 @@ The option `patch_fit` selects how image sides are made multiples of the patch s
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from spar_lightning.errors import UserError
 
 Rule = Callable[[Tensor, int], Tensor]  # images (B, 3, H, W), patch size P -> images with sides divisible by P
 PatchFit = Literal["aligned", "paper"]
+BAND: Final = 2**22  # pixels that are resized at once
 Resize = tuple[int, int] | int | None  # bounds of long and short side, or side of a square of equal area
 
 
@@ -54,13 +55,22 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def at_most(image: Tensor, side: int) -> Tensor:
-    """Limit the long side of an image (3, H, W) uint8 to `side` pixels: shrink with antialiasing, never enlarge."""
+    """Limit the long side of an image (3, H, W) uint8 to `side` pixels: shrink with antialiasing, never enlarge.
+
+    The columns are shrunk first, a band of rows at a time, so that little memory is needed beyond the image.
+    """
     height, width = image.shape[-2:]
     if max(height, width) <= side:
         return image
-    size = rescaled(height, width, (side, side))
-    pixels = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
-    return pixels.round().clamp(0, 255).to(torch.uint8)
+    rows, columns = rescaled(height, width, (side, side))
+    bands = image.cpu().split(max(1, BAND // width), dim=1)  # antialiasing of uint8 is not implemented on GPUs
+    narrow = torch.cat([_shrunk(band, (band.shape[1], columns)) for band in bands], dim=1)
+    return _shrunk(narrow, (rows, columns)).to(image.device)
+
+
+def _shrunk(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Shrink an image (3, H, W) uint8 with antialiasing (bilinear)."""
+    return F.interpolate(image[None].contiguous(), size, mode="bilinear", antialias=True)[0]
 
 
 def aligned(images: Tensor, patch: int) -> Tensor:

@@ -68,31 +68,46 @@ class SimilarityMaps(Protocol):
         ...
 
 
-def label_map(maps: SimilarityMaps, owner: Tensor, size: tuple[int, int], thresholds: Thresholds) -> Tensor:
-    """Return the segmentation map (H, W): the class index of each pixel as int64.
+def label_map(
+    maps: SimilarityMaps,
+    owner: Tensor,
+    size: tuple[int, int],
+    thresholds: Thresholds,
+    dtype: torch.dtype = torch.long,
+) -> Tensor:
+    """Return the segmentation map (H, W): the class index of each pixel.
 
     Args:
         maps: Similarities of all names.
         owner: Class index of each name (Q).
         size: Height H and width W in pixels.
         thresholds: Background thresholds; disabled ones do not affect the result.
+        dtype: Integer type of the result.
 
     Raises:
         NotFiniteError: If the similarities contain NaN or infinity.
     """
     names = torch.arange(len(owner), device=owner.device)
-    if thresholds.area is not None and len(names) * maps.size[0] * maps.size[1] <= KEEP:
-        maps = stored_maps(maps, names)
     scale = thresholds.logit_scale if thresholds.probability else None
-    best, labels, total = _decide(maps, owner, names, size, scale)
+    totals: Tensor | None = None  # logsumexp over all names, if it was computed with other names than the best
     if thresholds.area is not None:
-        pixels = labels.flatten().bincount(minlength=int(owner.max()) + 1)
+        if len(names) * maps.size[0] * maps.size[1] <= KEEP:
+            maps = stored_maps(maps, names)
+        pixels = owner.new_zeros(int(owner.max()) + 1)
+        for rows, best, classes, total in _decide(maps, owner, names, size, scale):
+            pixels += classes.flatten().bincount(minlength=len(pixels))
+            if scale is not None:
+                totals = best.new_empty(size) if totals is None else totals
+                totals[rows] = total
         given_up = pixels <= thresholds.area * pixels[1:].sum()
         given_up[0] = False
-        best, labels, _ = _decide(maps, owner, names[~given_up[owner]], size, None)
-    if scale is not None:
-        probability = (scale * best - total).exp()
-        labels[probability < thresholds.probability] = 0
+        names = names[~given_up[owner]]
+    labels = torch.empty(size, dtype=dtype, device=owner.device)
+    for rows, best, classes, total in _decide(maps, owner, names, size, scale if totals is None else None):
+        if scale is not None:
+            probability = (scale * best - (total if totals is None else totals[rows])).exp()
+            classes[probability < thresholds.probability] = 0
+        labels[rows] = classes.to(dtype)
     return labels
 
 
@@ -115,27 +130,41 @@ def score_map(maps: SimilarityMaps, owner: Tensor, size: tuple[int, int]) -> Ten
 
 def _decide(
     maps: SimilarityMaps, owner: Tensor, names: Tensor, size: tuple[int, int], scale: float | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the best similarity, its class, and logsumexp(scale * similarity) over `names`, for each pixel."""
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Yield, for bands of rows, the best similarity, its class, and logsumexp(scale * similarity) over `names`.
+
+    If all names fit in one step, only a band is in memory. Otherwise, the best of the names so far is kept for the
+    whole map, which is yielded as one band.
+    """
+    chunks = names.split(min(maps.names_at_once, max(1, BAND // size[1])))
+    if len(chunks) == 1:
+        for rows, cosines in bands(maps.rows(names), maps.size, size):
+            yield rows, *_best(cosines, owner[names], scale)
+        return
     best = torch.full(size, -torch.inf, device=owner.device)
     labels = torch.zeros(size, dtype=torch.long, device=owner.device)
     total = torch.full(size if scale is not None else (), -torch.inf, device=owner.device)
-    step = min(maps.names_at_once, max(1, BAND // size[1]))
-    for chunk in names.split(step):
+    for chunk in chunks:
         for rows, cosines in bands(maps.rows(chunk), maps.size, size):
             best, total = best.to(cosines), total.to(cosines)
-            highest, which = cosines.max(0)  # (n, W)
+            highest, classes, sums = _best(cosines, owner[chunk], scale)
             better = highest > best[rows]
             best[rows] = torch.where(better, highest, best[rows])
-            labels[rows] = torch.where(better, owner[chunk[which]], labels[rows])
+            labels[rows] = torch.where(better, classes, labels[rows])
             if scale is not None:
-                total[rows] = torch.logaddexp(total[rows], (scale * cosines).logsumexp(0))
-    if not best.isfinite().all():
+                total[rows] = torch.logaddexp(total[rows], sums)
+    yield slice(0, size[0]), best, labels, total
+
+
+def _best(cosines: Tensor, owner: Tensor, scale: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the best similarity (n, W), its class, and logsumexp(scale * similarity), of similarities (q, n, W)."""
+    highest, which = cosines.max(0)
+    if not highest.isfinite().all():
         raise NotFiniteError(
             "The features of an image contain NaN or infinity. Evaluate with --precision 32-true, or check whether "
             "training diverged (loss became NaN or inf)."
         )
-    return best, labels, total
+    return highest, owner[which], highest if scale is None else (scale * cosines).logsumexp(0)
 
 
 def bands(pieces: Iterable[Tensor], source: tuple[int, int], target: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:

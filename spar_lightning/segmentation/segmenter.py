@@ -81,14 +81,18 @@ class Segmenter:
             self.similarities = partial(PatchSimilarities, backbone)
 
     @overload
-    def __call__(self, image: ImageLike, scores: Literal[False] = False) -> Tensor: ...
+    def __call__(self, image: ImageLike, scores: Literal[False] = False, dtype: torch.dtype = torch.long) -> Tensor: ...
 
     @overload
-    def __call__(self, image: ImageLike, scores: Literal[True]) -> tuple[Tensor, Tensor]: ...
+    def __call__(
+        self, image: ImageLike, scores: Literal[True], dtype: torch.dtype = torch.long
+    ) -> tuple[Tensor, Tensor]: ...
 
     @torch.no_grad()
-    def __call__(self, image: ImageLike, scores: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the class index of each pixel (H, W) as int64.
+    def __call__(
+        self, image: ImageLike, scores: bool = False, dtype: torch.dtype = torch.long
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the class index of each pixel (H, W).
 
         The result is on the device of the image if the image is a tensor, otherwise on the CPU.
 
@@ -96,6 +100,8 @@ class Segmenter:
             image: Path, PIL image, array or tensor of any size (see `as_pixels`).
             scores: If True, also return the class scores (C, H, W) in fp32: the largest similarity of each class's
                 names.
+            dtype: Integer type of the class indices; uint8 takes an eighth of the memory of int64, and is enough for
+                256 classes.
 
         Raises:
             UserError: If the segmenter has no classes.
@@ -104,11 +110,11 @@ class Segmenter:
         if not classifier.labels:
             raise UserError("This segmenter has no classes. Pass classes=[...] to spar_lightning.load.")
         size, owner = (pixels.shape[-2], pixels.shape[-1]), classifier.owner
-        maps = self.similarities(self.pixels(pixels.to(self.device)), classifier.embeddings)
+        maps = self.similarities(self.pixels(pixels), classifier.embeddings)
         if not scores:
-            return label_map(maps, owner, size, self.thresholds).to(pixels.device)
+            return label_map(maps, owner, size, self.thresholds, dtype).to(pixels.device)
         maps = stored_maps(maps, torch.arange(len(owner), device=owner.device))  # windows are computed only once
-        labels, of_classes = label_map(maps, owner, size, self.thresholds), score_map(maps, owner, size)
+        labels, of_classes = label_map(maps, owner, size, self.thresholds, dtype), score_map(maps, owner, size)
         return labels.to(pixels.device), of_classes.to(pixels.device)
 
     @torch.no_grad()
@@ -120,7 +126,7 @@ class Segmenter:
         """
         given = as_pixels(image)
         network = self.windows or self.backbone
-        features: Tensor = network(self.pixels(given.to(self.device))[None])[0]
+        features: Tensor = network(self.pixels(given)[None])[0]
         return features.to(given.device)
 
     @property
@@ -143,6 +149,7 @@ class Segmenter:
         """
         if self.max_side is not None:
             image = at_most(image, self.max_side)
+        image = image.to(self.device)
         height, width, patch = image.shape[-2], image.shape[-1], self.backbone.patch_size
         if isinstance(self.resize, int):
             image = resize_image(image, of_area(height, width, self.resize, patch))

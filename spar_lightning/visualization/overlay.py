@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from spar_lightning.image.resize import at_most
 
 LONGEST: Final = 2048  # maximum long side of the picture in pixels; larger images are downscaled
 SHORTEST: Final = 256  # images with a smaller long side are enlarged by an integer factor
@@ -23,27 +26,32 @@ def overlay(
     `image` (H, W, 3) is RGB, `labels` (H, W) are class indices, and `classes` (C) are names. Row c of `colours` (C or
     more, 3) is the RGB color of class c.
     """
-    mixed = (1 - OPACITY) * image + OPACITY * colours[labels]
-    picture = _shown(Image.fromarray(mixed.round().astype(np.uint8)))
-    numbers, counts = np.unique(labels, return_counts=True)
-    order = numbers[np.argsort(-counts, kind="stable")]
-    entries = [(f"{number} {classes[number]}", colours[number]) for number in order[:ENTRIES].tolist()]
+    pixels = torch.from_numpy(image).permute(2, 0, 1)
+    small = at_most(pixels, LONGEST).permute(1, 2, 0).numpy()  # first, because mixing takes floating-point numbers
+    height, width = small.shape[:2]
+    rows, columns = (_centers(given, shown) for given, shown in zip(labels.shape, (height, width), strict=True))
+    tint = OPACITY * colours.astype(np.float32)
+    mixed = np.float32(1 - OPACITY) * small + tint[labels[rows[:, None], columns]]
+    picture = Image.fromarray(mixed.round().astype(np.uint8))
+    if max(width, height) < SHORTEST:
+        factor = SHORTEST // max(width, height)
+        picture = picture.resize((width * factor, height * factor), Image.Resampling.NEAREST)
+    counts = sum(np.bincount(row, minlength=len(classes)) for row in labels)  # row by row: bincount makes int64 copies
+    order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    entries = [(f"{number} {_printable(classes[number])}", colours[number]) for number in order[:ENTRIES].tolist()]
     if len(order) > ENTRIES:
         entries.append((f"and {len(order) - ENTRIES} more", np.full(3, 255, np.uint8)))
     return _with_legend(picture, entries)
 
 
-def _shown(picture: Image.Image) -> Image.Image:
-    """Resize a picture to a size that fits a screen."""
-    width, height = picture.size
-    longest = max(width, height)
-    if longest < SHORTEST:
-        factor = SHORTEST // longest
-        return picture.resize((width * factor, height * factor), Image.Resampling.NEAREST)
-    if longest > LONGEST:
-        shrink = LONGEST / longest
-        return picture.resize((max(1, round(width * shrink)), max(1, round(height * shrink))))
-    return picture
+def _centers(given: int, shown: int) -> NDArray[np.intp]:
+    """Return the row or column of the image at the center of each row or column of a smaller picture (shown)."""
+    return ((np.arange(shown) + 0.5) * given / shown).astype(np.intp)
+
+
+def _printable(name: str) -> str:
+    """Return a name without line breaks and other characters that have no glyph."""
+    return "".join(character if character.isprintable() else " " for character in name)
 
 
 def _with_legend(picture: Image.Image, entries: Sequence[tuple[str, NDArray[np.uint8]]]) -> Image.Image:

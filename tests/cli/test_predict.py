@@ -1,6 +1,8 @@
 """Tests of `spar predict`: each file in a folder gets a result or a message, never a traceback."""
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from spar_lightning.segmentation.segmenter import Segmenter
 from spar_lightning.visualization.palette import palette
 
 Capture = pytest.CaptureFixture[str]
+Log = pytest.LogCaptureFixture
 Predict = Callable[..., int]
 SCENE = render(seed=3, index=0, height=48, width=72).image
 CLASSES = "disc; ring; background: plain, grain"
@@ -109,7 +112,7 @@ def test_scores_features_and_colours(odd: Path, predict: Predict, tmp_path: Path
 
 def test_features_need_no_classes(odd: Path, predict: Predict, tmp_path: Path) -> None:
     assert predict(f"{odd}/s*/*.jpg", "--features", "--inference", "sliding", "--stride", "16") == 0
-    assert names(tmp_path / "out") == ["features/a.safetensors"]
+    assert names(tmp_path / "out") == ["classes.json", "features/a.safetensors"]
 
 
 def test_a_thousand_unicode_classes(
@@ -167,7 +170,7 @@ def test_places_without_images(odd: Path, predict: Predict, tmp_path: Path, caps
 
 def test_results_are_no_images_to_read(odd: Path, predict: Predict, tmp_path: Path, capsys: Capture) -> None:
     shutil.copy(odd / "a.png", tmp_path / "a.png")
-    for _ in range(2):  # the second time, --out is inside the folder and is skipped
+    for _ in range(2):  # the second time, the results in --out are inside the folder and are skipped
         assert predict(tmp_path, "--classes", "disc") == 0
         assert "1 image done" in capsys.readouterr().out
     assert predict(tmp_path / "out" / "labels" / "a.png", "--classes", "disc") == 2
@@ -216,6 +219,89 @@ def test_an_image_beyond_memory_is_a_line(
     odd: Path, predict: Predict, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")):
-        monkeypatch.setattr(Segmenter, "__call__", lambda *_, error=error: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(Segmenter, "__call__", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
         assert predict(odd / "a.png", "--classes", CLASSES) == 1
         assert "--max_side" in capsys.readouterr().err
+
+
+def test_out_may_contain_the_images(odd: Path, predict: Predict, tmp_path: Path, capsys: Capture) -> None:
+    for place in (tmp_path / "out" / "photos", tmp_path / "out"):
+        place.mkdir(exist_ok=True, parents=True)
+        shutil.copy(odd / "a.png", place / "b.png")
+        for _ in range(2):
+            assert predict(place, "--classes", "disc; ring") == 0
+        shutil.rmtree(tmp_path / "out")
+        capsys.readouterr()
+
+
+@pytest.mark.parametrize("kind", ["labels", "overlays", "scores", "features", "pca"])
+def test_files_of_the_user_are_not_overwritten(
+    kind: str, odd: Path, predict: Predict, tmp_path: Path, capsys: Capture
+) -> None:
+    file = tmp_path / "out" / kind / "a.png"
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    for args in (["--classes", "disc; ring"], ["--features"]):
+        assert predict(odd / "a.png", *args) == 2
+        assert kind in (error := capsys.readouterr().err) and "--out" in error and file.read_text() == "mine"
+
+
+def test_features_first_and_classes_later(odd: Path, predict: Predict, tmp_path: Path, capsys: Capture) -> None:
+    for args in (["--features"], ["--features"], ["--classes", "disc; ring"], ["--features"]):
+        assert predict(odd / "a.png", *args) == 0
+    assert len(json.loads((tmp_path / "out" / "classes.json").read_text())) == 2
+    (tmp_path / "out" / "classes.json").write_bytes(b"\xff\xfe")
+    assert predict(odd / "a.png", "--classes", "disc; ring") == 2
+    assert "classes.json" in capsys.readouterr().err
+
+
+def test_one_result_that_cannot_be_written_does_not_end_the_run(
+    odd: Path, predict: Predict, tmp_path: Path, capsys: Capture
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a.png", "z.png", "x" * 250 + ".png", os.fsdecode(b"gr\xfcn.png"), "two\nlines.png"):
+        shutil.copy(odd / "a.png", folder / name)
+    assert predict(folder, "--classes", "disc; ring", "--features", "--scores") == 1  # x..x.safetensors is too long
+    said = capsys.readouterr()
+    assert "4 images done" in said.out and "xxx" in said.err and "too long" in said.err
+    made = {file.name for file in (tmp_path / "out" / "features").iterdir()}
+    assert made == {"a.safetensors", "z.safetensors", os.fsdecode(b"gr\xfcn.safetensors"), "two\nlines.safetensors"}
+
+
+def test_a_full_disk_ends_the_run_with_the_failures(
+    odd: Path, predict: Predict, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "labels/fake.png")
+
+    monkeypatch.setattr("spar_lightning.cli.predict_outputs.PredictionFolder.write_labels", full)
+    assert predict(odd / "corrupt.jpg", odd / "a.png", odd / "a.jpg", "--classes", "disc; ring") == 2
+    said = capsys.readouterr()
+    assert "0 images done" in said.out and "corrupt.jpg" in said.err and "labels/fake.png" in said.err
+
+
+@pytest.mark.parametrize("name", ["names.csv", "coco.names", "classes.JSON", "there.lst"])
+def test_files_are_not_taken_as_one_class(
+    name: str, odd: Path, predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if name == "there.lst":
+        Path(name).write_text("disc\nring\n")
+    assert predict(odd / "a.png", "--classes", name) == 2
+    assert name in (error := capsys.readouterr().err) and ".txt" in error
+
+
+def test_the_hint_shows_how_to_separate_classes(odd: Path, predict: Predict, capsys: Capture) -> None:
+    assert predict(odd / "a.png", "--classes", "disc, ring, plain") == 0
+    assert "'disc; ring; plain'" in capsys.readouterr().err
+
+
+def test_content_that_is_lost_is_named(odd: Path, predict: Predict, tmp_path: Path, caplog: Log) -> None:
+    scene = Image.fromarray(SCENE)
+    scene.save(tmp_path / "pages.tif", save_all=True, append_images=[scene])
+    Image.fromarray(SCENE[..., 0].astype(np.uint16) * 16).save(tmp_path / "twelve.png")
+    assert predict(tmp_path / "pages.tif", tmp_path / "twelve.png", odd / "sixteen.png", "--classes", "disc; ring") == 0
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "pages.tif" in first and "2 pages" in first
+    assert "twelve.png" in second and "12 bits" in second

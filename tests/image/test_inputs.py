@@ -1,5 +1,6 @@
 """Tests of the conversion of user input to image tensors."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,9 @@ def test_all_kinds_give_the_same(tmp_path: Path) -> None:
     alpha = np.concatenate([ARRAY, np.zeros((5, 7, 1), np.uint8)], axis=-1)
     kinds: list[ImageLike] = [ARRAY, ARRAY[:, ::-1][:, ::-1], alpha, ARRAY / 255, (ARRAY / 255).astype(np.float32),
              ARRAY.astype(np.uint16) * 257, Image.fromarray(ARRAY), str(path), path, EXPECTED,
-             EXPECTED.float() / 255, EXPECTED.double() / 255]  # fmt: skip
+             EXPECTED.float() / 255, EXPECTED.double() / 255, (ARRAY / 255).astype(">f4"),
+             (ARRAY / 255).astype(np.longdouble), ARRAY.astype(">u2") * 257,
+             np.ma.masked_array(ARRAY, mask=ARRAY > 9)]  # fmt: skip
     for image in kinds:
         found = as_pixels(image)
         assert found.dtype == torch.uint8 and torch.equal(found, EXPECTED)
@@ -53,6 +56,11 @@ def test_files_and_pictures_are_turned_upright(tmp_path: Path) -> None:
         (EXPECTED.permute(1, 2, 0), r"tensors must have shape \(3, H, W\), but got \(5, 7, 3\)"),
         (EXPECTED.long(), r"torch\.int64"),
         (np.zeros((0, 4, 3), np.uint8), r"but got \(0, 4, 3\)"),
+        (EXPECTED.to_sparse(), "to_dense"),
+        (ARRAY.astype(object), "object"),
+        (Image.new("La", (4, 4)), "mode La"),
+        (Image.new("RGB", (0, 4)), "no pixels"),
+        ("x" * 5000, "No such image file"),
         (3, r"\bint\b"),
         ("nowhere.png", "No such image file: nowhere.png"),
     ],
@@ -67,3 +75,17 @@ def test_files_that_are_no_image_are_named(tmp_path: Path) -> None:
     path.write_text("hello")
     with pytest.raises(ImageError, match=r"x\.jpg"):
         as_pixels(path)
+
+
+def test_a_damaged_picture_that_pillow_has_opened(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    Image.fromarray(ARRAY).save(path)
+    path.write_bytes(path.read_bytes()[:-60])
+    with Image.open(path) as picture, pytest.raises(ImageError, match="RGB"):
+        as_pixels(picture)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.jpg")
+    with pytest.raises(ImageError, match=r"x\.jpg"):
+        as_pixels(tmp_path / "x.jpg")

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from spar_lightning.backbones import DINOv3Text, OpenCLIP, SigLIP2, Tiny
 from spar_lightning.errors import UserError
-from spar_lightning.image.resize import Rule, aligned, drop, of_area, pad, stretch
+from spar_lightning.image.resize import Rule, aligned, at_most, drop, of_area, pad, rescaled, stretch
 from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.segmenter import Segmenter
 from spar_lightning.sliding_window import window_starts
@@ -75,3 +76,15 @@ def test_the_segmenter_follows_the_rule() -> None:
     assert Segmenter(backbone, ["ring"], InferenceConfig(patch_fit="paper"))(image).shape == (37, 43)
     with pytest.raises(UserError, match=r"patch_fit .* 'exact'"):
         InferenceConfig(patch_fit="exact")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(30, 400, 64), (700, 100, 333), (1, 900, 100), (65, 64, 64)])
+def test_shrinking_in_bands(height: int, width: int, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    size = rescaled(height, width, (side, side))
+    exact = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
+    whole = at_most(image, side)
+    assert whole.shape[-2:] == size and (whole - exact).abs().max() <= 1.01  # rounded after columns and after rows
+    monkeypatch.setattr("spar_lightning.image.resize.BAND", 7 * width)
+    assert torch.equal(at_most(image, side), whole)
+    assert at_most(image, max(height, width)) is image

@@ -30,3 +30,8 @@ def test_a_legend_ends() -> None:
     labels = np.arange(1000).reshape(20, 50)
     picture = overlay(np.zeros((20, 50, 3), np.uint8), labels, [f"class {i}" for i in range(1000)], palette(1000))
     assert picture.height < 250 + 16 + (ENTRIES + 1) * LINE
+
+
+def test_names_without_glyphs_do_not_end_the_drawing() -> None:
+    labels = np.arange(12, dtype=np.uint8).reshape(3, 4) % 3
+    overlay(np.zeros((3, 4, 3), np.uint8), labels, ["two\nlines", "\r\x1b[31m", "\udcfc"], palette(3))
