@@ -17,7 +17,7 @@ from spar_lightning.cli.predict_inputs import image_files
 from spar_lightning.cli.predict_outputs import PredictionFolder
 from spar_lightning.errors import UserError
 from spar_lightning.formatting import bytes_text
-from spar_lightning.image.codec import ImageError
+from spar_lightning.image.codec import ImageError, decode_image, image_size
 from spar_lightning.image.inputs import as_pixels
 from spar_lightning.image.resize import at_most
 from spar_lightning.segmentation.config import InferenceConfig
@@ -129,28 +129,43 @@ def _predict(
     given: Any,
 ) -> None:
     """Compute and write all requested results of one image."""
-    pixels = as_pixels(file)
-    height, width = pixels.shape[-2:]
+    pixels, shown, size = _read(file, given.max_side)
+    height, width = size
     if given.scores:
-        size = 4 * (len(folder.labels) + len(segmenter.classifier.owner)) * height * width  # of classes and names
-        if size > MOST_SCORES:
+        needed = 4 * (len(folder.labels) + len(segmenter.classifier.owner)) * height * width  # of classes and names
+        if needed > MOST_SCORES:
             raise NoResultError(
                 f"{file} has no results: scores of {len(folder.labels):,} classes on {height} x {width} pixels take "
-                f"up to {bytes_text(size)}, more than {bytes_text(MOST_SCORES)}. Leave out --scores or use fewer "
+                f"up to {bytes_text(needed)}, more than {bytes_text(MOST_SCORES)}. Leave out --scores or use fewer "
                 "classes."
             )
-        labels, scores = segmenter(pixels, True, folder.dtype)
-        folder.write_labels(name, pixels, labels)
+        labels, scores = segmenter(pixels, True, size=size, dtype=folder.dtype)
+        folder.write_labels(name, shown, labels)
         folder.write_scores(name, scores)
     elif folder.labels:
-        folder.write_labels(name, pixels, segmenter(pixels, dtype=folder.dtype))
+        folder.write_labels(name, shown, segmenter(pixels, size=size, dtype=folder.dtype))
     if given.features:
         about = {"image": str(file), "height": str(height), "width": str(width), "weights": given.weights}
         folder.write_features(name, segmenter.features(pixels), about)
     if given.pca:
         features = {title: make(pixels) for title, make in panels.items()}
-        image = at_most(pixels, LONGEST).permute(1, 2, 0).numpy()
+        image = at_most(shown, LONGEST).permute(1, 2, 0).numpy()
         draw_pca(image, features, Basis.of(features[TEACHER]), folder.path("pca", name, ".png"))
+
+
+def _read(file: Path, max_side: int | None) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """Return the image for the network, the image for pictures, and the size of the original.
+
+    A large image that the network sees at a low resolution is decoded twice, so that it is never in memory as a whole.
+    """
+    pixels = as_pixels(file, max_side)
+    size = (pixels.shape[-2], pixels.shape[-1])
+    if max(size) != max_side:
+        return pixels, pixels, size
+    with file.open("rb") as content:
+        size = image_size(content, upright=True)
+        shown = pixels if max_side >= min(LONGEST, max(size)) else decode_image(content, True, max_side=LONGEST)
+    return pixels, shown, size
 
 
 TEACHER: Final = "teacher"

@@ -75,7 +75,10 @@ class PredictionFolder:
         return path
 
     def write_labels(self, name: Path, pixels: Tensor, labels: Tensor) -> None:
-        """Write a segmentation map (H, W) of type `dtype` and its overlay on the image `pixels` (3, H, W) uint8."""
+        """Write a segmentation map (H, W) of type `dtype`, and its overlay on the image.
+
+        The image `pixels` (3, h, w) uint8 may be smaller than the segmentation map.
+        """
         classes = labels.numpy()
         picture = Image.fromarray(classes)
         if self.dtype == torch.uint8:

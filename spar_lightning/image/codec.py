@@ -14,18 +14,19 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from spar_lightning.errors import UserError
+from spar_lightning.image.resize import at_most, bands_at_most
 
 T = TypeVar("T")
 log = logging.getLogger("spar_lightning")
 
 LONGEST_WEBP: Final = 16383  # pixels
 LARGEST: Final = 2**29  # pixels; Pillow's own limit is a third of this, but large images are expected here
-BAND: Final = 2**24  # pixels that are converted at once
+BAND: Final = 2**22  # pixels that are converted at once
 DARK: Final = 2**14  # 16-bit images with only smaller values were probably recorded with fewer bits
 
 # Flips and transpositions of (3, H, W) that turn an image upright, by EXIF orientation: (axes to flip, transpose).
 TURNS: Final[dict[int, tuple[tuple[int, ...], bool]]] = {
-    **{2: ((2,), False), 3: ((1, 2), False), 4: ((1,), False)},
+    **{1: ((), False), 2: ((2,), False), 3: ((1, 2), False), 4: ((1,), False)},
     **{5: ((), True), 6: ((1,), True), 7: ((1, 2), True), 8: ((2,), True)},
 }
 _opening = threading.Lock()  # held while Pillow's limit, which is global, is lifted
@@ -50,7 +51,9 @@ def encode_image(image: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def decode_image(content: bytes | IO[bytes], upright: bool = False, name: str | None = None) -> Tensor:
+def decode_image(
+    content: bytes | IO[bytes], upright: bool = False, name: str | None = None, max_side: int | None = None
+) -> Tensor:
     """Decode an image of any format that Pillow reads to a tensor (3, H, W) uint8.
 
     Gray, palette, CMYK and 16-bit images are converted to RGB; alpha is dropped.
@@ -60,25 +63,27 @@ def decode_image(content: bytes | IO[bytes], upright: bool = False, name: str | 
         upright: Whether to apply the EXIF orientation; the published code ignores it.
         name: Name of the image in a warning if content is lost: pages and frames after the first, or 16-bit values
             that use only the lowest bits. None disables the warning.
+        max_side: Maximum long side in pixels: a larger image is shrunk (see `resize.at_most`) while it is converted,
+            which takes less memory than shrinking it afterwards. None sets no limit.
 
     Raises:
         ImageError: The bytes are damaged, the range of the pixel values is unknown (32-bit, floating point), or the
             image is larger than `LARGEST`.
     """
     try:
-        return _any_text(lambda content: _decoded(content, upright, name), content)
+        return _any_text(lambda content: _decoded(content, upright, name, max_side), content)
     except (MemoryError, ImageError):
         raise
     except Exception as error:  # Pillow raises different exception types for each format
         raise ImageError(str(error) or type(error).__name__) from error
 
 
-def _decoded(content: bytes | IO[bytes], upright: bool, name: str | None) -> Tensor:
+def _decoded(content: bytes | IO[bytes], upright: bool, name: str | None, max_side: int | None) -> Tensor:
     with open_image(content) as image:
         sixteen = ";16" in str(
             getattr(image, "tile", "")
         )  # how Pillow names pixels of 16 bits per channel; gone after loading
-        pixels = from_pillow(image, upright)
+        pixels = from_pillow(image, upright, max_side)
         for lost in _losses(image, pixels, sixteen) if name is not None else ():
             log.warning("%s: %s", name, lost)
         return pixels
@@ -92,9 +97,9 @@ def open_image(content: bytes | IO[bytes]) -> Iterator[Image.Image]:
         ImageError: The bytes are empty or in no known format, or the image is too large.
     """
     file = io.BytesIO(content) if isinstance(content, bytes) else content
+    file.seek(0)
     if not file.read(1):
         raise ImageError("the file is empty (0 bytes)")
-    file.seek(0)
     try:
         image = _open(file)
     except UnidentifiedImageError as error:
@@ -148,18 +153,30 @@ def _without_texts(png: bytes) -> bytes:
     return b"".join(kept)
 
 
-def from_pillow(image: Image.Image, upright: bool) -> Tensor:
+def from_pillow(image: Image.Image, upright: bool, max_side: int | None = None) -> Tensor:
     """Convert a PIL image to a tensor (3, H, W) uint8; see `decode_image` for arguments and errors."""
     if not image.width or not image.height:
         raise ImageError("the image has no pixels")
     image.load()
+    turn = orientation(image) if upright else 1
+    # The sides of a transposed image are shrunk in the other order, after it was turned.
+    if max_side is not None and max(image.size) > max_side and not TURNS[turn][1]:
+        return turned(bands_at_most(_bands(image), (image.height, image.width), max_side), turn)
     pixels = torch.empty(3, image.height, image.width, dtype=torch.uint8)
+    top = 0
+    for band in _bands(image):  # one copy of the whole image is enough
+        pixels[:, top : top + band.shape[1]] = band
+        top += band.shape[1]
+    pixels = turned(pixels, turn)
+    return pixels if max_side is None else at_most(pixels, max_side)
+
+
+def _bands(image: Image.Image) -> Iterator[Tensor]:
+    """Yield an image as bands of rows (3, n, W) uint8."""
     rows = max(1, BAND // image.width)
-    for top in range(0, image.height, rows):  # one copy of the whole image is enough
-        bottom = min(top + rows, image.height)
-        part = image if bottom - top == image.height else image.crop((0, top, image.width, bottom))
-        pixels[:, top:bottom] = torch.from_numpy(_rgb(part, image.format)).permute(2, 0, 1)
-    return turned(pixels, orientation(image)) if upright else pixels
+    for top in range(0, image.height, rows):
+        part = image if rows >= image.height else image.crop((0, top, image.width, min(top + rows, image.height)))
+        yield torch.from_numpy(_rgb(part, image.format)).permute(2, 0, 1)
 
 
 def orientation(image: Image.Image) -> int:
@@ -170,24 +187,31 @@ def orientation(image: Image.Image) -> int:
 
 def turned(pixels: Tensor, orientation: int) -> Tensor:
     """Turn an image (3, H, W) with an EXIF orientation from 1 to 8 upright."""
-    flipped, transposed = TURNS.get(orientation, ((), False))
+    flipped, transposed = TURNS[orientation]
     pixels = pixels.flip(flipped) if flipped else pixels
     return pixels.transpose(1, 2).contiguous() if transposed else pixels
 
 
-def image_size(content: bytes) -> tuple[int, int]:
-    """Return height and width in pixels from the image header; (0, 0) if it cannot be read."""
+def image_size(content: bytes | IO[bytes], upright: bool = False) -> tuple[int, int]:
+    """Return height and width in pixels from the image header; (0, 0) if it cannot be read.
+
+    Args:
+        content: Bytes of the image file, or the file opened for reading.
+        upright: Whether to apply the EXIF orientation.
+    """
     try:
-        return _any_text(_size, content)
+        return _any_text(lambda content: _size(content, upright), content)
     except MemoryError:
         raise
     except Exception:  # see decode_image
         return 0, 0
 
 
-def _size(content: bytes | IO[bytes]) -> tuple[int, int]:
+def _size(content: bytes | IO[bytes], upright: bool) -> tuple[int, int]:
     with open_image(content) as image:
-        return image.height, image.width
+        size = (image.height, image.width)
+        # Pillow turns TIFF itself, also in the size.
+        return size[::-1] if upright and image.format != "TIFF" and TURNS[orientation(image)][1] else size
 
 
 def _rgb(image: Image.Image, file_format: str | None) -> np.ndarray:

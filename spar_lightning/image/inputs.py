@@ -11,11 +11,12 @@ from torch import Tensor
 
 from spar_lightning.errors import UserError
 from spar_lightning.image.codec import ImageError, decode_image, from_pillow
+from spar_lightning.image.resize import at_most
 
 ImageLike = str | Path | Image.Image | NDArray[np.generic] | Tensor
 
 
-def as_pixels(image: ImageLike) -> Tensor:
+def as_pixels(image: ImageLike, max_side: int | None = None) -> Tensor:
     """Convert user input to an image tensor (3, H, W) uint8.
 
     Args:
@@ -26,6 +27,7 @@ def as_pixels(image: ImageLike) -> Tensor:
             - a tensor (3, H, W)
 
             Arrays and tensors contain uint8, uint16, or floating-point values from 0 to 1.
+        max_side: Maximum long side in pixels; larger images are shrunk. None sets no limit.
 
     Raises:
         ImageError: The file does not exist or cannot be decoded, or the range of its pixel values is unknown.
@@ -37,15 +39,20 @@ def as_pixels(image: ImageLike) -> Tensor:
             raise ImageError(f"No such image file: {path}. Pass the path of a file, a PIL image, an array or a tensor.")
         try:
             with path.open("rb") as file:
-                return decode_image(file, upright=True, name=str(path))
+                return decode_image(file, upright=True, name=str(path), max_side=max_side)
         except (ImageError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise ImageError(f"{path} cannot be read as an image: {reason}.") from error
     if isinstance(image, Image.Image):
         try:
-            return from_pillow(image, upright=True)
+            return from_pillow(image, upright=True, max_side=max_side)
         except (ValueError, OSError) as error:  # the file behind it is damaged, or its mode has no conversion to RGB
             raise ImageError(f"The PIL image (mode {image.mode}) cannot be converted to RGB: {error}.") from error
+    pixels = _of_values(image)
+    return pixels if max_side is None else at_most(pixels, max_side)
+
+
+def _of_values(image: NDArray[np.generic] | Tensor) -> Tensor:
     if isinstance(image, np.ndarray):
         return _of_array(image)
     if isinstance(image, Tensor):

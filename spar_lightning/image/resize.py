@@ -9,7 +9,7 @@ The option `patch_fit` selects how image sides are made multiples of the patch s
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, Literal
 
 import torch
@@ -55,17 +55,25 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def at_most(image: Tensor, side: int) -> Tensor:
-    """Limit the long side of an image (3, H, W) uint8 to `side` pixels: shrink with antialiasing, never enlarge.
-
-    The columns are shrunk first, a band of rows at a time, so that little memory is needed beyond the image.
-    """
-    height, width = image.shape[-2:]
-    if max(height, width) <= side:
+    """Limit the long side of an image (3, H, W) uint8 to `side` pixels: shrink with antialiasing, never enlarge."""
+    if max(image.shape[-2:]) <= side:
         return image
-    rows, columns = rescaled(height, width, (side, side))
-    bands = image.cpu().split(max(1, BAND // width), dim=1)  # antialiasing of uint8 is not implemented on GPUs
-    narrow = torch.cat([_shrunk(band, (band.shape[1], columns)) for band in bands], dim=1)
-    return _shrunk(narrow, (rows, columns)).to(image.device)
+    bands = image.cpu().split(max(1, BAND // image.shape[-1]), dim=1)  # uint8 cannot be shrunk on GPUs
+    return bands_at_most(bands, (image.shape[-2], image.shape[-1]), side).to(image.device)
+
+
+def bands_at_most(bands: Iterable[Tensor], size: tuple[int, int], side: int) -> Tensor:
+    """Shrink an image that comes in bands of rows (3, n, W) uint8, like `at_most`.
+
+    The columns of each band are shrunk first, so that little memory is needed beyond the bands.
+    """
+    rows, columns = rescaled(*size, (side, side))
+    narrow = torch.empty(3, size[0], columns, dtype=torch.uint8)
+    top = 0
+    for band in bands:
+        narrow[:, top : top + band.shape[1]] = _shrunk(band, (band.shape[1], columns))
+        top += band.shape[1]
+    return _shrunk(narrow, (rows, columns))
 
 
 def _shrunk(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -85,12 +85,22 @@ class Segmenter:
 
     @overload
     def __call__(
-        self, image: ImageLike, scores: Literal[True], dtype: torch.dtype = torch.long
+        self,
+        image: ImageLike,
+        scores: Literal[True],
+        *,
+        size: tuple[int, int] | None = None,
+        dtype: torch.dtype = torch.long,
     ) -> tuple[Tensor, Tensor]: ...
 
     @torch.no_grad()
     def __call__(
-        self, image: ImageLike, scores: bool = False, dtype: torch.dtype = torch.long
+        self,
+        image: ImageLike,
+        scores: bool = False,
+        *,
+        size: tuple[int, int] | None = None,
+        dtype: torch.dtype = torch.long,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Return the class index of each pixel (H, W).
 
@@ -100,6 +110,7 @@ class Segmenter:
             image: Path, PIL image, array or tensor of any size (see `as_pixels`).
             scores: If True, also return the class scores (C, H, W) in fp32: the largest similarity of each class's
                 names.
+            size: Height H and width W of the result; None uses those of the image.
             dtype: Integer type of the class indices; uint8 takes an eighth of the memory of int64, and is enough for
                 256 classes.
 
@@ -109,7 +120,7 @@ class Segmenter:
         pixels, classifier = as_pixels(image), self._classifier()
         if not classifier.labels:
             raise UserError("This segmenter has no classes. Pass classes=[...] to spar_lightning.load.")
-        size, owner = (pixels.shape[-2], pixels.shape[-1]), classifier.owner
+        size, owner = size or (pixels.shape[-2], pixels.shape[-1]), classifier.owner
         maps = self.similarities(self.pixels(pixels), classifier.embeddings)
         if not scores:
             return label_map(maps, owner, size, self.thresholds, dtype).to(pixels.device)

@@ -23,8 +23,8 @@ def overlay(
 ) -> Image.Image:
     """Draw the classes of an image in color, with a legend below.
 
-    `image` (H, W, 3) is RGB, `labels` (H, W) are class indices, and `classes` (C) are names. Row c of `colours` (C or
-    more, 3) is the RGB color of class c.
+    `image` (h, w, 3) is RGB, `labels` (H, W) are class indices, which may have a higher resolution, and `classes` (C)
+    are names. Row c of `colours` (C or more, 3) is the RGB color of class c.
     """
     pixels = torch.from_numpy(image).permute(2, 0, 1)
     small = at_most(pixels, LONGEST).permute(1, 2, 0).numpy()  # first, because mixing takes floating-point numbers

@@ -17,6 +17,7 @@ from spar_lightning.cli import main
 from spar_lightning.cli.predict_inputs import image_files
 from spar_lightning.datasets.scene_renderer import render
 from spar_lightning.segmentation.segmenter import Segmenter
+from spar_lightning.visualization.overlay import LONGEST
 from spar_lightning.visualization.palette import palette
 
 Capture = pytest.CaptureFixture[str]
@@ -305,3 +306,13 @@ def test_content_that_is_lost_is_named(odd: Path, predict: Predict, tmp_path: Pa
     first, second = (record.getMessage() for record in caplog.records)
     assert "pages.tif" in first and "2 pages" in first
     assert "twelve.png" in second and "12 bits" in second
+
+
+def test_shrunk_images_give_the_same_results(odd: Path, predict: Predict, tmp_path: Path) -> None:
+    assert predict(odd / "exif.jpg", odd / "long.jpg", "--classes", CLASSES, "--max_side", "40", "--scores") == 0
+    segmenter = spar.load("tiny", classes=CLASSES, max_side=40, templates=["{}"], stride=32)
+    for name in ("exif", "long"):
+        labels = np.array(Image.open(tmp_path / "out" / "labels" / f"{name}.png"))
+        assert np.array_equal(labels, segmenter(odd / f"{name}.jpg").numpy())
+    assert Image.open(tmp_path / "out" / "overlays" / "long.png").width == LONGEST
+    assert np.load(tmp_path / "out" / "scores" / "exif.npz")["scores"].shape == (3, 72, 48)

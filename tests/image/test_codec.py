@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin
 
 from spar_lightning.image.codec import ImageError, decode_image, encode_image, from_pillow, image_size
+from spar_lightning.image.resize import at_most
 
 PHOTO = Image.fromarray(getattr(skimage.data, "chelsea")()[:64, :80])  # noqa: B009 - untyped
 
@@ -72,6 +73,9 @@ def test_orientations(orientation: int, suffix: str, monkeypatch: pytest.MonkeyP
     for band in (2**24, 500):  # rows at once: all, 6
         monkeypatch.setattr("spar_lightning.image.codec.BAND", band)
         assert np.array_equal(decode_image(photo, upright=True).permute(1, 2, 0).numpy(), upright)
+        assert image_size(photo, upright=True) == upright.shape[:2]
+        small = at_most(torch.from_numpy(upright).permute(2, 0, 1), 30)
+        assert torch.equal(decode_image(photo, upright=True, max_side=30), small)
         as_stored = np.array(Image.open(io.BytesIO(photo)))
         assert np.array_equal(decode_image(photo).permute(1, 2, 0).numpy(), as_stored)
 

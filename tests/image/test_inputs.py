@@ -11,6 +11,7 @@ from PIL import Image
 from spar_lightning.errors import UserError
 from spar_lightning.image.codec import ImageError
 from spar_lightning.image.inputs import ImageLike, as_pixels
+from spar_lightning.image.resize import at_most
 
 ARRAY = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 EXPECTED = torch.from_numpy(ARRAY).permute(2, 0, 1)
@@ -28,6 +29,7 @@ def test_all_kinds_give_the_same(tmp_path: Path) -> None:
     for image in kinds:
         found = as_pixels(image)
         assert found.dtype == torch.uint8 and torch.equal(found, EXPECTED)
+        assert torch.equal(as_pixels(image, max_side=4), at_most(EXPECTED, 4))
 
 
 def test_grey_arrays_have_three_equal_channels() -> None:
