@@ -149,7 +149,7 @@ class MeanIoU(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sum the confusion matrices over all ranks and log the mIoU."""
         counts = zip(_data(trainer).benchmarks, self._counts, strict=True)
-        self.results = {benchmark.name: mine.all_ranks().results() for benchmark, mine in counts}
+        self.results = {benchmark.name: benchmark.results(mine.all_ranks()) for benchmark, mine in counts}
         self._validated = trainer.global_step
         pl_module.log_dict(named(self.results))
 
@@ -181,7 +181,7 @@ class MeanIoU(Callback):
             title = f"{TITLES[stage]}: {benchmark.name}"
             for _ in tqdm(steps, title, limit, leave=False, unit="image", disable=not trainer.is_global_zero):
                 pass
-            results[benchmark.name] = counts.all_ranks().results()
+            results[benchmark.name] = benchmark.results(counts.all_ranks())
         self._add(stage, results)
         if stage != "after":  # the student's own curve comes from validation
             for logger in trainer.loggers if results else ():

@@ -5,6 +5,7 @@ after the protocol: the same command continues there, another protocol gets anot
 """
 
 import logging
+import os
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -81,13 +82,12 @@ class EvaluateCLI(SparCLI):
         """Check the options and open the benchmarks."""
         config = self.config.evaluate
         data = config.data.init_args
-        named = [name.strip() for name in (config.benchmarks or "").split(",") if name.strip()]
+        named = separated(config.benchmarks)
         sources = SHIPPED if named == ["all"] else named
         check_at_least(1, **{"--max_images": config.max_images, "--repeats": config.repeats})
         check_at_least(0, **{"--warm_ups": config.warm_ups})
         self.strides, self.areas = numbers("--strides", config.strides), numbers("--sweep", config.sweep)
-        given = [source.strip() for source in (config.weights or "").split(",") if source.strip()]
-        self.weights = list(dict.fromkeys(given))
+        self.weights = list(dict.fromkeys(separated(config.weights)))
         if len(self.weights) > 1 and not (self.strides or self.areas):
             raise UserError(
                 f"--weights must name one network, but got {len(self.weights)}. Pass one, or compare several with "
@@ -169,6 +169,13 @@ class EvaluateCLI(SparCLI):
         evaluator.say(f"\n{table(report.content)}\n\n{NOTE}\n{report.folder}: {files}")
 
 
+def separated(given: str | None) -> list[str]:
+    """Return the parts of an option with commas, or the path of an existing file or folder that contains commas."""
+    if given is not None and os.path.exists(given):
+        return [given]
+    return [part.strip() for part in (given or "").split(",") if part.strip()]
+
+
 def opened(benchmarks: list[Benchmark], max_images: int | None) -> list[Benchmark]:
     """Open benchmarks and limit each to `max_images` images.
 
@@ -179,7 +186,7 @@ def opened(benchmarks: list[Benchmark], max_images: int | None) -> list[Benchmar
     for benchmark in benchmarks:
         try:
             benchmark.open()
-        except BenchmarkError as error:
+        except UserError as error:  # also of a folder that cannot be read
             errors.append(str(error))
         benchmark.keep(max_images)
     if errors:

@@ -5,29 +5,34 @@ with them at that size.
 """
 
 import copy
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
 from spar_lightning.datasets.samples import LabelledImage
+from spar_lightning.errors import UserError
 from spar_lightning.evaluation.benchmark_config import (
     SHIPPED,
+    SUFFIXES,
     BenchmarkConfig,
     BenchmarkError,
     LabelFiles,
     locate,
     read,
 )
-from spar_lightning.evaluation.file_pattern import matches, prefix
+from spar_lightning.evaluation.confusion import ConfusionMatrix, Result
+from spar_lightning.evaluation.file_pattern import existing, matches, prefix
+from spar_lightning.evaluation.label_file import check_size, read_label_file
 from spar_lightning.evaluation.label_values import class_ids
 from spar_lightning.files.hashing import sha256
-from spar_lightning.image.codec import ImageError, decode_image
+from spar_lightning.image.codec import ImageError, decode_image, exif_orientation
+
+log = logging.getLogger("spar_lightning")
 
 
 class Benchmark(Dataset[LabelledImage]):
@@ -74,40 +79,66 @@ class Benchmark(Dataset[LabelledImage]):
         self.folder = self._folder(file)
         patterns = self.description.images
         if self.description.split is None:
-            found = sorted((path, stem) for pattern in patterns for path, stem in matches(self.folder, pattern))
+            found = sorted({item for pattern in patterns for item in matches(self.folder, pattern)})
             if not found:
                 raise BenchmarkError(
                     f"{self.name} has no images: no file in {self.folder} matches {' or '.join(patterns)}. {self._help}"
                 )
             self._images, self.stems = [path for path, _ in found], [stem for _, stem in found]
+            self._warn_left_out()
         else:
             self.stems = self._read_split(self.folder / self.description.split)
             self._images = [self._image(stem, patterns) for stem in self.stems]
         if twice := [stem for stem, count in Counter(self.stems).items() if count > 1]:
+            paths = [str(path) for path, stem in zip(self._images, self.stems, strict=True) if stem == twice[0]]
             raise BenchmarkError(
-                f"{self.name}: image {twice[0]} occurs twice in {self.description.split or ' and '.join(patterns)} of "
-                f"{self.folder}. Remove one of the two; otherwise the image would be counted twice."
+                f"{self.name}: image {twice[0]} occurs twice in {self.description.split or self.folder} "
+                f"({', '.join(paths)}). Remove one of the two; otherwise the image would be counted twice."
             )
 
-    def digest(self) -> str:
-        """Return a hash of the image names, the sizes of the image files and the contents of the label maps.
+    def _warn_left_out(self) -> None:
+        """Warn about label maps without an image, and about images that fit no pattern."""
+        patterns, labels = self.description.images, [kind.file for kind in self.description.labels]
+        labeled = [(path, stem) for pattern in labels for path, stem in matches(self.folder, pattern)]
+        known, used = set(self.stems), {*self._images, *(path for path, _ in labeled)}
+        kinds = {Path(pattern).suffix.lower() for pattern in patterns} | {f".{suffix}" for suffix in SUFFIXES}
+        starts = {prefix(pattern) for pattern in patterns}
+        below = (path for start in starts for path, _ in matches(self.folder, f"{start}/{{}}" if start else "{}"))
+        unknown = sorted(path for path in below if path not in used and path.suffix.lower() in kinds)
+        for paths, what in (
+            (sorted(path for path, stem in labeled if stem not in known), f"has an image ({' or '.join(patterns)})"),
+            (unknown, f"matches {' or '.join(patterns)}"),
+        ):
+            if paths:
+                log.warning(
+                    "%s: %d files are not used, because none %s. First: %s", self.name, len(paths), what, paths[0]
+                )
 
-        The hash does not depend on the machine or the folder.
+    def digest(self) -> str:
+        """Return a hash of the image names and of the contents of images and label maps.
+
+        The hash does not depend on the machine or the folder. Warn if images have an EXIF orientation.
 
         Raises:
             BenchmarkError: If a file is missing or cannot be read.
         """
         if self._digests:
             return self._digests[0]
-        lines = []
+        lines, turned = [], []
         for stem, image in zip(self.stems, self._images, strict=True):
             labels, _ = self.label_file(stem)
             try:
-                size, content = image.stat().st_size, labels.read_bytes()
+                pixels, values = image.read_bytes(), labels.read_bytes()
             except OSError as error:
                 raise BenchmarkError(f"{self.name}: {error.filename} cannot be read: {error.strerror}.") from error
-            lines.append(f"{stem} {size} {sha256(content)}\n")
-        self._digests.append(sha256("".join(lines).encode(), 12))
+            lines.append(f"{stem} {sha256(pixels)} {sha256(values)}\n")
+            turned += [stem] if exif_orientation(pixels) != 1 else []
+        if turned:
+            log.warning(
+                "%s: %d images have an EXIF orientation (first: %s). They are turned upright, as in spar predict, "
+                "so their label maps must be upright, too.", self.name, len(turned), turned[0],
+            )  # fmt: skip
+        self._digests.append(sha256("".join(lines).encode(errors="surrogateescape"), 12))
         return self._digests[0]
 
     def keep(self, count: int | None) -> None:
@@ -139,22 +170,17 @@ class Benchmark(Dataset[LabelledImage]):
         """
         path = self._images[index]
         try:
-            image = decode_image(path.read_bytes())
+            with path.open("rb") as file:
+                image = decode_image(file, upright=True, name=str(path))
         except (OSError, ImageError) as error:
             raise BenchmarkError(f"{self.name}: {path} cannot be read: {error}. Restore the file.") from error
         label_path, kind = self.label_file(self.stems[index])
         try:
-            with Image.open(label_path) as file:
-                values = np.array(file)  # palette images: the indices
-        except Exception as error:  # each image format raises its own errors
-            raise BenchmarkError(f"{self.name}: {label_path} cannot be read: {error}. Restore the file.") from error
-        if values.shape != tuple(image.shape[-2:]):
-            raise BenchmarkError(
-                f"{self.name}: {label_path} has shape {values.shape}, but its image {path} has size "
-                f"{tuple(image.shape[-2:])}. A label map must have one channel and the size of its image."
-            )
-        try:
+            values = read_label_file(label_path)
+            check_size(values.shape, tuple(image.shape[-2:]), path)
             labels = class_ids(values, kind, len(self.description.classes))
+        except (UserError, OSError) as error:
+            raise BenchmarkError(f"{self.name}: {label_path} cannot be read: {error}. Restore the file.") from error
         except ValueError as error:
             raise BenchmarkError(f"{self.name}: {label_path} {error}.") from error
         return LabelledImage(self.stems[index], image, torch.from_numpy(labels))
@@ -175,7 +201,21 @@ class Benchmark(Dataset[LabelledImage]):
         )
 
     def _label_files(self, stem: str) -> list[tuple[Path, LabelFiles]]:
-        return [(self.folder / kind.file.replace("{}", stem), kind) for kind in self.description.labels]
+        return [(existing(self.folder, kind.file, stem), kind) for kind in self.description.labels]
+
+    def results(self, counts: ConfusionMatrix) -> Result:
+        """Compute the metrics of counts on this benchmark.
+
+        Raises:
+            BenchmarkError: If no pixel is counted, so that there is no mIoU.
+        """
+        if not counts.matrix.any():
+            ignored = sorted({value for kind in self.description.labels for value in kind.ignored or ()})
+            raise BenchmarkError(
+                f"{self.name}: no pixel of its {len(counts.images)} images is counted, because all labels are ignored "
+                f"({', '.join(map(str, ignored))}). Check `labels` in its YAML file."
+            )
+        return counts.results()
 
     def has_labels(self, stem: str) -> bool:
         """Return True if the label map of an image exists."""
@@ -211,7 +251,7 @@ class Benchmark(Dataset[LabelledImage]):
 
     def _read_split(self, path: Path) -> list[str]:
         try:
-            stems = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+            stems = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise BenchmarkError(
                 f"{self.name}: the list of images {path} cannot be read: {error}. {self._help}"
@@ -221,7 +261,7 @@ class Benchmark(Dataset[LabelledImage]):
         return stems
 
     def _image(self, stem: str, patterns: list[str]) -> Path:
-        candidates = [self.folder / pattern.replace("{}", stem) for pattern in patterns]
+        candidates = [existing(self.folder, pattern, stem) for pattern in patterns]
         return next((path for path in candidates if path.is_file()), candidates[0])  # if missing, reading it raises
 
 

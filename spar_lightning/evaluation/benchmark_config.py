@@ -4,11 +4,12 @@ The six benchmarks of the paper are bundled as such files (configs/benchmarks); 
 folder. In a path pattern, `{}` stands for the name of an image, including its subfolders.
 """
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -21,6 +22,8 @@ from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.label_map import Thresholds
 from spar_lightning.segmentation.segmenter import Segmenter
 from spar_lightning.segmentation.text_embeddings import TextClassifiers
+
+SUFFIXES: Final = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff")  # of images, without `images` in the YAML file
 
 
 class BenchmarkError(UserError):
@@ -48,13 +51,28 @@ class LabelFiles:
         file: Pattern of the label map paths.
         reduce_zero_label: If true, the value 0 is ignored and the value k means class k - 1.
         label_map: Class id of each value in the file; null if the values are the class ids.
-        ignored: Values of pixels that are not counted.
+        ignored: Values of pixels that are not counted; null means 255, unless it is a class.
     """
 
     file: str
     reduce_zero_label: bool = False
     label_map: dict[int, int] | None = None
-    ignored: list[int] = field(default_factory=lambda: [255])
+    ignored: list[int] | None = None
+
+    def resolved(self, classes: int) -> "LabelFiles":
+        """Return the format with a list of ignored values, for a number of classes.
+
+        Raises:
+            ValueError: If a value is both ignored and a class.
+        """
+        named = range(self.reduce_zero_label, classes + self.reduce_zero_label)
+        values = set(named if self.label_map is None else self.label_map)
+        if self.ignored is None:
+            return replace(self, ignored=[255] if 255 not in values else [])
+        if both := sorted(values & {*self.ignored}):
+            key = "a class" if self.label_map is None else "a class in label_map"
+            raise ValueError(f"{self.file}: the value {both[0]} is {key}, but also in ignored. Remove one of the two")
+        return self
 
 
 @dataclass(frozen=True)
@@ -65,7 +83,8 @@ class BenchmarkConfig:
         classes: Classes, in the order of the class ids.
         folder: Data folder, relative to the YAML file (bundled benchmarks: to the root folder). In a list, the first
             folder that contains the data is used.
-        images: Pattern of the image paths; a list if there are several file formats.
+        images: Pattern of the image paths; a list if there are several file formats. The case of suffixes does not
+            matter.
         labels: Formats of the label maps; each image uses the first format that has a file for it.
         split: Text file with one image name per line; null uses all files that match `images`.
         expected_images: Number of images of the complete benchmark; null if it is not known.
@@ -78,7 +97,7 @@ class BenchmarkConfig:
 
     classes: list[ClassNames]
     folder: list[str] = field(default_factory=lambda: ["."])
-    images: list[str] = field(default_factory=lambda: ["images/{}.png", "images/{}.jpg"])
+    images: list[str] = field(default_factory=lambda: [f"images/{{}}.{suffix}" for suffix in SUFFIXES])
     labels: list[LabelFiles] = field(default_factory=lambda: [LabelFiles("labels/{}.png")])
     split: str | None = None
     expected_images: int | None = None
@@ -162,8 +181,8 @@ def read(path: Path) -> BenchmarkConfig:
         BenchmarkError: If the file is not valid YAML, or has missing, unknown or invalid keys.
     """
     try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(path.read_text("utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise BenchmarkError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, Mapping):
         raise BenchmarkError(f"{path} must contain classes: [{{label: disc, names: [disc, circle]}}, ..].")
@@ -181,7 +200,10 @@ def read(path: Path) -> BenchmarkConfig:
         keys = ", ".join(key.name for key in fields(BenchmarkConfig))
         raise BenchmarkError(f"{path}: {' '.join(str(error).split())}. Allowed keys are {keys}.") from error
     _check(description, path)
-    return description
+    try:
+        return replace(description, labels=[kind.resolved(len(classes)) for kind in description.labels])
+    except ValueError as error:
+        raise BenchmarkError(f"{path}: labels: {error}.") from error
 
 
 def _classes(entries: Any, path: Path) -> list[ClassNames]:
@@ -203,8 +225,10 @@ def _check(description: BenchmarkConfig, path: Path) -> None:
     for entry in description.classes:
         if not entry.names or not all(name.strip() for name in entry.names):
             raise BenchmarkError(f"{path}: class {entry.label!r} needs at least one name, and names must not be empty.")
-    if twice := sorted({label for label in labels if labels.count(label) > 1}):
-        raise BenchmarkError(f"{path}: two classes have the label {', '.join(twice)}. Labels must be unique.")
+    names = [name for entry in description.classes for name in dict.fromkeys(entry.names)]
+    for words, what in ((labels, "label"), (names, "name")):
+        if twice := sorted(word for word, count in Counter(words).items() if count > 1):
+            raise BenchmarkError(f"{path}: two classes have the {what} {', '.join(twice)}. A {what} must be unique.")
     for pattern in [*description.images, *(kind.file for kind in description.labels)]:
         if pattern.count("{}") != 1:
             raise BenchmarkError(f"{path}: the pattern {pattern!r} must contain {{}} exactly once, for the image name.")

@@ -15,6 +15,8 @@ def class_ids(values: NDArray[np.generic], kind: LabelFiles, classes: int) -> ND
     """
     if values.dtype.kind not in "uib":
         raise ValueError(f"contains values of type {values.dtype}, but labels must be integers")
+    kind = kind.resolved(classes)
+    assert kind.ignored is not None
     raw = values.astype(np.int64)
     ids = np.full(raw.shape, IGNORED, np.int64)
     counted = ~np.isin(raw, [*kind.ignored, *([0] if kind.reduce_zero_label else [])])

@@ -14,7 +14,7 @@ from spar_lightning.files.hashing import hash_json
 from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.prompts import prompt_templates
 
-ALGORITHM: Final = 1  # increase if the same network, images and settings give different label maps or counts
+ALGORITHM: Final = 2  # increase if the same network, images and settings give different label maps or counts
 
 
 @dataclass(frozen=True)

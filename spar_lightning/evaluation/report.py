@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import math
 import statistics
 from pathlib import Path
@@ -14,6 +15,8 @@ from spar_lightning.evaluation.confusion import ConfusionMatrix, Result
 from spar_lightning.evaluation.protocol import differences, upgraded
 from spar_lightning.files.atomic import replace, replace_json
 from spar_lightning.formatting import markdown
+
+log = logging.getLogger("spar_lightning")
 
 
 class Report:
@@ -64,7 +67,19 @@ class Report:
         Results of other benchmarks that were added to the folder in the meantime are preserved.
         """
         self.content["benchmarks"] |= self._earlier()
-        result = counts.results()
+        result = benchmark.results(counts)
+        unlabeled = [
+            label for label, pixels in zip(benchmark.classes, counts.matrix.sum(1).tolist(), strict=True) if not pixels
+        ]
+        if unlabeled:
+            names = ", ".join(unlabeled[:3]) + (", .." if len(unlabeled) > 3 else "")
+            log.warning(
+                "%s: %d of %d classes have no labeled pixel: %s.",
+                benchmark.name,
+                len(unlabeled),
+                len(benchmark.classes),
+                names,
+            )
         per_class = [None if math.isnan(iou) else iou for iou in result.per_class]
         self.content["benchmarks"][benchmark.name] = {
             "shipped": benchmark.source in SHIPPED,
@@ -91,7 +106,7 @@ class Report:
             counts.matrix.sum(0).tolist(),
             strict=True,
         )
-        with path.open("w", newline="") as file:
+        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             writer.writerow(["class", "names", "IoU", "pixels", "predicted_pixels"])
             for (label, names), iou, pixels, predicted in columns:
@@ -102,16 +117,18 @@ def table(content: dict[str, Any]) -> str:
     """Return a Markdown table with one line per benchmark, in the order of the paper, and their unweighted mean."""
     results: dict[str, Any] = content["benchmarks"]
     names = [*(name for name in SHIPPED if name in results), *(name for name in results if name not in SHIPPED)]
-    lines = [["benchmark", "mIoU", "pixel accuracy", "images", "ms per image", "protocol"]]
+    lines = [["benchmark", "mIoU", "pixel accuracy", "images", "classes", "ms per image", "protocol"]]
     for name in names:
         row = results[name]
         accuracy, ms = f"{row['pixel_accuracy']:.2f}", f"{row['ms_per_image']:.1f}"
-        lines.append([name, f"{row['mIoU']:.2f}", accuracy, str(row["images"]), ms, row["protocol"]["hash"]])
+        counted = f"{sum(iou is not None for iou in row['IoU'].values())} of {len(row['IoU'])}"
+        lines.append([name, f"{row['mIoU']:.2f}", accuracy, str(row["images"]), counted, ms, row["protocol"]["hash"]])
     if len(names) > 1:
         six = set(names) == set(SHIPPED) and all(results[name]["shipped"] for name in names)
         title = "Mean6" if six else f"mean of {len(names)}"
         images = str(sum(results[name]["images"] for name in names))
-        lines.append([title, f"{statistics.fmean(results[name]['mIoU'] for name in names):.2f}", "", images, "", ""])
+        mean = statistics.fmean(results[name]["mIoU"] for name in names)
+        lines.append([title, f"{mean:.2f}", "", images, "", "", ""])
     return markdown(lines)
 
 

@@ -185,6 +185,15 @@ def orientation(image: Image.Image) -> int:
     return found if found in TURNS else 1
 
 
+def exif_orientation(content: bytes | IO[bytes]) -> int:
+    """Return the EXIF orientation of an encoded image, 1 to 8; 1 if it cannot be read."""
+    try:
+        with open_image(content) as image:
+            return 1 if image.format == "TIFF" else orientation(image)  # Pillow turns TIFF itself
+    except Exception:  # see decode_image
+        return 1
+
+
 def turned(pixels: Tensor, orientation: int) -> Tensor:
     """Turn an image (3, H, W) with an EXIF orientation from 1 to 8 upright."""
     flipped, transposed = TURNS[orientation]

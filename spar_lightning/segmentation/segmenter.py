@@ -81,7 +81,14 @@ class Segmenter:
             self.similarities = partial(PatchSimilarities, backbone)
 
     @overload
-    def __call__(self, image: ImageLike, scores: Literal[False] = False, dtype: torch.dtype = torch.long) -> Tensor: ...
+    def __call__(
+        self,
+        image: ImageLike,
+        scores: Literal[False] = False,
+        *,
+        size: tuple[int, int] | None = None,
+        dtype: torch.dtype = torch.long,
+    ) -> Tensor: ...
 
     @overload
     def __call__(

@@ -1,5 +1,6 @@
 """Tests of reading benchmarks from the usual folder layouts, and of the errors for invalid benchmarks."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from spar_lightning.datasets.samples import IGNORED
 from spar_lightning.evaluation.benchmark import Benchmark
 from spar_lightning.evaluation.benchmark_config import BenchmarkError, LabelFiles
+from spar_lightning.evaluation.confusion import ConfusionMatrix
 from spar_lightning.evaluation.label_values import class_ids
 from tests import fake_benchmarks
 
@@ -85,6 +87,7 @@ def test_more_than_255_classes(folder: Path) -> None:
         (LabelFiles("{}", reduce_zero_label=True), [0, 1, 20, 255], [IGNORED, 0, 19, IGNORED]),
         (LabelFiles("{}", label_map={7: 0, 33: 18}, ignored=[0, 3, 255]), [7, 33, 3, 255], [0, 18, IGNORED, IGNORED]),
         (LabelFiles("{}", ignored=[]), [0, 1], [0, 1]),
+        (LabelFiles("{}", label_map={0: 0, 255: 1}), [0, 255], [0, 1]),
     ],
 )
 def test_label_arithmetic(kind: LabelFiles, values: list[int], expected: list[int]) -> None:
@@ -121,6 +124,10 @@ def test_values_that_stand_for_no_class(kind: LabelFiles, value: int, sentence: 
         ({"thresholds": {"area": 2}, "background": True}, "area"),
         ({"resize": [0, 9]}, "resize"),
         ({"labels": [{"file": "{}", "label_map": {}}]}, "label_map"),
+        ({"labels": [{"file": "{}", "label_map": {0: 0, 255: 1}, "ignored": [255]}]}, "255 is a class in label_map"),
+        ({"labels": [{"file": "{}", "ignored": [1]}]}, "1 is a class, but also in ignored"),
+        ({"labels": [{"file": "{}", "reduce_zero_label": True, "ignored": [2]}]}, "2 is a class, but also in ignored"),
+        ({"classes": [*CLASSES, {"label": "hoop", "names": ["ring"]}]}, "two classes have the name ring"),
         ({"labels": [{"file": "{}", "label_map": {-1: 0}}]}, "keys must be at least 0"),
         ({"labels": [{"file": "{}", "label_map": {3: 2}}]}, "label_map .*0 to 1"),
         (
@@ -196,8 +203,86 @@ def test_a_listed_image_that_is_missing(folder: Path) -> None:
 
 def test_an_image_in_two_formats(folder: Path) -> None:
     Image.new("RGB", (6, 4)).save(folder / "images" / "0.jpg")
-    with pytest.raises(BenchmarkError, match=r"\b0\b.* images/\{\}\.png and images/\{\}\.jpg"):
+    with pytest.raises(BenchmarkError, match=r"\b0\b.*images/0\.jpg, .*images/0\.png"):
         opened(folder)
+
+
+def test_suffixes_in_any_case(folder: Path) -> None:
+    for name in ("a.JPG", "b.jpeg", "c.Tiff"):
+        Image.new("RGB", (6, 4)).save(folder / "images" / name)
+        Image.new("L", (6, 4)).save(folder / "labels" / f"{name[0]}.PNG", "png")
+    benchmark = opened(folder)
+    assert benchmark.stems == ["0", "1", "2", "a", "b", "c"] and benchmark[5].labels.unique().tolist() == [0]
+    (folder / "list.txt").write_text("a\n")
+    assert opened(described(folder, split="list.txt"))[0].key == "a"
+    both = described(folder, images=["images/{}.jpg", "images/{}.JPG"])  # two patterns for the same file
+    assert opened(both).stems == ["a"]
+
+
+def test_files_that_are_left_out_are_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def said(**more: Any) -> list[str]:
+        caplog.clear()
+        opened(described(folder, **more))
+        return [record.getMessage() for record in caplog.records]
+
+    assert not said()
+    (folder / "images" / "._0.png").touch()  # hidden
+    (folder / "images" / "notes.txt").touch()
+    assert not said()
+    Image.new("RGB", (6, 4)).save(folder / "images" / "a.jpg")
+    Image.new("L", (6, 4)).save(folder / "labels" / "b.png")
+    first, second = said(images="images/{}.png")
+    assert "labels/b.png" in first and "images/a.jpg" in second and "images/{}.png" in second
+    (folder / "list.txt").write_text("0\n")
+    assert not said(split="list.txt")  # other files are expected there
+
+
+def test_links_are_followed_once(folder: Path) -> None:
+    for name in ("again", "more"):
+        (folder / "images" / name).symlink_to(folder / "images", target_is_directory=True)
+    assert opened(folder).stems == ["0", "1", "2"]
+
+
+def _with_exif(folder: Path, orientation: int, upright_labels: bool) -> Path:
+    """Write an image with an EXIF orientation whose upper left corner, seen upright, is labeled as class 1."""
+    upright = np.zeros((6, 4, 3), np.uint8)
+    upright[:2, :2] = 200
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    stored = {3: np.rot90(upright, 2), 6: np.rot90(upright, 1)}[orientation]
+    Image.fromarray(np.ascontiguousarray(stored)).save(folder / "images" / "0.png", exif=exif)
+    labels = ((upright if upright_labels else stored)[..., 0] > 0).astype(np.uint8)
+    Image.fromarray(labels).save(folder / "labels" / "0.png")
+    return folder
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_images_are_turned_upright(folder: Path, orientation: int, caplog: pytest.LogCaptureFixture) -> None:
+    benchmark = opened(_with_exif(folder, orientation, upright_labels=True))
+    image = benchmark[0]
+    assert torch.equal(image.image[0] > 0, image.labels == 1)
+    benchmark.digest()
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "1 images" in said and "EXIF" in said and "first: 0" in said
+
+
+def test_labels_that_are_not_upright(folder: Path) -> None:
+    with pytest.raises(BenchmarkError, match=r"labels/0\.png .*images/0\.png .*EXIF orientation 6"):
+        opened(_with_exif(folder, 6, upright_labels=False))[0]
+
+
+def test_a_set_without_a_counted_pixel(folder: Path) -> None:
+    benchmark, counts = opened(folder), ConfusionMatrix(2)
+    counts.update(torch.zeros(4, 6, dtype=torch.long), torch.full((4, 6), IGNORED), 0)
+    with pytest.raises(BenchmarkError, match=f"{benchmark.name}.*no pixel.*255"):
+        benchmark.results(counts)
+
+
+def test_names_that_are_not_utf8(folder: Path) -> None:
+    for kind in ("images", "labels"):
+        (folder / kind / "1.png").rename(folder / kind / os.fsdecode(b"gr\xfcn\n.png"))
+    benchmark = opened(folder)
+    assert os.fsdecode(b"gr\xfcn\n") in benchmark.stems and len(benchmark.digest()) == 12
 
 
 def test_another_area(folder: Path) -> None:
@@ -214,7 +299,10 @@ def test_what_the_digest_stands_for(folder: Path) -> None:
     digests = [opened(folder).digest()]
     Image.fromarray(np.zeros((4, 6), np.uint8)).save(folder / "labels" / "1.png")
     digests.append(opened(folder).digest())
-    Image.fromarray(np.arange(72, dtype=np.uint8).reshape(4, 6, 3)).save(folder / "images" / "1.png")
+    path = folder / "images" / "1.png"
+    size = path.stat().st_size
+    Image.fromarray(np.full((4, 6, 3), 77, np.uint8)).save(path)
+    assert path.stat().st_size == size  # the content counts
     digests.append(opened(folder).digest())
     assert len(set(digests)) == 3 and opened(folder).digest() == digests[-1]
     (folder / "images" / "1.png").unlink()
