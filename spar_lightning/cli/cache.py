@@ -5,6 +5,7 @@ on. Any number of processes, on any number of machines with a shared folder, can
 """
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,8 @@ class CacheCLI(SparCLI):
         """Create a Trainer for one process on its own device."""
         # Ignore the world size of a launcher: processes work independently of each other.
         alone = {"logger": False, "enable_checkpointing": False, "plugins": [LightningEnvironment()], **kwargs}
+        self.folder = tempfile.TemporaryDirectory(prefix="spar-cache-")  # shard index of a cache that is read-only
+        alone["default_root_dir"] = self.folder.name
         everything = super().instantiate_trainer(**alone)
         self.devices = everything.num_devices
         mine: Any = 1
@@ -107,16 +110,16 @@ class CacheCLI(SparCLI):
         if is_first_process():
             processes = self.devices if local_rank() is None else world_size()
             print(plan.text(cache.root, len(images) - len(todo), free, processes), flush=True)
-            if datamodule.cache_activations:
-                activations = datamodule.open_activations()
-                todo_there = activations.tokens.missing(images)
-                text = activations.text(todo_there, datamodule.augmentation, datamodule.seed)
-                print(text, flush=True)
         if plan.cost.bytes > free:
             raise CacheError(
                 f"The features need {bytes_text(plan.cost.bytes)}, but {cache.root} has {bytes_text(free)} free. "
                 "Free disk space, set another data.cache, or use fewer images with data.max_images."
             )
+        if is_first_process() and datamodule.cache_activations:
+            activations = datamodule.open_activations()
+            todo_there = activations.tokens.missing(images)
+            size = activations.bytes(todo_there, datamodule.augmentation, datamodule.seed)
+            print(activations.text(todo_there, size, plan.cost.bytes), flush=True)
         if config.plan_only:
             if is_first_process():
                 print("\n" + CachePlan(model, datamodule, images, plan.rate).table())

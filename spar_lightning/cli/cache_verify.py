@@ -1,5 +1,6 @@
 """`spar cache info` and `spar cache verify`: description and integrity check of a feature cache."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -8,13 +9,14 @@ import torch
 from tqdm import tqdm
 
 from spar_lightning.datamodules.sa1b import SA1B
-from spar_lightning.datasets.image_source import ShardError
 from spar_lightning.datasets.image_table import from_file
+from spar_lightning.datasets.shard_error import ShardError
 from spar_lightning.datasets.streaming import augmented
 from spar_lightning.feature_cache.activations import folders
 from spar_lightning.feature_cache.index import CacheIndex, shard_names
 from spar_lightning.feature_cache.manifest import read_manifest
 from spar_lightning.feature_cache.shard import CacheError, FeatureShard
+from spar_lightning.files.atomic import is_dead
 from spar_lightning.files.leases import Claims
 from spar_lightning.formatting import bytes_text
 
@@ -38,10 +40,19 @@ def show(root: Path) -> int:
         print(f"{tokens.name}: activations of the frozen blocks, {bytes_text(sum(sizes))}; shards: {len(sizes):,}")
     for key, (item, name) in index.rejected().items():
         print(f"cannot be used: {key} ({item.reason}), listed in shards/{name}")
-    claims = Claims(root / "claims")
-    for name in sorted(claims.names()) if claims.folder.exists() else []:
-        print(f"in progress: {name} by {claims.holder(name)}")
+    for folder in (root, *folders(root)):
+        for name, holder in _in_progress(folder):
+            print(f"in progress: {(folder / name).relative_to(root)} by {holder}")
     return 0
+
+
+def _in_progress(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield shards and indexes with a lease, and the owner; a kill leaves leases of dead owners and finished items."""
+    claims = Claims(folder / "claims")
+    for name in sorted(claims.names()):
+        holder = claims.holder(name)
+        if not (is_dead(holder) or (folder / "shards" / name).exists() or (folder / "scans" / name).exists()):
+            yield name, holder
 
 
 def _print_tree(tree: object, indent: str) -> None:

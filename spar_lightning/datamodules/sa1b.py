@@ -22,11 +22,11 @@ from spar_lightning.datamodules.dataloader import ResumableLoader
 from spar_lightning.datamodules.epoch_length import set_epoch_length
 from spar_lightning.datamodules.packed_sampler import PackOrder
 from spar_lightning.datamodules.samplers import EpochOrder, RankSlice, StreamOrder
-from spar_lightning.datasets.augmentation import Augmentation
-from spar_lightning.datasets.image_source import is_streamed
+from spar_lightning.datasets.augmentation import PRESETS, Augmentation
 from spar_lightning.datasets.image_table import Images, find
 from spar_lightning.datasets.samples import LabelledImage
 from spar_lightning.datasets.shard_index import expand, scan_all
+from spar_lightning.datasets.shard_stream import is_streamed
 from spar_lightning.datasets.streaming import SourceImages
 from spar_lightning.datasets.subset import select
 from spar_lightning.distributed import is_first_process
@@ -109,7 +109,9 @@ class SA1B(LightningDataModule):
         self.cache = None if cache is None else Path(cache)
         if not isinstance(augmentation, Augmentation):
             raise UserError(
-                f"data.augmentation must be an Augmentation such as Augmentation('text'), but got {augmentation!r}."
+                f"data.augmentation must be an Augmentation, but got {augmentation!r}. Allowed presets: "
+                f"{', '.join(PRESETS)} (none keeps the image size). Set data.augmentation.preset, or pass "
+                "Augmentation(preset) in Python."
             )
         self.augmentation = augmentation
         self.benchmarks = opened_later(benchmarks, benchmark_root)
@@ -120,7 +122,6 @@ class SA1B(LightningDataModule):
         self.cache_dtype: Dtype = cache_dtype
         self.cache_activations, self.pack_tokens = cache_activations, pack_tokens
         self._images: Images | None = None
-        self._read_only = False
         self._cache: FeatureCache | None = None  # reused: its key needs a copy and a hash of the teacher
         self._tokens: NDArray[np.int64] | None = None
         self._train: SourceImages | CachedFeatures | CachedActivations | None = None
@@ -132,7 +133,6 @@ class SA1B(LightningDataModule):
         if stage != "fit":
             return
         self._check_patch()
-        self._read_only = self.cache is not None and self.cache.exists() and not os.access(self.cache, os.W_OK)
         self._check_steps()
         if self.cache is None:
             self._train = SourceImages(self.images(), self.augmentation, self.seed)
@@ -163,10 +163,11 @@ class SA1B(LightningDataModule):
         """
         if self._images is None:
             assert self.trainer is not None
-            # Without a cache, or if it is for reading only, the shard index is stored in the run folder, where a
-            # resumed run finds it.
+            # Without a cache, or if it is read-only, the shard index is stored in the run folder, where a resumed run
+            # finds it.
             run, cache = Path(self.trainer.default_root_dir), self.cache
-            found = self._scan(expand(self.shards), run if cache is None or self._read_only else cache, cache)
+            writable = cache is not None and (not cache.exists() or os.access(cache, os.W_OK))
+            found = self._scan(expand(self.shards), cache if cache is not None and writable else run, cache)
             self._images = select(found, self.chosen, self.fraction)
         return self._images
 
@@ -231,7 +232,7 @@ class SA1B(LightningDataModule):
         usable = images.take(find(np.sort(features.keys), images.keys) >= 0)
         todo = tokens.tokens.missing(usable)
         if len(todo):
-            text = tokens.text(todo, self.augmentation, self.seed)
+            text = tokens.text(todo, tokens.bytes(todo, self.augmentation, self.seed))
             if is_first_process():
                 print(text, flush=True)
         tokens.build(usable, features, is_first_process())

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from spar_lightning.errors import UserError, check_at_least, nearest
@@ -20,6 +21,7 @@ from spar_lightning.image.resize import rescaled, resize_image
 
 ALGORITHM: Final = 1  # to be increased when the same settings, seed and key give different pixels
 SMALLEST: Final = 8  # an image with a side below min_side / SMALLEST is rejected instead of enlarged
+LARGE: Final = 2**26  # pixels; larger images are resized channel by channel: a float copy takes 12 bytes per pixel
 LONGEST: Final = 16  # an image with a larger aspect ratio is rejected: enlarged to min_side, it could exhaust memory
 
 
@@ -167,7 +169,9 @@ class Augmentation:
 
         The image is resized bilinearly without antialiasing, as in the released code.
         """
-        pixels = resize_image(image, (record.height, record.width))
+        # Not for all images: on one thread, PyTorch rounds a single channel differently than three.
+        channels = image.split(1) if image[0].numel() > LARGE else [image]
+        pixels = torch.cat([resize_image(channel, (record.height, record.width)) for channel in channels])
         rows = slice(record.top, record.top + record.crop_height)
         columns = slice(record.left, record.left + record.crop_width)
         pixels = pixels[:, rows, columns]

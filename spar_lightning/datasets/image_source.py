@@ -1,7 +1,7 @@
 """Reading of one training image from a tar file, a folder, or a stream that can only be read forward.
 
-Local tar files and folders are read by offset and size. Gzipped and remote shards are read as webdataset streams. Each
-process keeps the last few streams open and reads them forward, so reading all images in order takes one pass.
+Local tar files and folders are read by offset and size. Gzipped and remote shards are read as streams. Each process
+keeps the last few streams open and reads them forward, so reading all images in order takes one pass.
 In all cases the bytes are compared with the hash in the shard index.
 """
 
@@ -9,15 +9,15 @@ import os
 import tarfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import webdataset as wds
 from numpy.typing import NDArray
 
-from spar_lightning.errors import UserError
+from spar_lightning.datasets.shard_error import ShardError
+from spar_lightning.datasets.shard_stream import ShardStream, is_streamed
 from spar_lightning.files.hashing import hash_bytes
 
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -25,23 +25,9 @@ OPEN_STREAMS: Final = 2  # per process
 READ_ERRORS: Final = (OSError, EOFError, tarfile.TarError, zlib.error)  # raised for damaged or truncated shards
 
 
-class ShardError(UserError):
-    """Error for a shard or image folder that is missing, empty, damaged or changed."""
-
-
 def is_image(name: str) -> bool:
     """Return whether a file name has the suffix of an image."""
     return name.lower().endswith(IMAGE_SUFFIXES)
-
-
-def is_remote(location: str) -> bool:
-    """Return whether a location is a URL or a `pipe:` command instead of a local path."""
-    return location.startswith("pipe:") or "://" in location
-
-
-def is_streamed(location: str) -> bool:
-    """Return whether a location can only be read from the front: a remote, piped or compressed shard."""
-    return is_remote(location) or location.endswith((".gz", ".tgz"))
 
 
 @dataclass(frozen=True)
@@ -52,7 +38,8 @@ class Source:
         key: File name without suffix: in a tar without its folders, in an image folder with its subfolders.
         location: Tar file, URL, `pipe:` command or image folder.
         name: Member of the tar, or path relative to the folder.
-        offset: Offset of the first byte in the uncompressed tar; 0 for a file in a folder.
+        offset: Offset of the first byte in the uncompressed tar, for a link that of its target; 0 for a file in a
+            folder.
         size: Size in bytes.
         digest: BLAKE2b hash of the bytes (16 bytes, hexadecimal).
     """
@@ -104,23 +91,18 @@ class _Cursor:
     """Open stream of a shard, positioned after the last image that was read."""
 
     def __init__(self, location: str) -> None:
-        self.members: Iterator[dict[str, object]] = wds.tariterators.tar_file_expander(
-            wds.tariterators.url_opener([{"url": location}], handler=wds.reraise_exception),
-            select_files=is_image,
-            handler=wds.reraise_exception,
-            eof_value=None,
-        )
-        self.offset = -1
+        self.stream = ShardStream(location)
+        self.offset, self.content = -1, b""
 
     def take(self, source: Source) -> bytes:
-        """Read forward to an image and return its bytes."""
-        for member in self.members:
-            if member["fname"] == source.name:
-                self.offset = source.offset
-                content = member["data"]
-                assert isinstance(content, bytes)
-                return content
-        raise EOFError(f"the stream ended before {source.name}")
+        """Read forward to an image and return its bytes; the last image can be read again."""
+        if source.offset != self.offset:
+            self.stream.seek(source.offset)
+            self.content = self.stream.read(source.size)
+            if len(self.content) < source.size:
+                raise EOFError(f"the stream ended before {source.name}")
+            self.offset = source.offset
+        return self.content
 
 
 _cursors: "OrderedDict[tuple[int, str], _Cursor]" = OrderedDict()
@@ -129,10 +111,16 @@ _cursors: "OrderedDict[tuple[int, str], _Cursor]" = OrderedDict()
 def _stream(source: Source) -> bytes:
     place = (os.getpid(), source.location)  # a stream inherited by fork belongs to the parent
     cursor = _cursors.pop(place, None)
-    if cursor is None or cursor.offset >= source.offset:
+    if cursor is None or cursor.offset > source.offset:
+        if cursor is not None:
+            cursor.stream.close()
         cursor = _Cursor(source.location)
-    content = cursor.take(source)
-    _cursors[place] = cursor  # only after a successful read; a failed stream is dropped
+    try:
+        content = cursor.take(source)
+    except BaseException:
+        cursor.stream.close()
+        raise
+    _cursors[place] = cursor
     while len(_cursors) > OPEN_STREAMS:
-        _cursors.popitem(last=False)
+        _cursors.popitem(last=False)[1].stream.close()
     return content

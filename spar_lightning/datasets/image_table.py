@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spar_lightning.datasets.image_source import ShardError, Source, digest_array, key_array
+from spar_lightning.datasets.image_source import Source, digest_array, key_array
+from spar_lightning.datasets.shard_error import ShardError
 from spar_lightning.files.atomic import ACCESS_ERRORS
 
 FIELDS = [

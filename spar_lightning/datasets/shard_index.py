@@ -4,50 +4,80 @@ An index is stored under a name that depends on the shard's size and modificatio
 once, by the process that gets the lease, and again only if it changes.
 """
 
+import errno
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+import posixpath
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Final
 
 from braceexpand import braceexpand
 from tqdm import tqdm
 
-from spar_lightning.datasets.image_source import IMAGE_SUFFIXES, ShardError, Source, is_image, is_remote
+from spar_lightning.datasets.folder_reader import images_below, status, walk_folder
+from spar_lightning.datasets.image_source import IMAGE_SUFFIXES, Source
 from spar_lightning.datasets.image_table import Images, from_file, to_bytes
-from spar_lightning.datasets.tar_reader import walk_tar
-from spar_lightning.files.atomic import make_folder, publish, sweep
+from spar_lightning.datasets.remote_shard import check_scheme, is_remote
+from spar_lightning.datasets.shard_error import ShardError
+from spar_lightning.datasets.tar_reader import Member, resolve_links, walk_tar
+from spar_lightning.files.atomic import ACCESS_ERRORS, make_folder, publish, sweep
 from spar_lightning.files.hashing import hash_bytes, hash_json
 from spar_lightning.files.leases import Claims
 from spar_lightning.files.work_queue import share
 from spar_lightning.image.codec import image_size
 
+LONGEST: Final = 1000  # bytes of a name; every row of a table has room for the longest name
+
+log = logging.getLogger("spar_lightning")
+
 
 def expand(shards: str | Sequence[str]) -> list[str]:
     """Expand one brace pattern, such as sa_{000000..000002}.tar, or a list of patterns to locations.
 
-    A location is a tar file (plain or gzipped), a URL or a `pipe:` command that returns one, or an image folder.
+    A location is a tar file (plain or gzipped), a URL or a `pipe:` command that returns one, or an image folder. The
+    path of an existing file or folder is not a pattern, even if it contains braces.
 
     Raises:
-        ShardError: If the list is empty, a pattern is invalid or a local file is missing.
+        ShardError: If the list is empty, a pattern is invalid, a local file is missing or an address cannot be opened.
     """
     patterns = [shards] if isinstance(shards, str) else list(shards)
     try:
-        locations = [location for pattern in patterns for location in braceexpand(pattern)]
+        locations = [location for pattern in patterns for location in _expanded(pattern)]
     except ValueError as error:
         raise ShardError(
             f"data.shards: invalid brace pattern {patterns} ({error}). Write {{000000..000002}}."
         ) from error
-    missing = [location for location in locations if not is_remote(location) and not Path(location).exists()]
     if not locations:
         raise ShardError(
             "data.shards is empty. Set it to tar files, folders, or a pattern such as sa1b/sa_{000000..000002}.tar."
         )
+    for location in filter(is_remote, locations):
+        check_scheme(location)
+    missing = [location for location in locations if not is_remote(location) and not _exists(location)]
     if missing:
         raise ShardError(
             f"data.shards: {len(missing)} of {len(locations)} shards do not exist (first: {missing[0]}). "
             "Set data.shards to existing tar files, folders, or a pattern such as sa1b/sa_{000000..000002}.tar."
         )
     return locations
+
+
+def _expanded(pattern: str) -> list[str]:
+    # A backslash is an escape character only in a pattern.
+    literal = "{" not in pattern or (not is_remote(pattern) and os.path.exists(pattern))
+    return [pattern] if literal else list(braceexpand(pattern))
+
+
+def _exists(location: str) -> bool:
+    try:
+        os.stat(location)
+    except OSError as error:
+        if error.errno in ACCESS_ERRORS - {errno.ENOENT}:
+            raise ShardError(f"data.shards: {location} cannot be read ({error.strerror}). Make it readable.") from error
+        return False
+    return True
 
 
 def scan_all(locations: Sequence[str], root: Path, show: bool = True, known: Path | None = None) -> Images:
@@ -57,16 +87,19 @@ def scan_all(locations: Sequence[str], root: Path, show: bool = True, known: Pat
         locations: Shards and image folders.
         root: Folder for the indexes (in `root`/scans), shared by all processes.
         show: Show a progress bar.
-        known: Another folder, which is only read: indexes in `known`/scans are used.
+        known: Another folder, which is only read: indexes in `known`/scans are used. If it contains all of them,
+            nothing is written.
 
     Raises:
         ShardError: If a location is missing, damaged or without images, or two different images have the same key.
     """
     folder, private, claims = root / "scans", root / "tmp", root / "claims"
-    for path in (folder, private, claims):
+    names = {_scan_name(location): location for location in locations}
+    found = {name: known / "scans" / name for name in names if known and (known / "scans" / name).exists()}
+    missing = [name for name in names if name not in found]
+    for path in (folder, private, claims) if missing else ():
         make_folder(path)
     sweep(private)
-    names = {_scan_name(location): location for location in locations}
     bar: tqdm[Any]
     with tqdm(desc="indexing shards", unit="image", leave=False, disable=not show) as bar:
 
@@ -75,8 +108,8 @@ def scan_all(locations: Sequence[str], root: Path, show: bool = True, known: Pat
             images = scan(names[name], lambda: bar.update())
             publish(folder / name, to_bytes(images), private)
 
-        found = {name: known / "scans" / name for name in names if known and (known / "scans" / name).exists()}
-        share([name for name in names if name not in found], Claims(claims), folder, make)
+        if missing:
+            share(missing, Claims(claims), folder, make)
     return Images.concatenate([from_file(found.get(name, folder / name))[0] for name in names])
 
 
@@ -85,23 +118,66 @@ def scan(location: str, each: Callable[[], Any] = lambda: None) -> Images:
 
     Raises:
         ShardError: If the location is damaged or contains no images.
+        FolderError: If a folder cannot be read.
     """
-    walk = _walk_folder if not is_remote(location) and Path(location).is_dir() else walk_tar
+    walk = walk_folder if not is_remote(location) and Path(location).is_dir() else walk_tar
     sources, sizes = [], []
-    for key, name, offset, content in walk(location):
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:
-            raise ShardError(f"{location}: the name {name!r} is not valid UTF-8. Rename that image.") from error
-        sources.append(Source(key, location, name, offset, len(content), hash_bytes(content).hex()))
+    links: dict[str, Member] = {}
+    for member in walk(location):
+        _check_name(member.name, location)
+        if member.target is not None:
+            links[posixpath.normpath(member.name)] = member
+            continue
+        content, digest = member.content, hash_bytes(member.content).hex()
+        sources.append(Source(member.key, location, member.name, member.offset, len(content), digest))
         sizes.append(image_size(content))
         each()
+    if links:
+        sources, sizes = _with_links(sources, sizes, links, location)
     if not sources:
         raise ShardError(
-            f"{location} contains no images ({' '.join(IMAGE_SUFFIXES)}). An SA-1B shard contains sa_1.jpg, sa_1.json "
-            "and so on. Remove this location from data.shards."
+            f"{location} contains no images ({' '.join(IMAGE_SUFFIXES)}; hidden files and __MACOSX are left out). An "
+            "SA-1B shard contains sa_1.jpg, sa_1.json and so on. Remove this location from data.shards."
         )
+    _warn_of_annotations([source.key for source in sources], location)
     return Images.concatenate([Images.collect(sources, sizes)])
+
+
+def _check_name(name: str, location: str) -> None:
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError as error:
+        raise ShardError(f"{location}: the name {name!r} is not valid UTF-8. Rename that image.") from error
+    if size > LONGEST:
+        raise ShardError(
+            f"{location}: the name {name[:40]!r}.. has {size} bytes. At most {LONGEST} are allowed. Rename that image."
+        )
+
+
+def _with_links(
+    sources: list[Source], sizes: list[tuple[int, int]], links: dict[str, Member], location: str
+) -> tuple[list[Source], list[tuple[int, int]]]:
+    """Add the images of links: reading a link is reading its target. A link follows its target, as streams need it."""
+    places = {posixpath.normpath(source.name): i for i, source in enumerate(sources)}
+    targets = {name: member.target or "" for name, member in links.items()}
+    for name, target in resolve_links(targets, places, location).items():
+        source = sources[places[target]]
+        sources.append(replace(source, key=links[name].key, name=links[name].name))
+        sizes.append(sizes[places[target]])
+    order = sorted(range(len(sources)), key=lambda i: sources[i].offset)
+    return [sources[i] for i in order], [sizes[i] for i in order]
+
+
+def _warn_of_annotations(keys: list[str], location: str) -> None:
+    """Warn of images that are named after another one, such as x.seg.png next to x.jpg: they may be masks."""
+    known = set(keys)
+    named = [key for key in keys if "." in key and key.rpartition(".")[0] in known]
+    if named:
+        log.warning(
+            "%s: %d of %d images are named after another image (first: %s). They are used for training. If they are "
+            "masks, exclude them with data.keys.",
+            *(location, len(named), len(keys), named[0]),
+        )
 
 
 def _scan_name(location: str) -> str:
@@ -109,32 +185,9 @@ def _scan_name(location: str) -> str:
     stamp: Any = None
     if not is_remote(location):
         path = Path(location)
-        files = [path] if path.is_file() else [path / name for name in _files(path)]
-        missing = [file for file in files if not file.exists()]
-        if missing:
-            raise ShardError(f"{missing[0]} is a link to a file that does not exist. Fix or remove the link.")
-        stats = [file.stat() for file in files]
+        files = [path / name for name in images_below(path)] if path.is_dir() else [path]
+        stats = [status(file) for file in files]
         stamp = [[str(f), s.st_size, s.st_mtime_ns] for f, s in zip(files, stats, strict=True)]
     name = hash_json([os.path.abspath(location) if stamp else location, stamp], 16)
     stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in PurePosixPath(location).name[:40])
     return f"{stem}-{name}.npz"
-
-
-def _files(folder: Path) -> list[str]:
-    """Return the images below a folder as sorted relative paths; each linked folder is entered once."""
-    found, entered = [], set()
-    for place, below, names in os.walk(folder, followlinks=True):
-        entered.add(os.path.realpath(place))
-        below[:] = sorted(name for name in below if os.path.realpath(os.path.join(place, name)) not in entered)
-        found += [os.path.relpath(os.path.join(place, name), folder) for name in names if is_image(name)]
-    return sorted(found)
-
-
-def _walk_folder(location: str) -> Iterator[tuple[str, str, int, bytes]]:
-    """Yield key, name, offset and bytes of every image below a folder; the key includes the subfolders."""
-    for name in _files(Path(location)):
-        try:
-            content = (Path(location) / name).read_bytes()
-        except OSError as error:
-            raise ShardError(f"{location}: {name} cannot be read ({error.strerror}). Make it readable.") from error
-        yield str(PurePosixPath(name).with_suffix("")), name, 0, content

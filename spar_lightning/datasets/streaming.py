@@ -4,9 +4,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from spar_lightning.datasets.augmentation import Augmentation, Record, SizeError
-from spar_lightning.datasets.image_source import ShardError
 from spar_lightning.datasets.image_table import Images
 from spar_lightning.datasets.samples import Sample
+from spar_lightning.datasets.shard_error import ShardError
 from spar_lightning.image.codec import ImageError, decode_image
 
 

@@ -1,9 +1,11 @@
 """Selection of training images by a list of keys and by a fraction."""
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spar_lightning.datasets.image_source import key_array
 from spar_lightning.datasets.image_table import Images, find
@@ -48,9 +50,36 @@ def _places(images: Images, keys: list[str]) -> "np.ndarray[Any, Any]":
     if not len(wanted):
         raise UserError("data.keys is empty. Set it to keys such as sa_1, or omit it to use all images.")
     place = find(images.keys[order], wanted)
+    place[place < 0] = _same_text(images.keys[order], wanted[place < 0])
     if (place < 0).any():
         raise UserError(
             f"data.keys: {int((place < 0).sum())} of {len(wanted)} keys are not in data.shards "
             f"(first: {wanted[place < 0][0].decode()}). A key is a file name without suffix, such as sa_1."
         )
-    return np.sort(order[place])
+    return np.unique(order[place])  # two keys may be the same text
+
+
+def _same_text(keys: NDArray[np.bytes_], wanted: NDArray[np.bytes_]) -> list[int]:
+    """Return the index of the only key that is the same text as each wanted key, -1 if it is not found.
+
+    macOS stores letters with accents as two characters in file names; editors write them as one.
+
+    Raises:
+        UserError: Two keys are the same text as a wanted one, and neither consists of the same bytes.
+    """
+    texts = [unicodedata.normalize("NFC", key.decode()) for key in wanted.tolist()]
+    places: dict[str, list[int]] = {text: [] for text in texts if not text.isascii()}
+    if places:
+        width = keys.dtype.itemsize
+        others = (np.ascontiguousarray(keys).view(np.uint8).reshape(-1, width) > 127).any(axis=1)  # not ASCII
+        for i in np.flatnonzero(others).tolist():
+            text = unicodedata.normalize("NFC", keys[i].decode())
+            if text in places:
+                places[text].append(i)
+    for text, found in places.items():
+        if len(found) > 1:
+            raise UserError(
+                f"data.keys: {text!r} is the same text as {len(found)} keys in different Unicode forms "
+                f"({', '.join(ascii(keys[i].decode()) for i in found)}). Write the key in the form of the file name."
+            )
+    return [(places.get(text) or [-1])[0] for text in texts]

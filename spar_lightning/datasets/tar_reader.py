@@ -5,109 +5,129 @@ every member must be complete, and the two zero blocks of the end-of-archive mar
 padding after them.
 """
 
-import gzip
+import posixpath
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import IO, Any, Final, cast
+from collections.abc import Container, Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import IO, Final, NamedTuple, cast
 
-import webdataset as wds
+from spar_lightning.datasets.container import BLOCK
+from spar_lightning.datasets.image_source import READ_ERRORS, is_image
+from spar_lightning.datasets.shard_error import ShardError
+from spar_lightning.datasets.shard_stream import LARGEST, ShardStream
+from spar_lightning.files.atomic import ACCESS_ERRORS
+from spar_lightning.files.walk import is_hidden
 
-from spar_lightning.datasets.image_source import READ_ERRORS, ShardError, is_image, is_remote, is_streamed
-
-BLOCK: Final = 512  # bytes per block of a tar
 ENDING: Final = 2 * BLOCK + 10240  # bytes: end-of-archive mark, and zeros up to the next multiple of tar's record size
-KEPT: Final = 1 << 16  # last bytes of a stream that are kept to check its end
-GZIP_MAGIC: Final = b"\x1f\x8b"
+CONTINUED: Final = b"M"  # type of the second part of a member in a multi-volume archive
+MALFORMED: Final = (*READ_ERRORS, ValueError, OverflowError, RecursionError)  # raised by tarfile for damaged headers
 
 
-def walk_tar(location: str) -> Iterator[tuple[str, str, int, bytes]]:
-    """Yield key, name, offset and bytes of every image in a tar, checking all headers and the end.
+class Member(NamedTuple):
+    """Image of a shard.
+
+    Attributes:
+        key: Key of the image.
+        name: Member of the tar, or path relative to the folder.
+        offset: Offset of the first byte in the uncompressed tar; 0 for a file in a folder.
+        content: Bytes of the image file; empty for a link.
+        target: Normalized name of the member that a link points to; None for a file.
+    """
+
+    key: str
+    name: str
+    offset: int
+    content: bytes
+    target: str | None = None
+
+
+def walk_tar(location: str) -> Iterator[Member]:
+    """Yield every image and every link with the name of an image in a tar, checking all headers and the end.
 
     Raises:
-        ShardError: If the tar is empty or damaged.
+        ShardError: If the tar is empty or damaged, cannot be read, or contains an image in an unsupported form.
     """
-    if not is_remote(location) and Path(location).stat().st_size == 0:
-        raise ShardError(f"{location} is empty (0 bytes). Download it again, or remove it from data.shards.")
     end = 0
     try:
-        with _opened(location) as file:
-            streamed = is_streamed(location)
-            tail = _Tail(file)
-            # A stream is read completely; in a file, the annotations between the images are skipped.
-            with tarfile.open(
-                fileobj=cast(IO[bytes], tail if streamed else file), mode="r|" if streamed else "r:"
-            ) as tar:
+        with ShardStream(location) as stream:
+            file = cast(IO[bytes], stream)
+            with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
                 while (member := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all members in memory
-                    end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-                    if member.isreg() and is_image(member.name):
-                        reader = tar.extractfile(member)
-                        content = b"" if reader is None else reader.read()
-                        if len(content) != member.size:
-                            raise tarfile.ReadError(f"{member.name} is truncated")
-                        yield PurePosixPath(member.name).stem, member.name, member.offset_data, content
-            if not streamed:
-                file.seek(end)
-            rest = tail.at(end, ENDING + 1) if streamed else file.read(ENDING + 1)
+                    if is_image(member.name) and not _is_hidden(member.name):
+                        yield from _image(member, stream, location)
+                    end = tar.offset
+            rest = stream.last + stream.read(ENDING + 1 - len(stream.last))  # tarfile has read the first block
             if len(rest) < 2 * BLOCK or rest.strip(b"\0"):
                 raise tarfile.ReadError("expected a header or the end-of-archive mark")
             if len(rest) > ENDING:  # a block of zeros in the middle looks like the end
                 raise tarfile.ReadError(f"more than {ENDING} bytes follow the last image")
-            while streamed and tail.read(KEPT):  # a pipe that is closed early raises an error
-                pass
-    except READ_ERRORS as error:
+    except ShardError:
+        raise
+    except MALFORMED as error:
+        if isinstance(error, OSError) and error.errno in ACCESS_ERRORS:
+            raise ShardError(
+                f"{location} cannot be read ({error.strerror}). Make it readable; it may be intact."
+            ) from error
         raise ShardError(
             f"{location} is damaged at byte {end}: {error}. Download it again, or remove it from data.shards."
         ) from error
 
 
-@contextmanager
-def _opened(location: str) -> Iterator[Any]:
-    """Open a tar as a file object of its uncompressed bytes."""
-    with wds.gopen(location) if is_remote(location) else open(location, "rb") as file:
-        if not is_streamed(location):
-            yield file
-            return
-        start = file.read(2)
-        joined = _Joined(start, file)
-        with gzip.GzipFile(fileobj=cast(IO[bytes], joined)) if start == GZIP_MAGIC else joined as plain:
-            yield plain
+def _image(member: tarfile.TarInfo, stream: ShardStream, location: str) -> Iterator[Member]:
+    """Yield a member with the name of an image, unless it is a folder or device."""
+    key, name = PurePosixPath(member.name).stem, member.name
+    if member.type == CONTINUED:
+        raise ShardError(
+            f"{location}: {name} begins in another volume. Join the volumes of the archive, or pack it again without "
+            "tar -M."
+        )
+    if member.islnk() or member.issym():
+        folder = posixpath.dirname(name) if member.issym() else ""
+        yield Member(key, name, member.offset_data, b"", posixpath.normpath(posixpath.join(folder, member.linkname)))
+    if not member.isreg():
+        return
+    if member.issparse():
+        raise ShardError(f"{location}: {name} is stored sparse. Pack the archive again without -S (--sparse).")
+    if member.size > LARGEST:
+        raise ShardError(
+            f"{location}: {name} has {member.size:,} bytes. Image files may have at most {LARGEST:,}. Shrink or remove "
+            "it."
+        )
+    content = stream.read(member.size)
+    if len(content) != member.size:
+        raise tarfile.ReadError(f"{name} is truncated")
+    yield Member(key, name, member.offset_data, content)
 
 
-class _Joined:
-    """Stream with its first bytes, which were already read, put back."""
-
-    def __init__(self, start: bytes, file: Any) -> None:
-        self.start, self.file = start, file
-
-    def read(self, size: int) -> bytes:
-        start, self.start = self.start[:size], self.start[size:]
-        return start + bytes(self.file.read(size - len(start))) if len(start) < size else start
-
-    def __enter__(self) -> "_Joined":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+def _is_hidden(name: str) -> bool:
+    """Return whether a part of a member's name is hidden; `..` is not."""
+    return is_hidden(PurePosixPath(*(part for part in PurePosixPath(name).parts if part != "..")))
 
 
-class _Tail:
-    """Stream that counts its bytes and keeps the last of them, because tarfile reads ahead."""
+def resolve_links(links: Mapping[str, str], images: Container[str], location: str) -> dict[str, str]:
+    """Return the image that each link of a tar points to, possibly through other links.
 
-    def __init__(self, file: Any) -> None:
-        self.file, self.position, self.last = file, 0, b""
+    Args:
+        links: Normalized names of links, and of their targets.
+        images: Normalized names of the images.
+        location: Location for the error message.
 
-    def read(self, size: int) -> bytes:
-        content: bytes = self.file.read(size)
-        self.position += len(content)
-        self.last = (self.last + content)[-KEPT:]
-        return content
-
-    def at(self, start: int, size: int) -> bytes:
-        """Return `size` bytes from `start`, reading on if tarfile has not reached them."""
-        while self.position < start + size and self.read(BLOCK):
-            pass
-        first = start - (self.position - len(self.last))
-        return self.last[first : first + size] if first >= 0 else b""
+    Raises:
+        ShardError: A link does not lead to an image in the same tar.
+    """
+    ends = {}
+    for name in links:
+        target = name
+        for _ in links:
+            if target not in links:
+                break
+            target = links[target]
+        ends[name] = target
+    lost = [name for name, target in ends.items() if target not in images]
+    if lost:
+        raise ShardError(
+            f"{location}: {len(lost)} of {len(links)} links to images lead to no image in this archive (first: "
+            f"{lost[0]!r} to {ends[lost[0]]!r}). Pack the archive again with tar -h --hard-dereference."
+        )
+    return ends

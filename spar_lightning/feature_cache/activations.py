@@ -73,16 +73,22 @@ class ActivationCache:
         extra, width = shape[1] - 1, shape[2]  # class and register tokens per image; D
         return float((price.patches + extra * price.images) * width * self._itemsize)
 
-    def text(self, todo: Images, augmentation: Augmentation, seed: int) -> str:
+    def text(self, todo: Images, size: float, features: float = 0.0) -> str:
         """Return one line that describes the remaining work and its size.
 
+        Args:
+            todo: Images without tokens.
+            size: Size in bytes of their tokens.
+            features: Size in bytes of the features that will be stored on the same disk.
+
         Raises:
-            CacheError: The disk has too little free space.
+            CacheError: The disk has too little free space for tokens and features together.
         """
-        size, free = self.bytes(todo, augmentation, seed), shutil.disk_usage(self.tokens.root).free
-        if size > free:
+        free = shutil.disk_usage(self.tokens.root).free
+        if size + features > free:
+            together = f" and the features {bytes_text(features)}" if features else ""
             raise CacheError(
-                f"The tokens of the frozen blocks need {bytes_text(size)}, but {self.tokens.root} has only "
+                f"The tokens of the frozen blocks need {bytes_text(size)}{together}, but {self.tokens.root} has only "
                 f"{bytes_text(free)} free. Free some disk space, or set data.cache_activations: false."
             )
         return (

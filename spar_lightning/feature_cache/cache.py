@@ -14,6 +14,7 @@ can build a cache together.
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -133,6 +134,11 @@ class FeatureCache:
         if not len(todo):
             clear_finished(self.claims, self.shards)
             return
+        if not os.access(self.root, os.W_OK):
+            raise CacheError(
+                f"{len(todo)} of {len(images)} images have no features in {self.root}, which is read-only. Make it "
+                "writable, or set data.cache to another folder."
+            )
         sweep(self.root / "tmp")
         bar: tqdm[Any]
         with tqdm(total=len(todo), desc=what, unit="image", disable=not show) as bar:

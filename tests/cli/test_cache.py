@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from spar_lightning.cli import main
+from spar_lightning.files.atomic import MACHINE
 
 Capture = pytest.CaptureFixture[str]
 
@@ -79,6 +80,28 @@ def test_the_frozen_prefix_is_announced_built_shown_and_verified(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000))
     code, _, err = run("--data.cache_activations", "true")
     assert code == 2 and "10 kB" in err
+
+
+def test_features_and_activations_need_the_disk_together(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = run("--data.cache_activations", "true", "--plan_only")[1]
+    found = re.findall(r"(?:disk +|to do, )([\d.]+) ([kM])B", out)
+    features, tokens = (float(size) * {"k": 1e3, "M": 1e6}[unit] for size, unit in found)
+    free = 1.05 * max(features, tokens)
+    assert free < features + tokens
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    assert run("--plan_only")[0] == 0
+    code, _, err = run("--data.cache_activations", "true", "--plan_only")
+    assert code == 2 and all(f"{size} {unit}B" in err for size, unit in found)
+
+
+def test_leases_without_work_are_not_shown_as_progress(run: Run, tmp_path: Path, capsys: Capture) -> None:
+    assert run()[0] == 0
+    cache = tmp_path / "seed-0" / "cache"
+    for name, holder in (("00000.h5", "other-1.7"), ("00001.h5", f"{MACHINE}.4194305"), ("00002.h5", "other-1.7")):
+        (cache / "claims" / name).mkdir()
+        (cache / "claims" / name / f"{holder}.0123456789abcdef").touch()
+    assert main(["cache", "info", str(cache)]) == 0
+    assert re.findall(r"in progress: (\S+) by (\S+)", capsys.readouterr().out) == [("00002.h5", "other-1.7")]
 
 
 def test_a_disk_that_is_too_small_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Tests of the selection of training images: the first ones, a fraction, a list; and how many shards are read."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 
 from spar_lightning.datamodules import SA1B
 from spar_lightning.datasets.subset import select
+from spar_lightning.errors import UserError
 from tests.datasets.test_shard_index import write_tar
 from tests.feature_cache.test_cache import collect, sources
 
@@ -42,3 +44,21 @@ def test_only_as_many_shards_are_read_as_max_images_takes(max_images: int | None
     data.trainer = SimpleNamespace(default_root_dir=str(tmp_path))  # type: ignore[assignment]
     assert len(data.images()) == min(max_images or 16, 16)
     assert len(list((tmp_path / "cache" / "scans").iterdir())) == tars
+
+
+def test_a_cache_that_is_read_only_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tar(tmp_path / "a.tar", {"a.jpg": b"a"})
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "run").mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "cache" and access(path, mode))
+    data = SA1B(str(path), cache=str(tmp_path / "cache"))
+    data.trainer = SimpleNamespace(default_root_dir=str(tmp_path / "run"))  # type: ignore[assignment]
+    assert keys(data.images()) == {b"a"}
+    assert not list((tmp_path / "cache").iterdir()) and len(list((tmp_path / "run" / "scans").iterdir())) == 1
+
+
+@pytest.mark.parametrize("value", [None, "text"])
+def test_what_is_not_an_augmentation(value: object) -> None:
+    with pytest.raises(UserError, match=rf"data\.augmentation .*{value!r}.*released, text, .*preset"):
+        SA1B("a.tar", augmentation=value)  # type: ignore[arg-type]

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spar_lightning.datasets import augmentation
 from spar_lightning.datasets.augmentation import Augmentation, Preset, Record, SizeError
 from spar_lightning.errors import UserError
-from spar_lightning.image.resize import rescaled
+from spar_lightning.image.resize import rescaled, resize_image
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,27 @@ def test_no_augmentation_keeps_the_pixels() -> None:
     augmentation = Augmentation("none", (96, 64), (1.0, 1.0), min_side=32, multiple=8)
     image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
     assert torch.equal(augmentation.apply(image, augmentation.draw(64, 96, 0, "a")), image)
+
+
+def test_large_images_are_resized_channel_by_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The float copy of a whole image with 13000 x 13000 pixels takes 2 GB."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # on one thread, PyTorch rounds a single channel differently than three
+    try:
+        image = torch.randint(0, 256, (3, 61, 93), dtype=torch.uint8)
+        record = Record(32, 48, 8, 0, 24, 48, True)
+        whole = Augmentation().apply(image, record)
+        sizes = []
+
+        def noted(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+            sizes.append(len(image))
+            return resize_image(image, size)
+
+        monkeypatch.setattr(augmentation, "LARGE", 61 * 93 - 1)
+        monkeypatch.setattr(augmentation, "resize_image", noted)
+        assert torch.equal(Augmentation().apply(image, record), whole) and sizes == [1, 1, 1]
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_min_side_must_fit_the_multiple() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spar_lightning.datasets.image_source import ShardError
+from spar_lightning.datasets.shard_error import ShardError
 from spar_lightning.datasets.shard_index import scan_all
 from tests.datasets.test_shard_index import write_tar
 from tests.feature_cache.test_cache import damage

@@ -1,5 +1,6 @@
 """Tests of the shard index: every defect of a shard raises an error that names it."""
 
+import errno
 import functools
 import gzip
 import http.server
@@ -9,14 +10,17 @@ import threading
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from spar_lightning.datasets.image_source import ShardError
 from spar_lightning.datasets.image_table import Images
+from spar_lightning.datasets.shard_error import ShardError
 from spar_lightning.datasets.shard_index import expand, scan, scan_all
+from spar_lightning.datasets.shard_stream import LARGEST, ShardStream
+from spar_lightning.files.walk import FolderError
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> Path:
@@ -131,11 +135,11 @@ def test_a_damaged_header_is_noticed(shard: Path, streamed: bool) -> None:
 
 
 def test_a_failing_command_or_server_is_an_error(shard: Path, web: str) -> None:
-    with pytest.raises(ShardError, match=r"nothing\.tar 2>/dev/null .*byte 0.*exit 1"):
+    with pytest.raises(ShardError, match=r"nothing\.tar 2>/dev/null .*\b1\b"):
         scan(f"pipe:cat {shard.parent}/nothing.tar 2>/dev/null")
-    with pytest.raises(ShardError, match=r"nothing\.tar .*byte 0"):
+    with pytest.raises(ShardError, match=r"nothing\.tar .*404"):
         scan(f"{web}/nothing.tar")
-    with pytest.raises(ShardError, match=r"byte \d+"):
+    with pytest.raises(ShardError, match=r"\b3\b"):
         scan(f"pipe:cat {shard}; exit 3")
 
 
@@ -150,13 +154,112 @@ def test_empty_missing_and_imageless(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"data\.shards"):
         expand([])
     (tmp_path / "page.tar").write_text("<html>not found</html>" * 100)
-    with pytest.raises(ShardError, match=r"page\.tar .*byte 0"):
+    with pytest.raises(ShardError, match=r"page\.tar .*web page"):
         scan(str(tmp_path / "page.tar"))
 
 
 def test_brace_patterns(shard: Path) -> None:
     assert expand(str(shard.parent / "sa_00000{0..0}.tar")) == [str(shard)]
     assert expand("https://host/sa_{000..002}.tar")[1:] == ["https://host/sa_001.tar", "https://host/sa_002.tar"]
+
+
+@pytest.mark.parametrize("name", ["a{1,2}.tar", "b\\c.tar", "c{x.tar"])
+def test_an_existing_path_is_not_a_pattern(tmp_path: Path, name: str) -> None:
+    path = str(write_tar(tmp_path / name, MEMBERS))
+    assert expand(path) == [path] and keys(scan(path)) == KEYS
+
+
+def test_a_missing_path_is_shown_as_given_and_commands_keep_their_backslashes(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"b\\c\.tar"):
+        expand(str(tmp_path / "b\\c.tar"))
+    assert expand("pipe:printf 'a\\n'") == ["pipe:printf 'a\\n'"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_unreadable_shards_are_not_called_missing_or_damaged(shard: Path) -> None:
+    shard.chmod(0)
+    with pytest.raises(ShardError, match=r"sa_000000\.tar .*Permission denied"):
+        scan(str(shard))
+    shard.parent.chmod(0)
+    try:
+        with pytest.raises(ShardError, match=r"sa_000000\.tar .*Permission denied"):
+            expand(str(shard))
+    finally:
+        shard.parent.chmod(0o700)
+
+
+def test_an_unreadable_shard_is_not_called_damaged(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: ShardStream, size: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(ShardStream, "read", fail)
+    with pytest.raises(ShardError, match=r"sa_000000\.tar .*Input/output error.*intact"):
+        scan(str(shard))
+
+
+def test_an_unreadable_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.jpg").write_bytes(b"1")
+    (tmp_path / "b").mkdir()
+    scandir = os.scandir
+
+    def fail(path: str) -> Any:
+        if path.endswith("b"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(FolderError, match=r"/b .*Permission denied"):
+        scan(str(tmp_path))
+
+
+HIDDEN = ("._sa_1.jpg", "__MACOSX/sa_1.jpg", "a/.cache/sa_2.jpg", ".sa_3.jpg")
+
+
+def test_hidden_files_are_not_images(tmp_path: Path) -> None:
+    names = ["./sa_1.jpg", "../x/sa_2.jpg", "a..b/..c.d/sa_3.jpg", *HIDDEN]
+    assert keys(scan(str(write_tar(tmp_path / "a.tar", {name: name.encode() for name in names})))) == ["sa_1", "sa_2"]
+    for name in ("sa_1.jpg", *HIDDEN):
+        path = tmp_path / "folder" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    assert keys(scan(str(tmp_path / "folder"))) == ["sa_1"]
+    with pytest.raises(ShardError, match="hidden"):
+        scan(str(write_tar(tmp_path / "b.tar", dict.fromkeys(HIDDEN, b"x"))))
+
+
+def test_images_named_after_others_are_counted_in_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scan(str(write_tar(tmp_path / "a.tar", MEMBERS)))
+    assert not caplog.messages
+    scan(str(write_tar(tmp_path / "b.tar", {name: name.encode() for name in ("x.jpg", "x.seg.png", "y.2.jpg")})))
+    (message,) = caplog.messages
+    assert "b.tar" in message and "1 of 3" in message and "x.seg" in message
+
+
+def test_names_that_are_too_long(tmp_path: Path) -> None:
+    name = "/".join(["n" * 250] * 3) + ".jpg"
+    assert keys(scan(str(write_tar(tmp_path / "a.tar", {name: b"x"})))) == ["n" * 250]
+    with pytest.raises(ShardError, match=r"nnn.* 1258 bytes"):
+        scan(str(write_tar(tmp_path / "b.tar", {"/".join(["n" * 250] * 5) + ".jpg": b"x"})))
+
+
+def test_devices_in_a_folder_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    os.mkfifo(tmp_path / "b.jpg")
+    assert keys(scan(str(tmp_path))) == ["a"]
+
+
+def test_files_that_are_too_large(tmp_path: Path) -> None:
+    with open(tmp_path / "huge.jpg", "wb") as file:
+        file.truncate(LARGEST + 1)
+    with pytest.raises(ShardError, match=r"huge\.jpg .*1,073,741,825"):
+        scan(str(tmp_path))
+
+
+def test_a_complete_index_elsewhere_is_only_read(shard: Path, tmp_path: Path) -> None:
+    scan_all([str(shard)], tmp_path / "known", show=False)
+    assert keys(scan_all([str(shard)], tmp_path / "new", show=False, known=tmp_path / "known")) == KEYS
+    assert not (tmp_path / "new").exists()
 
 
 def test_one_key_for_two_images(shard: Path, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from spar_lightning.datasets.augmentation import Record
-from spar_lightning.datasets.image_source import ShardError, Source
+from spar_lightning.datasets.image_source import Source
 from spar_lightning.datasets.image_table import Images
+from spar_lightning.datasets.shard_error import ShardError
 from spar_lightning.feature_cache.cache import FeatureCache, Make
 from spar_lightning.feature_cache.plan import ShardPlan
 from spar_lightning.feature_cache.shard import CacheError, Entry, FeatureShard, Rejected

@@ -133,3 +133,11 @@ def test_unusable_images_of_other_lists_do_not_count(tmp_path: Path, monkeypatch
     with pytest.raises(CacheError, match="11 of 100") if bad > 10 else nullcontext():
         cache.build(collect(sources(100, first=100)), each(reject_some), show=False)
     assert len(searched) < 10
+
+
+def test_missing_features_of_a_read_only_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built(tmp_path, 3)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    built(tmp_path, 3)  # nothing to write
+    with pytest.raises(CacheError, match=r"1 of 4 images .*read-only"):
+        built(tmp_path, 4)

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,9 +60,9 @@ def test_every_image_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     decoded, seen = [], []
     from_pillow = codec.from_pillow
 
-    def noted(image: Image.Image, upright: bool) -> Tensor:
+    def noted(image: Image.Image, *others: Any) -> Tensor:
         decoded.append(image)
-        return from_pillow(image, upright)
+        return from_pillow(image, *others)
 
     class Spy(TeacherFeatures):
         def features(self, image: Tensor) -> Tensor:
