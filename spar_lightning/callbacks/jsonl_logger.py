@@ -8,6 +8,8 @@ from typing import Any, TextIO
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from spar_lightning.files.atomic import naming
+
 
 class JSONLLogger(Logger):
     """Logger that appends metrics to `metrics.jsonl` in the run folder. NaN and infinite values are written as null.
@@ -37,7 +39,7 @@ class JSONLLogger(Logger):
         values = {name: float(value) for name, value in metrics.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
         line = json.dumps({"step": step, **finite}, allow_nan=False)
-        with open(self.path, "a+") as file:
+        with naming(self.path), open(self.path, "a+", encoding="utf-8") as file:
             if not self._opened:
                 _cut_torn_line(file)
                 self._opened = True
@@ -61,7 +63,7 @@ def read_metrics(path: Path) -> dict[str, dict[int, float]]:
     If a step was logged again after a resume, the later value is used. null is read as NaN.
     """
     metrics: dict[str, dict[int, float]] = {}
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         step = row.pop("step")
         for name, value in row.items():

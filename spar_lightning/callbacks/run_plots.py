@@ -12,6 +12,7 @@ from spar_lightning.callbacks.run_loggers import log_picture
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
 from spar_lightning.evaluation.benchmark import Benchmark
+from spar_lightning.files.atomic import naming
 from spar_lightning.visualization.run_plots import draw_curves, draw_predictions
 
 
@@ -32,7 +33,8 @@ class RunPlots(Callback):
         folder.mkdir(exist_ok=True)
         metrics = Path(trainer.default_root_dir) / "metrics.jsonl"
         if metrics.exists():
-            draw_curves(read_metrics(metrics), folder / "curves.png")
+            with naming(folder / "curves.png"):
+                draw_curves(read_metrics(metrics), folder / "curves.png")
             log_picture(trainer.loggers, folder / "curves.png", trainer.global_step)
         assert isinstance(pl_module, Distillation)
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
@@ -55,4 +57,5 @@ class RunPlots(Callback):
             image = benchmark[i]
             maps = [segment(image.image.to(module.device)).cpu().numpy() for segment in (before, teacher, after)]
             rows.append((image.image.permute(1, 2, 0).numpy(), image.labels.numpy(), *maps))
-        draw_predictions(rows, ["image", "ground truth", *titles], list(benchmark.classes), path)
+        with naming(path):
+            draw_predictions(rows, ["image", "ground truth", *titles], list(benchmark.classes), path)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from spar_lightning import __version__
+from spar_lightning.cli import output
 from spar_lightning.cli.error_messages import explained
 from spar_lightning.cli.help import stored_help
 from spar_lightning.cli.processes import end_with_parent
@@ -18,6 +19,7 @@ from spar_lightning.cli.slurm import requeue
 from spar_lightning.configs.renamed import COMMANDS as RENAMED
 from spar_lightning.configs.renamed import check_options
 from spar_lightning.errors import nearest
+from spar_lightning.files.home import expand_argument
 from spar_lightning.stopping import Stopped, signals
 
 COMMANDS = {
@@ -53,9 +55,27 @@ examples:
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0 done, 1 done except for listed items, 2 user error, 130 stopped by Ctrl-C, 143 stopped by another signal.
+    0 done, 1 done except for listed items, 2 user error, 130 stopped by Ctrl-C, 141 the reader of the output has ended,
+    143 stopped by another signal.
     """
-    given = list(sys.argv[1:] if args is None else args)
+    output.accept_all_names()
+    try:
+        try:
+            return _main(list(sys.argv[1:] if args is None else args))
+        finally:
+            output.flush()
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and output.is_closed():
+            output.discard()
+            return _end(output.CLOSED)
+        sentence = explained(error)
+        if sentence is None:
+            raise
+        return _end(_fail("spar", sentence))
+
+
+def _main(given: Sequence[str]) -> int:
+    """Answer an option of `spar` itself, or run a command."""
     if not given or given[0] in ("-h", "--help"):
         rows = "\n".join(f"  {command:<14} {text}" for command, text in COMMANDS.items())
         print(USAGE.format(version=f"spar_lightning {__version__}", commands=rows), end="")
@@ -90,6 +110,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def _run(command: str, args: Sequence[str]) -> int:
     """Run a command; print the message of an error that a user can fix and return 2."""
     try:
+        args = [expand_argument(arg) for arg in args]
         check_options(command, args)
         code: int = import_module(f"spar_lightning.cli.{command}").run(args)
     except SystemExit as exit:  # from the parser, or because rank 0 prints the message
@@ -97,6 +118,8 @@ def _run(command: str, args: Sequence[str]) -> int:
             raise
         code = int(exit.code or 0)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and output.is_closed():
+            raise
         sentence = explained(error)
         if sentence is None and not _has_ranks():
             raise

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spar_lightning.cli.help import CommandParser
+from spar_lightning.cli.output import check_new_file
 from spar_lightning.configs import shipped
 from spar_lightning.errors import UserError, nearest
 
@@ -35,11 +36,9 @@ def run(args: Sequence[str]) -> int:
     if given.copy is None:
         print(text, end="")
         return 0
-    if given.copy.exists():
-        raise UserError(f"--copy {given.copy}: the file already exists. Pass another name.")
-    if not given.copy.absolute().parent.is_dir():
-        raise UserError(f"--copy {given.copy}: the folder does not exist. Create it, or pass another path.")
-    given.copy.write_text(text, encoding="utf-8")
+    check_new_file("--copy", given.copy)
+    with given.copy.open("x", encoding="utf-8") as file:
+        file.write(text)
     print(f"Wrote {given.copy}. Next: spar fit --config {given.copy}")
     return 0
 

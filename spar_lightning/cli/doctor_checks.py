@@ -122,6 +122,8 @@ def disk(name: str, folder: Path, other: str) -> Finding:
         other: Advice to the user if the folder cannot be used.
     """
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not place.is_dir():
+        return Finding(name, f"{folder} cannot be a folder: {place} is a file", other)
     if not os.access(place, os.W_OK):
         return Finding(name, f"{folder} is not writable", other)
     free = shutil.disk_usage(place).free

@@ -4,17 +4,21 @@ All other errors keep their traceback, because they are bugs.
 """
 
 import errno
+import os
 import re
 from itertools import pairwise
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from types import TracebackType
 
 from spar_lightning.errors import UserError, user_error
 
-# System errors that a user can fix by choosing another location.
+# System errors that a user can fix by freeing space, or by choosing another location.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+OF_WRITING = (*FULL, errno.EROFS, errno.EEXIST)
+OF_PERMISSION = (errno.EACCES, errno.EPERM)
 OF_PLACES = (
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-    *(errno.EEXIST, errno.ENOTDIR),
+    *(*OF_WRITING, *OF_PERMISSION, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO),
+    errno.ESTALE,
 )
 
 # Options of the Trainer that Lightning's messages name.
@@ -49,10 +53,34 @@ def explained(error: BaseException) -> str | None:
             f"A loader process was ended by the system ({killed[1] or 'no signal'}), usually because memory ran out. "
             "Lower data.num_workers, data.batch_size or data.pack_tokens. To continue a run: --resume auto."
         )
-    if isinstance(error, OSError) and error.errno in OF_PLACES:
-        where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        return f"cannot write {where}. Free some space, or pass another run_dir, data.root, data.cache or --out."
+    if found := _of_place(error):
+        return found
+    if isinstance(error, ValueError) and "embedded null" in text:
+        return "A path contains a null character. Remove it from the setting."
+    if isinstance(error, UnicodeEncodeError) and error.encoding != "utf-8":
+        given = error.object[error.start : error.end]
+        return f"{given!r} does not exist in the encoding {error.encoding} of this system. Set PYTHONUTF8=1."
     return _of_lightning(error, text)
+
+
+def _of_place(error: BaseException | None) -> str | None:
+    """Return the message of a system error, or of the one that a library has raised another error from."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__
+    if error is None:
+        return None
+    where = f"{error.filename or 'a file or the output'}: {error.strerror}"
+    # A missing folder is a wrong path. A missing file can be a bug: files are checked where they are options.
+    if error.errno == errno.ENOENT and error.filename and not Path(error.filename).parent.exists():
+        return f"cannot use {where}. Its folder does not exist. Create it, or pass another path."
+    if error.errno not in OF_PLACES:
+        return None
+    if error.errno in FULL:
+        return f"cannot write {where}. Free some space, or pass another run_dir, data.root, data.cache or --out."
+    done = "write" if error.errno in OF_WRITING else "use"
+    if error.errno in OF_PERMISSION and error.filename and os.path.exists(error.filename):
+        done = "write" if os.access(error.filename, os.R_OK) else "read"
+    return f"cannot {done} {where}. Check the path and its permissions, or pass another path."
 
 
 def _sentence(error: UserError) -> str:

@@ -15,9 +15,12 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 
 from spar_lightning import __version__
 from spar_lightning.callbacks.checkpoint import BestCheckpoint, DurableCheckpointIO, LastCheckpoint
+from spar_lightning.callbacks.event_file import Events
 from spar_lightning.callbacks.jsonl_logger import JSONLLogger
 from spar_lightning.callbacks.mean_iou import MeanIoU
 from spar_lightning.callbacks.run_loggers import create_logger, log_settings
+from spar_lightning.cli.fit_log import log_to
+from spar_lightning.cli.fit_run_files import START
 from spar_lightning.cli.fit_run_folder import RunFolder, RunFolderError
 from spar_lightning.cli.lightning_cli import DATA_SHOWN, Position, SparCLI, check_checkpoint, progress
 from spar_lightning.distributed import is_first_process
@@ -27,17 +30,6 @@ from spar_lightning.stopping import Stopped
 log = logging.getLogger("spar_lightning")
 
 OURS: Final = ("lightning", "spar_lightning")  # packages whose callbacks log no further metrics
-
-
-class Events(TensorBoardLogger):
-    """TensorBoard logger that writes no settings, because config.yaml contains them."""
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing."""
-
-    def save(self) -> None:
-        """Write pending events to disk."""
-        self.experiment.flush()
 
 
 class FitCLI(SparCLI):
@@ -71,7 +63,7 @@ class FitCLI(SparCLI):
             default="never",
             help="never: start a new run; auto: continue from the last checkpoint, if any; or path of a checkpoint.",
         )
-        parser.add_argument("--overwrite", action="store_true", help="Delete an existing run in run_dir.")
+        parser.add_argument("--overwrite", action="store_true", help="Replace the run in run_dir; keep other files.")
         for cls in (WandbLogger, MLFlowLogger):
             parser.add_instantiator(lambda cls, **given: create_logger(self.folder.root, cls, **given), cls)
 
@@ -86,11 +78,8 @@ class FitCLI(SparCLI):
 
     def _start_folder(self) -> None:
         """Create the run folder and write the settings to it."""
-        self.folder.create()
-        settings = self.settings()
-        for name in ("resume", "overwrite"):  # options of this start, not settings of the run
-            settings.pop(name)
-        self.folder.save_config(settings)
+        settings = {name: value for name, value in self.settings().items() if name not in START}
+        self.folder.create(settings)
         log_settings(self.trainer.loggers, settings)
 
     def _facts(self) -> str:
@@ -156,7 +145,7 @@ class FitCLI(SparCLI):
         with self.folder.lease() if first else nullcontext():
             if first:
                 self._start_folder()
-            with self.ranks(), self.folder.log() if first else nullcontext():
+            with self.ranks(), log_to(self.folder.log) if first else nullcontext():
                 self._train(**kwargs)
 
     def _train(self, **kwargs: Any) -> None:
@@ -182,7 +171,7 @@ def _loggers(chosen: Any, tensorboard: bool, root: str) -> Sequence[Logger]:
         return []
     loggers = [] if chosen in (None, True) else chosen if isinstance(chosen, list) else [chosen]
     ours = tensorboard and not any(isinstance(logger, TensorBoardLogger) for logger in loggers)
-    return [*loggers, Events(root, name="", version="")] if ours else loggers
+    return [*loggers, Events(root)] if ours else loggers
 
 
 def _plugins(chosen: Any) -> list[Any]:

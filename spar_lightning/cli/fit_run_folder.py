@@ -1,5 +1,7 @@
 """Run folder of `spar fit`: an existing run is rejected unless it is to be resumed or overwritten.
 
+A folder with other files is rejected, too. The content of config.yaml shows that a folder is the one of a run.
+
 config.yaml, config-resume-N.yaml   settings of the first start and of each later start
 metrics.jsonl, train.log, results.json, events.out.tfevents.*
 checkpoints/                        last.ckpt and epoch.ckpt to resume from, best.ckpt with the best mIoU
@@ -12,23 +14,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
+from spar_lightning.cli.fit_run_files import CHECKPOINTS, delete_run, is_settings
 from spar_lightning.distributed import is_first_process
 from spar_lightning.errors import UserError
-from spar_lightning.files.atomic import MACHINE
+from spar_lightning.files.atomic import MACHINE, replace
 from spar_lightning.files.leases import Claims
 from spar_lightning.stopping import signals
 
 log = logging.getLogger("spar_lightning")
 
-# Files of a run; only these are deleted by --overwrite.
-OURS = (
-    *("config.yaml", "config-resume-*.yaml", "metrics.jsonl", "train.log", "results.json", "events.out.tfevents.*"),
-    *("hpc_ckpt_*.ckpt", "checkpoints/*.ckpt", "checkpoints/*.unfinished", "plots/predictions.png", "plots/curves.png"),
-)
+# MLflow creates its database with the logger, before a later setting is found to be wrong.
+BEFORE: Final = {"mlflow.db", ".lease"}
 
 
 class RunFolderError(UserError):
@@ -55,26 +55,34 @@ class RunFolder:
         self.overwrite = overwrite
         if overwrite and resume != "never":
             raise RunFolderError(f"--overwrite and --resume {resume} cannot be combined. Pass one of them.")
-        if not is_first_process():
-            return
-        if self.root.exists() and not self.root.is_dir():
-            raise RunFolderError(f"run_dir: {self.root} is a file. Use another --run_dir.")
-        self._check_new()
-        # MLflow creates its database with the logger, before a later setting is found to be wrong.
-        ignored = {"mlflow.db", ".lease"}
-        others = {path.name for path in self.root.iterdir()} - ignored if self.root.exists() else ()
-        if others and not self._log.exists():
-            raise RunFolderError(
-                f"run_dir: {self.root} is not empty and contains no run (no train.log). Use another --run_dir."
-            )
+        if not root:
+            raise RunFolderError("run_dir is empty. Pass the path of a folder, such as runs/NAME.")
+        if is_first_process():
+            self._check()
 
-    def _check_new(self) -> None:
-        """Raise RunFolderError if the folder contains a run that is neither resumed nor replaced."""
-        if self._started and not self.overwrite and self.resume == "never":
-            raise RunFolderError(
-                f"run_dir: {self.root} already contains a run. Use --resume auto to continue it, --overwrite to "
-                "replace it, or another --run_dir."
-            )
+    def _check(self) -> None:
+        """Raise RunFolderError if the folder cannot be used, contains other files, or a run that is to be kept."""
+        with self._usable():
+            if not self.root.exists():
+                if self.root.is_symlink():
+                    target = self.root.readlink()
+                    raise RunFolderError(
+                        f"run_dir: {self.root} is a link to {target}, which does not exist. Create that folder, or use "
+                        "another --run_dir."
+                    )
+                return
+            if not self.root.is_dir():
+                raise RunFolderError(f"run_dir: {self.root} is a file. Use another --run_dir.")
+            if {path.name for path in self.root.iterdir()} - BEFORE and not is_settings(self.root / "config.yaml"):
+                raise RunFolderError(
+                    f"run_dir: {self.root} is not empty and contains no run (no config.yaml of spar fit). Use another "
+                    "--run_dir."
+                )
+            if self._started and not self.overwrite and self.resume == "never":
+                raise RunFolderError(
+                    f"run_dir: {self.root} already contains a run. Use --resume auto to continue it, --overwrite to "
+                    "replace it, or another --run_dir."
+                )
 
     @contextmanager
     def lease(self) -> Iterator[None]:
@@ -86,7 +94,7 @@ class RunFolder:
             RunFolderError: Another `spar fit` is running in this folder, or has just finished a run there.
         """
         claims = Claims(self.root / ".lease" / "claims")
-        with self._writing():
+        with self._usable():
             while not claims.take_over("run"):
                 before = _renewed(claims.folder / "run")
                 if claims.holder("run").startswith(f"{MACHINE}.") or self._is_renewed(claims, before):
@@ -98,7 +106,7 @@ class RunFolder:
         signals.at_once.append(release)
         try:
             with claims.held("run"):
-                self._check_new()
+                self._check()
                 yield
         finally:
             signals.at_once.remove(release)
@@ -121,43 +129,55 @@ class RunFolder:
         return self.root / "checkpoints"
 
     @property
-    def _log(self) -> Path:
+    def log(self) -> Path:
+        """File with the messages of the run."""
         return self.root / "train.log"
 
     @property
     def _started(self) -> bool:
-        """True if the folder has metrics or checkpoints. A start that failed earlier may be replaced without asking."""
-        return (self.root / "metrics.jsonl").exists() or any(self.checkpoints.glob("*.ckpt")) or bool(self._foreign)
+        """True if the folder has results. A start that failed before the first one may be replaced without asking."""
+        results = ("metrics.jsonl", "results.json", "plots/*", *CHECKPOINTS)
+        return any(any(self.root.glob(pattern)) for pattern in results)
 
     @property
     def _foreign(self) -> list[Path]:
         """Checkpoints that version 0.1 left in a SLURM job: Lightning's handler wrote them in the middle of a step."""
         return sorted(self.root.glob("hpc_ckpt_*.ckpt"))
 
-    def create(self) -> None:
-        """Create the folder. Delete the files of a run that is replaced, but no other files.
+    def create(self, settings: dict[str, Any]) -> None:
+        """Create the files of the run and write its settings to config.yaml, or to the next config-resume-N.yaml.
+
+        The files of a run that is replaced are deleted first, config.yaml last, so that the folder is always known as
+        that of a run. Other files are kept.
+
+        Args:
+            settings: Configuration of the run, as plain YAML types.
 
         Raises:
             RunFolderError: The folder is not writable.
         """
-        with self._writing():
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            (self.root / "plots").mkdir(exist_ok=True)
+        with self._usable():
+            path, number = self.root / "config.yaml", 0
             if self.overwrite or not self._started:
-                if self._foreign:
-                    log.warning("%s is deleted with the old run.", ", ".join(map(str, self._foreign)))
-                for path in (path for pattern in OURS for path in self.root.glob(pattern)):
-                    path.unlink()
-            self._log.touch()
+                delete_run(self.root)
+            else:
+                while path.exists():
+                    number += 1
+                    path = self.root / f"config-resume-{number}.yaml"
+            replace(path, yaml.safe_dump(settings, sort_keys=False).encode(), self.root / ".lease" / "tmp")
+            self.checkpoints.mkdir(exist_ok=True)
+            (self.root / "plots").mkdir(exist_ok=True)
+            self.log.touch()
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _usable(self) -> Iterator[None]:
         """Convert errors of the file system."""
         try:
             yield
         except OSError as error:
             raise RunFolderError(
-                f"run_dir: cannot write to {self.root} ({error.strerror}). Use a --run_dir that is writable."
+                f"run_dir: cannot use {self.root} ({error.strerror}). Use a --run_dir that is writable and has free "
+                "space."
             ) from error
 
     def checkpoint(self) -> str | None:
@@ -185,37 +205,6 @@ class RunFolder:
                 )
             log.warning("%s in %s is not used. %s.", found, self.root, choice)
         return str(last) if last.exists() else None
-
-    def save_config(self, config: dict[str, Any]) -> None:
-        """Write the settings to config.yaml or, if it exists, to the next config-resume-N.yaml."""
-        path, number = self.root / "config.yaml", 0
-        while path.exists():
-            number += 1
-            path = self.root / f"config-resume-{number}.yaml"
-        path.write_text(yaml.safe_dump(config, sort_keys=False))
-
-    @contextmanager
-    def log(self) -> Iterator[None]:
-        """Also write the log messages of Lightning and this package, and Python's warnings, to train.log."""
-        handler = logging.FileHandler(self._log)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-        loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "spar_lightning", "py.warnings")]
-        level = loggers[1].level
-        loggers[1].setLevel(logging.INFO)
-        logging.captureWarnings(True)
-        screen = logging.StreamHandler()  # captured warnings are otherwise not shown on the screen
-        loggers[2].addHandler(screen)
-        for logger in loggers:
-            logger.addHandler(handler)
-        try:
-            yield
-        finally:
-            for logger in loggers:
-                logger.removeHandler(handler)
-            loggers[2].removeHandler(screen)
-            logging.captureWarnings(False)
-            loggers[1].setLevel(level)
-            handler.close()
 
 
 def _renewed(lease: Path) -> float:

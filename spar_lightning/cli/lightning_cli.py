@@ -20,7 +20,7 @@ import yaml
 from lightning.fabric import Fabric
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from spar_lightning.backbones.registry import plugins
 from spar_lightning.callbacks.mean_iou import MeanIoU
@@ -35,6 +35,7 @@ from spar_lightning.configs.renamed import check_renamed, upgraded, written_by_a
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import UserError
+from spar_lightning.files.home import expand_home
 from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.stopping import GRACE, Stopped, signals
 
@@ -157,6 +158,11 @@ class SparCLI(LightningCLI):
             help="Write TensorBoard events, in addition to the loggers of trainer.logger (fit only).",
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the arguments; in all values of configurations, `~` at the beginning of a path is the home folder."""
+        super().parse_arguments(parser, args)
+        self.config = expand_home(self.config)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer
         if config.use_distributed_sampler:
@@ -247,7 +253,7 @@ def _configuration(given: str) -> str:
     """Return the path of a configuration, or its upgraded content if an older version wrote it into a run folder."""
     found = find(given)
     if os.path.exists(found) and stat.S_ISFIFO(os.stat(found).st_mode):
-        found = Path(found).read_text()  # a pipe can be read once, but each process reads the configuration
+        found = Path(found).read_text("utf-8")  # a pipe can be read once, but each process reads the configuration
     path = Path(found) if os.path.isfile(found) else None  # otherwise a URL or the configuration itself
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8") if path else found)
@@ -262,8 +268,11 @@ def _configuration(given: str) -> str:
 
 def with_run_config(args: Sequence[str], weights: str | None, config: str | None) -> list[str]:
     """Return the arguments, preceded by the configuration of the run that `weights` names unless one is given."""
-    path = Path((weights or "").split(",")[0]) / "config.yaml"
-    return ["--config", str(path), *args] if config is None and weights and path.is_file() else list(args)
+    if config is not None or not weights:
+        return list(args)
+    first = weights if os.path.exists(weights) else weights.split(",")[0]  # a name can contain a comma
+    path = Path(first) / "config.yaml"
+    return ["--config", str(path), *args] if path.is_file() else list(args)
 
 
 def of_model(arg: str) -> str:
@@ -280,14 +289,20 @@ class Position(NamedTuple):
     steps: int
 
 
-def check_checkpoint(path: str) -> Position:
-    """Return the position of a checkpoint of `spar fit`; raise UserError if the file is something else."""
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Return the content of a checkpoint of `spar fit`; raise UserError if the file is something else."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # another zip file, a pickle or a text file raise different types
         raise UserError(f"{path} cannot be read as a checkpoint ({type(error).__name__}). {_GIVE}") from error
     if not isinstance(checkpoint, dict) or "spar" not in checkpoint:
         raise UserError(f"{path} was not written by spar fit: it lacks the entry 'spar'. {_GIVE}")
+    return checkpoint
+
+
+def check_checkpoint(path: str) -> Position:
+    """Return the position of a checkpoint of `spar fit`; raise UserError if the file is something else."""
+    checkpoint = read_checkpoint(path)
     epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     return Position(Path(path).name, epochs, checkpoint["global_step"])
 

@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from spar_lightning.cli.lightning_cli import SparCLI
+from spar_lightning.cli.output import check_new_file
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import UserError, check_at_least, nearest
@@ -82,12 +83,14 @@ class SpeedCLI(SparCLI):
             default=None,
             help="Precision of this package's networks; null: bf16 if the device supports it in hardware, else fp32.",
         )
-        parser.add_argument("--json", type=str | None, default=None, help="Also write the results to this JSON file.")
+        parser.add_argument("--json", type=str | None, default=None, help="Also write the results to a new JSON file.")
 
     def before_instantiate_classes(self) -> None:
         """Check the options."""
         config = self.config.speed
         check_at_least(1, **{f"--{name}": config[name] for name in ("repeats", "height", "width")})
+        if config.json is not None:
+            check_new_file("--json", Path(config.json))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Create a Trainer without logger and checkpoints."""
@@ -120,7 +123,8 @@ class SpeedCLI(SparCLI):
                 print(f"\n{comparison.table()}", flush=True)
                 rows += [{"part": part, **row} for row in comparison.rows()]
         if config.json is not None:
-            Path(config.json).write_text(json.dumps({"environment": facts, "rows": rows}, indent=2) + "\n")
+            with open(config.json, "x", encoding="utf-8") as file:
+                file.write(json.dumps({"environment": facts, "rows": rows}, indent=2) + "\n")
 
 
 def run(args: Sequence[str]) -> int:

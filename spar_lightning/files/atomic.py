@@ -8,6 +8,7 @@ and the second one finds the name taken.
 import errno
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -24,6 +25,8 @@ ACCESS_ERRORS: Final = {
     for name in ("EACCES", "EPERM", "EROFS", "ENOENT", "EMFILE", "ENFILE", "ENOMEM", "EIO", "ESTALE", "ETIMEDOUT")
 }
 NO_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+# Names that `private_path` gives: machine, boot, PID namespace, process ID, and the rest.
+PRIVATE: Final = re.compile(r"[^.]*-[0-9a-f]+-\d+\.\d+\..")
 OLD: Final = 24 * 3600.0  # seconds after which unfinished files of other machines are deleted
 ATTEMPTS: Final = 5  # attempts to write a file whose unfinished content is deleted by someone else
 
@@ -75,15 +78,32 @@ def make_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete unfinished files and folders of processes that have ended."""
+    """Delete unfinished files and folders of processes that have ended; leave files with other names alone."""
     for path in folder.iterdir() if folder.exists() else []:
-        machine, pid, *_ = (*path.name.split("."), "")
+        if not PRIVATE.match(path.name):
+            continue
+        machine, pid, *_ = path.name.split(".")
         try:
             if is_dead(f"{machine}.{pid}") or time.time() - path.stat().st_mtime > OLD:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         except OSError as error:  # another process has deleted or published the file, or the folder is read-only
             if error.errno not in ACCESS_ERRORS:
                 raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Add the path to a system error that names no file, such as a full disk while an open file is written.
+
+    Raises:
+        OSError: The error, with the path.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write(path: Path, content: bytes | memoryview) -> None:
@@ -94,13 +114,13 @@ def write(path: Path, content: bytes | memoryview) -> None:
     """
     file = open(path, "xb")  # noqa: SIM115 - closed below; outside of try, so that an existing file is not deleted
     try:
-        with file:
+        with naming(path), file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
+    except OSError:
         path.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def link(unfinished: Path, path: Path) -> bool:

@@ -132,3 +132,11 @@ def test_mistakes_of_a_configuration_are_lines(small: list[str], capsys: Capture
         found = capsys.readouterr()
         assert "FIX   configuration" in found.out and sentence in found.out and "Traceback" not in found.err
     assert main(["doctor", "--model.stride", "9"]) == 2
+
+
+def test_a_file_where_a_folder_is_needed(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        found = doctor_checks.disk("run_dir", path, "set another --run_dir")
+        assert found.fix is not None and str(tmp_path / "file") in found.text
+    assert doctor_checks.disk("run_dir", tmp_path / "run", "set another --run_dir").text.endswith("free")

@@ -1,5 +1,7 @@
 """Tests of settings that Lightning or a missing package rejects: one line that names the option, exit code 2."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,41 @@ def test_what_only_the_data_can_tell(
     assert said.startswith("trainer.max_epochs is 1, but last.ckpt was saved after 2")
     said = message([*args, "--trainer.max_steps", "5", "--resume", "auto"], capsys)
     assert said.startswith("trainer.max_steps is 5, but last.ckpt was saved after 24")
+
+
+@pytest.mark.parametrize(
+    ("number", "done"),
+    [
+        *((number, "write") for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EEXIST)),
+        *((number, "use") for number in (errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ENOTDIR)),
+    ],
+)
+def test_places_that_cannot_be_used(number: int, done: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "new")
+    said = explained(OSError(number, os.strerror(number), path))
+    assert said is not None and said.startswith(f"cannot {done} {path}: {os.strerror(number)}")
+
+
+def test_a_system_error_below_another_error() -> None:
+    error = ValueError("you tried to log 1.0")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device", "run/events")
+    assert "run/events" in (explained(error) or "")
+
+
+@pytest.mark.parametrize("readable", [False, True])
+def test_reading_and_writing(readable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: readable)
+    (tmp_path / "file").touch()
+    said = explained(PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "file")))
+    assert said is not None and said.startswith("cannot write" if readable else "cannot read")
+
+
+def test_missing_folders_and_files(tmp_path: Path) -> None:
+    missing = tmp_path / "missing" / "file"
+    assert str(missing) in (explained(FileNotFoundError(errno.ENOENT, "No such file", str(missing))) or "")
+    assert explained(FileNotFoundError(errno.ENOENT, "No such file", str(tmp_path / "file"))) is None  # a bug
+    assert "PYTHONUTF8" in (explained(UnicodeEncodeError("ascii", "a\xfc", 1, 2, "not in range")) or "")
+    assert "null character" in (explained(ValueError("lstat: embedded null character in path")) or "")
 
 
 def test_a_bug_is_not_explained() -> None:

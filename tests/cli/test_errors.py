@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from spar_lightning.cli import main
+from spar_lightning.cli.fit_run_files import SETTINGS
 from tests.datasets.test_shard_index import write_tar
 
 Capture = pytest.CaptureFixture[str]
@@ -117,7 +119,7 @@ def test_a_run_folder_below_a_file(tmp_path: Path, scenes: Path, small: list[str
 
 
 def test_existing_run_folder(tmp_path: Path, small: list[str], capsys: Capture) -> None:
-    (tmp_path / "train.log").touch()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({name: {} for name in SETTINGS}))
     (tmp_path / "metrics.jsonl").touch()
     text = sentence(["fit", *small, "--run_dir", str(tmp_path)], capsys)
     assert "--resume auto" in text and "--overwrite" in text
@@ -126,7 +128,7 @@ def test_existing_run_folder(tmp_path: Path, small: list[str], capsys: Capture) 
 def test_a_folder_of_something_else(tmp_path: Path, small: list[str], capsys: Capture) -> None:
     (tmp_path / "thesis.tex").touch()
     for extra in ([], ["--overwrite"]):
-        assert "train.log" in sentence(["fit", *small, "--run_dir", str(tmp_path), *extra], capsys)
+        assert "config.yaml" in sentence(["fit", *small, "--run_dir", str(tmp_path), *extra], capsys)
     assert (tmp_path / "thesis.tex").exists()
 
 

@@ -17,9 +17,10 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from spar_lightning.callbacks.event_file import Events
 from spar_lightning.callbacks.run_loggers import create_logger, log_picture, log_settings, log_table
 from spar_lightning.cli import main
-from spar_lightning.cli.fit import Events, _loggers
+from spar_lightning.cli.fit import _loggers
 
 Capture = pytest.CaptureFixture[str]
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from spar_lightning.cli import main
+from spar_lightning.cli.fit_run_files import SETTINGS
 from spar_lightning.cli.fit_run_folder import RunFolder, RunFolderError
 from spar_lightning.files import leases
 from tests.cli.test_nodes import task, until
@@ -40,6 +42,7 @@ def test_a_run_that_ended_while_this_one_started(tmp_path: Path) -> None:
     """Two starts at the same moment: the second gets the lease when the first has finished."""
     second = RunFolder(str(tmp_path / "run"), "never", overwrite=False)
     with RunFolder(str(tmp_path / "run"), "never", overwrite=False).lease():
+        (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({name: {} for name in SETTINGS}))
         (tmp_path / "run" / "metrics.jsonl").touch()
     with pytest.raises(RunFolderError, match="already contains a run"), second.lease():
         pass

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from spar_lightning.files.atomic import MACHINE, link, owner, private_path, publish, replace, sweep
+from spar_lightning.files.atomic import MACHINE, link, naming, owner, private_path, publish, replace, sweep
 
 
 @pytest.fixture
@@ -104,3 +104,18 @@ def test_sweep_deletes_what_the_dead_left(private: Path) -> None:
     os.utime(old, (0, 0))
     sweep(private)
     assert sorted(private.iterdir()) == sorted([mine, elsewhere])
+
+
+def test_sweep_leaves_files_of_a_user_alone(private: Path) -> None:
+    for name in ("notes.txt", "my-model.7.h5", "a.b.c", "photos"):
+        (private / name).mkdir()
+        os.utime(private / name, (0, 0))
+    sweep(private)
+    assert len(list(private.iterdir())) == 4
+
+
+def test_an_error_without_a_path_gets_one(tmp_path: Path) -> None:
+    for given, expected in ((None, str(tmp_path)), ("other", "other")):
+        with pytest.raises(OSError) as error, naming(tmp_path):
+            raise OSError(errno.ENOSPC, "No space left on device", given)
+        assert error.value.filename == expected and error.value.errno == errno.ENOSPC
