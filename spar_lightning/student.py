@@ -5,31 +5,29 @@ export` in the metadata of its file; other weights need a configuration file. Al
 `spar fit`.
 """
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 import yaml
 from jsonargparse import ArgumentParser
-from safetensors import safe_open
 
 from spar_lightning.backbones.base import Backbone
-from spar_lightning.backbones.checkpoints import STUDENT, load_weights
-from spar_lightning.backbones.registry import find_backbone, plugins
+from spar_lightning.backbones.checkpoints import STUDENT, load_weights, warn_if_random
+from spar_lightning.backbones.registry import class_path, find_backbone, plugins
 from spar_lightning.backbones.weights import SUFFIXES, without_weights
 from spar_lightning.configs import find
 from spar_lightning.configs.renamed import check_renamed, upgraded, written_by_a_run
 from spar_lightning.errors import UserError, user_error
+from spar_lightning.header import read_header
 from spar_lightning.segmentation.config import Inference, InferenceConfig, check_names
 from spar_lightning.segmentation.prompts import TextClassifier, parse_classes
 from spar_lightning.segmentation.segmenter import Segmenter
 from spar_lightning.segmentation.text_embeddings import text_classifier
-
-HEADER: Final = "spar_lightning"  # key of a safetensors file's metadata: the model block as JSON
 
 
 def load(
@@ -102,6 +100,7 @@ class Student:
     def base(self) -> Backbone:
         """Build the backbone with its pretrained weights, as before training, on the student's device."""
         backbone, _ = _instantiate(self.block)
+        warn_if_random(backbone)
         return backbone.to(next(self.backbone.parameters()).device)
 
     def segmenter(
@@ -147,6 +146,7 @@ def load_student(
         UserError: As for `load`.
     """
     path, given = Path(source), dict(inference or {})
+    exists = os.path.exists(path)  # False for a name that is too long for a path
     check_names(given, "load")
     # If None is the default of a setting (no refinement), it is a value; otherwise it means "as in the run".
     defaults = {field.name: field.default for field in fields(InferenceConfig)}
@@ -154,25 +154,28 @@ def load_student(
     plugins()  # importing them registers the short names of their classes
     if config is not None:
         content = _read_configuration(Path(find(str(config))))
-    elif path.exists():
+    elif exists:
         content = _recorded(path)
     else:
-        cls = _class(str(source))
-        content = {"model": {"backbone": f"{cls.__module__}.{cls.__qualname__}"}}
+        content = {"model": {"backbone": class_path(_class(str(source)))}}
     names = ("backbone", *InferenceConfig.__dataclass_fields__)
     block = {key: value for key, value in content["model"].items() if key in names}
-    chosen = block["backbone"]
-    chosen = {"class_path": chosen} if isinstance(chosen, str) else chosen
-    block["backbone"] = {**chosen, "init_args": {**(chosen.get("init_args") or {}), **(backbone or {})}}
+    block["backbone"] = _with_arguments(block["backbone"], backbone or {}, str(config or source))
     block = {key: value for key, value in block.items() if key not in changed}
     # Pretrained weights that are replaced in the next step are neither read nor downloaded.
-    with without_weights() if path.exists() else nullcontext():
+    with without_weights() if exists else nullcontext():
         network, settings = _instantiate(block)
     settings = replace(settings, **changed)
-    if path.exists():
+    if exists:
         return Student(network, settings, block, content, load_weights(network, str(path)))
     if not isinstance(network, _class(str(source))):
         raise UserError(f"{source} is not the backbone of {config}. Pass only one of them.")
+    if config is None and None not in (backbone or {}).values() and (how := network.random_weights()):
+        raise UserError(
+            f"{source} has no weights. {how} Pass it as --model.backbone.NAME VALUE, or backbone={{NAME: VALUE}} in "
+            "Python; null selects random weights."
+        )
+    warn_if_random(network)
     return Student(network, settings, block, content, None)
 
 
@@ -183,14 +186,8 @@ def _recorded(path: Path) -> dict[str, Any]:
     if (run / "config.yaml").is_file():
         return _read_configuration(run / "config.yaml")
     file = path / STUDENT if path.is_dir() else path
-    if file.suffix == ".safetensors" and file.is_file():
-        try:
-            with safe_open(file, "pt") as tensors:
-                recorded = (tensors.metadata() or {}).get(HEADER)
-        except Exception as error:  # safetensors raises a direct subclass of Exception
-            raise UserError(f"{file} cannot be read as safetensors ({error}). Download or export it again.") from error
-        if recorded:
-            return upgraded({"model": json.loads(recorded)})
+    if file.suffix == ".safetensors" and file.is_file() and (block := read_header(file)):
+        return {"model": block}
     raise UserError(
         f"{path} does not record which network its weights belong to. Use a run folder of spar fit or a file of `spar "
         "export --to safetensors`, or pass the YAML file of the training: config=.. in Python, --config in the shell."
@@ -212,6 +209,22 @@ def _read_configuration(path: Path) -> dict[str, Any]:
         return upgraded(content)
     check_renamed(content, str(path))
     return dict(content)
+
+
+def _with_arguments(chosen: Any, arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the class of a backbone and its arguments, with those of the caller.
+
+    Raises:
+        UserError: The configuration names no class, or its arguments are not a mapping.
+    """
+    given = {"class_path": chosen} if isinstance(chosen, str) else chosen
+    own = (given.get("init_args") or {}) if isinstance(given, Mapping) else None
+    if not isinstance(given, Mapping) or not isinstance(own, Mapping) or not isinstance(given.get("class_path"), str):
+        raise UserError(
+            f"{where}: model.backbone must be a class, or class_path and init_args, but got {chosen!r}. Pass the YAML "
+            "file of the training."
+        )
+    return {**given, "init_args": {**own, **arguments}}
 
 
 def _class(name: str) -> type[Backbone]:

@@ -98,9 +98,7 @@ def test_base_weights_that_a_checkpoint_replaces_are_not_read(tmp_path: Path, mo
     (tmp_path / "checkpoints").mkdir()
     torch.save({"state_dict": state, "spar": {}}, tmp_path / "checkpoints" / "last.ckpt")
     arguments = {"model": "ViT-S-32", "pretrained": "laion400m_e31"}
-    monkeypatch.setattr(
-        "spar_lightning.backbones.open_clip_base.pretrained_config", lambda model, tag: {"hf_hub": "a/b"} if tag else {}
-    )
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda model, tag: {"hf_hub": "a/b"})
     model = {"backbone": {"class_path": "spar_lightning.backbones.OpenCLIP", "init_args": arguments}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": model}))
     loaded = spar.load(tmp_path).backbone.state_dict()
@@ -133,3 +131,20 @@ def test_what_does_not_fit_is_a_sentence(run: Path, tmp_path: Path) -> None:
     refused(lambda: spar.load(run, config=tmp_path / "empty.yaml"), "model.backbone")
     torch.save({"state_dict": {"student.x": torch.zeros(1)}, "spar": {}}, tmp_path / "other.ckpt")
     refused(lambda: spar.load(tmp_path / "other.ckpt", config=run / "config.yaml"), "other.ckpt")
+
+
+def test_random_weights_are_refused_or_told(run: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    refused(lambda: spar.load("dinov3text"), "dinov3text", "backbone_weights", "8aa4cbdd.pth", "https://")
+    spar.load(run)
+    assert not caplog.records
+    spar.load("tiny", backbone={"pretrained": None})
+    (tmp_path / "random.yaml").write_text("model: {backbone: {class_path: Tiny, init_args: {pretrained: null}}}")
+    spar.load("tiny", config=tmp_path / "random.yaml")
+    assert [record.name for record in caplog.records] == ["spar_lightning"] * 2
+    assert caplog.text.count("Tiny has random weights") == 2
+
+
+@pytest.mark.parametrize("backbone", ["3", "[Tiny]", "{init_args: {}}", "{class_path: Tiny, init_args: 3}"])
+def test_a_configuration_without_a_class(backbone: str, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(f"model: {{backbone: {backbone}}}")
+    refused(lambda: spar.load(run, config=tmp_path / "a.yaml"), "a.yaml", "model.backbone")

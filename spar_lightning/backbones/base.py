@@ -143,6 +143,10 @@ class Backbone(nn.Module, ABC):
         """
         return None
 
+    def random_weights(self) -> str | None:
+        """Return None, or for a backbone that was built with random weights, a sentence on how to set others."""
+        return None
+
     def licence(self) -> str:
         """Return the license of the base weights and its conditions for distributing a student, in Markdown."""
         return "Unknown. The license of the base weights applies, because a student is a derivative work of them."

@@ -1,5 +1,6 @@
 """Loading of weights from a run, a checkpoint of `spar fit`, an export or a weight file of the upstream library."""
 
+import logging
 from pathlib import Path
 from typing import Final
 
@@ -8,6 +9,7 @@ from spar_lightning.backbones.weights import WeightsError, difference, read
 from spar_lightning.errors import UserError
 
 STUDENT: Final = "student.safetensors"  # in the folder written by `spar export --to safetensors`
+log = logging.getLogger("spar_lightning")
 
 
 def load_weights(backbone: Backbone, source: str) -> Path:
@@ -39,7 +41,7 @@ def load_weights(backbone: Backbone, source: str) -> Path:
             "student.safetensors). Pass the path of a weight file."
         )
     try:
-        tensors = read(str(path))
+        tensors = read(str(path), expected=backbone.state_dict().keys() | backbone.vision_state_dict().keys())
         if difference(tensors, backbone.state_dict()) is None:  # names as in the backbone
             backbone.load_state_dict(tensors)
         else:
@@ -50,3 +52,9 @@ def load_weights(backbone: Backbone, source: str) -> Path:
         reason = str(error).splitlines()[0]
         raise UserError(f"--weights {source} does not match {type(backbone).__name__}: {reason}") from error
     return path
+
+
+def warn_if_random(backbone: Backbone) -> None:
+    """Log a warning if a backbone that is used for inference was built with random weights."""
+    if how := backbone.random_weights():
+        log.warning(f"{backbone.family} has random weights, so its features mean nothing. {how}")

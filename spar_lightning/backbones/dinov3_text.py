@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spar_lightning.backbones.base import Backbone, Grid, TextTower
 from spar_lightning.backbones.packing import patch_tokens, per_image
+from spar_lightning.backbones.prompt_length import token_counts, warn_if_cut
 from spar_lightning.backbones.weights import WeightsError, check_fit, find, read, skipped
 from spar_lightning.errors import UserError
 from spar_lightning.files.hashing import hash_file
@@ -122,6 +123,11 @@ class DINOv3Text(Backbone):
     def load_vision_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         tensors = _of_tower(state_dict, "visual_model.backbone.")
         self.trunk.load_state_dict(_filled(self.model, tensors, "The state dict").state_dict())
+
+    def random_weights(self) -> str | None:
+        if self.backbone_weights is not None:
+            return None
+        return f"Request {VISION_FILE} at {FORM} and set backbone_weights to its path."
 
     def licence(self) -> str:
         if self.backbone_weights is None:
@@ -271,4 +277,10 @@ def _text_tower(official: Mapping[str, Tensor], source: str, embed_dim: int) -> 
     tower.load_state_dict(tensors)
     tower.eval().requires_grad_(False)
     tokenize = SimpleTokenizer(context_length=context)
-    return lambda prompts: tower(tokenize(list(prompts)))[:, embed_dim:]
+
+    def encode(prompts: Sequence[str]) -> Tensor:
+        warn_if_cut(prompts, token_counts(tokenize, prompts), context)
+        embeddings: Tensor = tower(tokenize(list(prompts)))[:, embed_dim:]
+        return embeddings
+
+    return encode

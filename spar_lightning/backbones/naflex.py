@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from spar_lightning.backbones.base import Backbone, Grid, TextTower
 from spar_lightning.backbones.packing import per_image
+from spar_lightning.backbones.prompt_length import warn_if_cut
 from spar_lightning.backbones.weights import WeightsError, check_fit, read, skipped
 from spar_lightning.image.resize import check_sides
 
 HUB = "google/siglip2-base-patch16-naflex"
+CONTEXT = 64  # tokens of a prompt in training
 
 
 class NaFlex(Backbone):
@@ -108,10 +110,14 @@ class NaFlex(Backbone):
         self._load(state_dict, "The state dict")
 
     def _load(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        """Load the vision tower from tensors that may include the text tower."""
+        """Load the vision tower from tensors that may include the text tower, or lack the prefix `vision_model.`."""
         vision = {name: tensor for name, tensor in tensors.items() if name.startswith("vision_model.")}
+        vision = vision or {f"vision_model.{name}": tensor for name, tensor in tensors.items()}
         check_fit(vision, self.state_dict(), source, "NaFlex")
         self.load_state_dict(vision)
+
+    def random_weights(self) -> str | None:
+        return "Set pretrained to a name on the Hugging Face Hub or a path." if self.pretrained is None else None
 
     def licence(self) -> str:
         if self.pretrained != HUB:
@@ -138,7 +144,9 @@ class NaFlex(Backbone):
         def encode(prompts: Sequence[str]) -> Tensor:
             # Text is pooled at the last position, so prompts are padded on the right to the training length.
             texts = [prompt.lower() for prompt in prompts]
-            tokens = tokenizer(texts, padding="max_length", max_length=64, truncation=True, padding_side="right",
+            counts = [len(tokens) for tokens in tokenizer(texts, verbose=False)["input_ids"]]
+            warn_if_cut(prompts, counts, CONTEXT)
+            tokens = tokenizer(texts, padding="max_length", max_length=CONTEXT, truncation=True, padding_side="right",
                                return_tensors="pt")  # fmt: skip
             embeddings: Tensor = tower(input_ids=tokens["input_ids"]).pooler_output
             return embeddings

@@ -6,7 +6,7 @@ torchvision and torch's compiler) and is not needed by `spar fit --help` or by o
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from spar_lightning.backbones.base import Backbone, TextTower
+from spar_lightning.backbones.open_clip_config import (
+    CONFIG,
+    model_config,
+    pretrained_config,
+    quick_gelu,
+    settings,
+    warn_if_assumed,
+)
+from spar_lightning.backbones.prompt_length import token_counts, warn_if_cut
 from spar_lightning.backbones.weights import WeightsError, check_fit, find, read, skipped
 from spar_lightning.errors import UserError, nearest
 from spar_lightning.files.hashing import hash_file
@@ -37,8 +46,8 @@ class OpenClipModel(Backbone):
         pretrained: Pretrained tag or path of the weights; None for random weights.
         tokenizer: Folder with the tokenizer files; None uses the tokenizer that open_clip selects.
         text_pretrained: Pretrained tag or path of the text tower; None uses `pretrained`.
-        mean: Per-channel mean of the input, used if the tag does not define one.
-        std: Per-channel standard deviation of the input, used if the tag does not define one.
+        mean: Per-channel mean of the input, used if neither the tag nor the folder of the weights defines one.
+        std: Per-channel standard deviation of the input, used in the same case.
     """
 
     def __init__(
@@ -53,9 +62,10 @@ class OpenClipModel(Backbone):
         super().__init__()
         self.model, self.pretrained = model, pretrained
         self.tokenizer, self.text_pretrained = tokenizer, text_pretrained or pretrained
-        known = pretrained_config(model, pretrained)
+        known = settings(model, pretrained)
         self.mean, self.std = known.get("mean", mean), known.get("std", std)
         self.quick_gelu = quick_gelu(model, pretrained)
+        warn_if_assumed(model, pretrained, self.mean, self.std)
         self.visual: Any = vision_tower(model, self.quick_gelu)
         if pretrained is not None and not skipped():
             load_vision(self.visual, weights(model, pretrained), pretrained, model)
@@ -69,11 +79,17 @@ class OpenClipModel(Backbone):
             return None
         known = pretrained_config(self.model, self.text_pretrained)
         weights = self.text_pretrained if known else hash_file(find(self.text_pretrained, FILES))
+        recorded = settings(self.model, self.text_pretrained).get("quick_gelu") if not known else None
         tokenizer: Any = self.tokenizer  # a name on the Hugging Face Hub, or a folder
         if tokenizer is not None and Path(tokenizer).is_dir():
             files = sorted(path for path in Path(tokenizer).iterdir() if path.is_file())
             tokenizer = {path.name: hash_file(path) for path in files}
-        return {"family": "open_clip", "model": self.model, "weights": weights, "tokenizer": tokenizer}
+        found = {"family": "open_clip", "model": self.model, "weights": weights, "tokenizer": tokenizer}
+        # Only if the folder of the weights demands it, so that older caches stay valid.
+        return {**found, "quick_gelu": True} if recorded and not model_config(self.model).get("quick_gelu") else found
+
+    def random_weights(self) -> str | None:
+        return "Set pretrained to a tag of open_clip or a path." if self.pretrained is None else None
 
     def licence(self) -> str:
         if self.pretrained is None:
@@ -91,36 +107,6 @@ class OpenClipModel(Backbone):
 
     def build_text_tower(self) -> TextTower:
         return text_tower(self.model, self.text_pretrained, self.tokenizer)
-
-
-def model_config(model: str) -> dict[str, Any]:
-    """Return open_clip's configuration of a model.
-
-    Raises:
-        UserError: open_clip does not have this model.
-    """
-    import open_clip
-
-    config: dict[str, Any] | None = open_clip.get_model_config(model)
-    if config is None:
-        names = open_clip.list_models()
-        raise UserError(
-            f"open_clip has no model {model!r}. {nearest(model, names)}open_clip.list_models() lists all {len(names)}."
-        )
-    return config
-
-
-def pretrained_config(model: str, pretrained: str | None) -> dict[str, Any]:
-    """Return open_clip's configuration of a pretrained tag; empty for a path or None."""
-    import open_clip
-
-    return dict(open_clip.get_pretrained_cfg(model, pretrained)) if pretrained else {}
-
-
-def quick_gelu(model: str, pretrained: str | None) -> bool:
-    """Return whether the weights were trained with QuickGELU, according to the model or to the tag."""
-    known = pretrained_config(model, pretrained)
-    return bool(model_config(model).get("quick_gelu", False) or known.get("quick_gelu", False))
 
 
 def vision_tower(model: str, quick_gelu: bool = False) -> nn.Module:
@@ -148,25 +134,46 @@ def weights(model: str, pretrained: str) -> dict[str, Tensor]:
             tags = open_clip.list_pretrained_tags_by_model(model)
             raise WeightsError(
                 f"pretrained: {pretrained!r} is not a file, a folder or a pretrained tag of {model}. "
-                f"{nearest(pretrained, tags)}Allowed tags: {', '.join(tags) or 'none'}."
+                f"{nearest(pretrained, tags)}Allowed tags: {', '.join(tags) or 'none'}. For another repository of the "
+                "Hugging Face Hub, download it and pass the folder."
             )
         return read(pretrained, FILES)
     try:
         path = open_clip.download_pretrained(config)
     except Exception as error:  # the Hub client, sockets and proxies raise different exceptions
-        repository, _, file = config.get("hf_hub", "").rpartition("/")
-        where = f"{file or FILES[0]} of {repository}" if repository else config["url"]
         raise WeightsError(
             f"The weights {pretrained!r} of {model} could not be downloaded ({type(error).__name__}: {error}). "
-            f"Without network access, copy {where} to this machine and set `pretrained` to its path."
+            f"{_by_hand(model, pretrained, config)}"
         ) from error
     return read(path)
 
 
+def _by_hand(model: str, tag: str, config: Mapping[str, Any]) -> str:
+    """Return how to get the weights of a tag without network access, with the settings that the tag brings."""
+    repository, _, file = config.get("hf_hub", "").rpartition("/")
+    if repository:
+        return (
+            f"Without network access, copy {CONFIG} and {file or FILES[0]} of {repository} to a folder on this machine "
+            "and set `pretrained` to that folder. Both are needed: the first has the normalization and the activation."
+        )
+    quick = quick_gelu(model, tag) and not quick_gelu(model, None)
+    return (
+        f"Without network access, copy {config['url']} to this machine and set `pretrained` to its path"
+        f"{f' and `model` to {model}-quickgelu' if quick else ''}."
+    )
+
+
 def load_vision(tower: nn.Module, tensors: Mapping[str, Tensor], source: str, model: str) -> None:
-    """Load the tensors `visual.*` into a vision tower; raise WeightsError if they do not match."""
-    own = {name.removeprefix("visual."): t for name, t in tensors.items() if name.startswith("visual.")}
-    check_fit(own, tower.state_dict(), source, model)
+    """Load a vision tower from the tensors of both towers, of the vision tower, or of its timm model.
+
+    Raises:
+        WeightsError: The tensors do not match.
+    """
+    expected = tower.state_dict()
+    inside = {name.removeprefix("visual."): t for name, t in tensors.items() if name.startswith("visual.")}
+    forms = (tensors, inside, {f"trunk.{name}": t for name, t in tensors.items()})
+    own = max(forms, key=lambda form: len(form.keys() & expected.keys()))
+    check_fit(own, expected, source, model)
     tower.load_state_dict(own)
 
 
@@ -177,7 +184,7 @@ def text_tower(model: str, pretrained: str | None, tokenizer: str | None) -> Tex
     del clip.visual
     if pretrained is not None:
         own, expected = _text(weights(model, pretrained)), _text(clip.state_dict())
-        if not own:
+        if own.keys().isdisjoint(expected):
             raise WeightsError(
                 f"{pretrained} does not contain the text tower of {model}. Set text_pretrained to a pretrained tag "
                 "or to the path of a file that contains it."
@@ -185,7 +192,12 @@ def text_tower(model: str, pretrained: str | None, tokenizer: str | None) -> Tex
         check_fit(own, expected, pretrained, f"the text tower of {model}")
         clip.load_state_dict(own, strict=False)
     clip.eval().requires_grad_(False)
-    return lambda prompts: torch.as_tensor(clip.encode_text(tokenize(list(prompts))))
+
+    def encode(prompts: Sequence[str]) -> Tensor:
+        warn_if_cut(prompts, token_counts(tokenize, prompts), tokenize.context_length)
+        return torch.as_tensor(clip.encode_text(tokenize(list(prompts))))
+
+    return encode
 
 
 def both_towers(model: str, quick_gelu: bool, warn: bool) -> Any:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spar_lightning.backbones.base import Grid
-from spar_lightning.backbones.open_clip_base import OpenClipModel, model_config
+from spar_lightning.backbones.open_clip_base import OpenClipModel
+from spar_lightning.backbones.open_clip_config import model_config
 from spar_lightning.backbones.packing import patch_tokens, per_image
 from spar_lightning.backbones.pos_embed import resized
 from spar_lightning.errors import UserError

@@ -31,7 +31,12 @@ class Plugin:
     path: str
     package: str
     backbone: type[Backbone] | None
-    error: Exception | None
+    error: BaseException | None
+
+    @property
+    def reason(self) -> str:
+        """Type and text of the error, on one line."""
+        return printable(f"{type(self.error).__name__}: {self.error}")
 
 
 @cache
@@ -40,10 +45,7 @@ def plugins() -> tuple[Plugin, ...]:
     found = tuple(_load(entry) for entry in entry_points(group=GROUP))
     for plugin in found:
         if plugin.error is not None:
-            log.warning(
-                f"The backbone plugin {plugin.name} of {plugin.package} cannot be used: "
-                f"{type(plugin.error).__name__}: {plugin.error}"
-            )
+            log.warning(f"The backbone plugin {plugin.name} of {plugin.package} cannot be used: {plugin.reason}")
     return found
 
 
@@ -52,8 +54,8 @@ def check_usable(name: str) -> None:
     for plugin in plugins():
         if plugin.error is not None and name in (plugin.name, plugin.path):
             raise PluginError(
-                f"The backbone plugin {name} of {plugin.package} cannot be imported: "
-                f"{type(plugin.error).__name__}: {plugin.error}. Fix or uninstall that package."
+                f"The backbone plugin {name} of {plugin.package} cannot be imported: {plugin.reason}. Fix or uninstall "
+                "that package."
             ) from plugin.error
 
 
@@ -64,24 +66,37 @@ def find_backbone(name: str) -> type[Backbone]:
         UserError: No backbone has this name.
         PluginError: The plugin with this name cannot be imported.
     """
+    known = {class_path(cls): cls for cls in subclasses(Backbone)}
+    named = [path for path, cls in known.items() if name.lower() == cls.__name__.lower()]
+    if len(named) > 1:
+        raise UserError(f"Several backbones are named {name!r}. Pass the full path. Allowed: {', '.join(named)}.")
+    if named:
+        return known[named[0]]
     check_usable(name)
-    known = {cls.__name__: cls for cls in subclasses(Backbone)}
-    for short, cls in known.items():
-        if name.lower() == short.lower():
-            return cls
     module, _, attribute = name.rpartition(".")
     try:
         if not all(part.isidentifier() for part in name.split(".")):
             raise ImportError(f"{name!r} is not a class path")
         cls = getattr(import_module(module or "spar_lightning.backbones"), attribute)
     except (ImportError, AttributeError) as error:
+        names = [cls.__name__ for cls in known.values()]
         raise UserError(
-            f"Unknown backbone {name!r} ({error}). {nearest(name, known)}Allowed: {', '.join(known)}, and the "
+            f"Unknown backbone {name!r} ({error}). {nearest(name, names)}Allowed: {', '.join(names)}, and the "
             "full path of any other backbone class."
         ) from error
     if not (isinstance(cls, type) and issubclass(cls, Backbone)):
         raise UserError(f"{name} is not a subclass of spar_lightning.backbones.Backbone.")
     return cls
+
+
+def class_path(cls: type) -> str:
+    """Return the full path of a class."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def printable(text: str) -> str:
+    """Return a text of another package on one line, with control characters as escape sequences."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(text.split()))
 
 
 def subclasses(base: type) -> list[type]:
@@ -93,12 +108,12 @@ def subclasses(base: type) -> list[type]:
 
 def _load(entry: EntryPoint) -> Plugin:
     distribution = entry.dist
-    package = f"{distribution.name} {distribution.version}" if distribution else "an unknown package"
-    path = entry.value.replace(":", ".")
+    package = printable(f"{distribution.name} {distribution.version}") if distribution else "an unknown package"
+    name, path = printable(entry.name), printable(entry.value.replace(":", "."))
     try:
         backbone = entry.load()
         if not (isinstance(backbone, type) and issubclass(backbone, Backbone)):
             raise TypeError(f"{path} is not a subclass of spar_lightning.backbones.Backbone")
-    except Exception as error:  # the import of a plugin can raise any exception
-        return Plugin(entry.name, path, package, None, error)
-    return Plugin(entry.name, path, package, backbone, None)
+    except (Exception, SystemExit) as error:  # the import of a plugin can raise any exception
+        return Plugin(name, path, package, None, error)
+    return Plugin(name, path, package, backbone, None)

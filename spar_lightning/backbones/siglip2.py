@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spar_lightning.backbones.base import Grid
-from spar_lightning.backbones.open_clip_base import OpenClipModel, model_config
+from spar_lightning.backbones.open_clip_base import OpenClipModel
+from spar_lightning.backbones.open_clip_config import model_config
 from spar_lightning.backbones.timm_vit import TimmTrunk
 from spar_lightning.errors import UserError
 from spar_lightning.image.resize import pad

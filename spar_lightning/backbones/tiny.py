@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from spar_lightning.backbones.base import Backbone, Grid, TextTower
 from spar_lightning.backbones.pos_embed import resized
-from spar_lightning.backbones.weights import check_fit, skipped
+from spar_lightning.backbones.weights import check_fit, read, skipped
 from spar_lightning.errors import UserError, nearest
 from spar_lightning.image.resize import check_sides
 
@@ -104,13 +104,17 @@ class WordEncoder(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Return word indices (Q, words of the longest prompt), padded with 0; case and punctuation are ignored."""
+        """Return word indices (Q, words of the longest prompt), padded with 0.
+
+        Case and the punctuation at words are ignored.
+        """
         rows = [self._words(prompt) for prompt in prompts]
         longest = max(map(len, rows))
         return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
 
     def _words(self, prompt: str) -> list[int]:
-        words = re.findall(r"\w+", prompt.lower())
+        # A piece without a letter, such as an emoji, is an unknown word.
+        words = [word for piece in prompt.lower().split() for word in re.findall(r"\w+", piece) or [piece]]
         if not 0 < len(words) <= self.max_words:
             raise UserError(f"Tiny accepts prompts of 1 to {self.max_words} words, but got {len(words)} in {prompt!r}.")
         for word in words:
@@ -137,7 +141,7 @@ class Tiny(Backbone):
     """Small ViT (patch 8, window 64) for the quickstart, with a text encoder for the words of the synthetic images.
 
     Args:
-        pretrained: `scenes` for the weights in the package, path of a .safetensors file with the same tensors, or
+        pretrained: `scenes` for the weights in the package, path of a weight file with the same tensors, or
             null for random weights.
     """
 
@@ -196,13 +200,18 @@ class Tiny(Backbone):
         check_fit(state_dict, self.state_dict(), "The file", "Tiny")
         self.load_state_dict(state_dict)
 
+    def random_weights(self) -> str | None:
+        return "Set pretrained to scenes or a path." if self.pretrained is None else None
+
     def licence(self) -> str:
         return "Apache-2.0, the license of spar_lightning. The base weights are part of that package."
 
     def build_text_tower(self) -> TextTower:
         tower = WordEncoder(self.embed_dim, self.heads, depth=1)
         if self.pretrained is not None:
-            tower.load_state_dict(_weights(self.pretrained, "text."))
+            tensors = _weights(self.pretrained, "text.")
+            check_fit(tensors, tower.state_dict(), self.pretrained, "the text encoder of Tiny")
+            tower.load_state_dict(tensors)
         return tower.eval().requires_grad_(False)
 
 
@@ -211,15 +220,16 @@ def _vocabulary() -> list[str]:
 
 
 def _weights(source: str, prefix: str) -> dict[str, Tensor]:
-    """Return the tensors of one tower, from the package or from a file."""
+    """Return the tensors of one tower, from the package or from a file; all tensors if the file has one tower."""
     if source == "scenes":
         with resources.as_file(resources.files(__package__).joinpath("tiny.safetensors")) as path:
             tensors = load_file(path)
     elif Path(source).is_file():
-        tensors = load_file(source)
+        tensors = read(source)
     else:
         raise UserError(
             f"Tiny(pretrained={source!r}): no such file. Allowed: 'scenes' (the weights in the package), "
-            "the path of a .safetensors file written by scripts/pretrain_tiny.py, or null for random weights."
+            "the path of a weight file with the same tensors, or null for random weights."
         )
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    inside = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    return inside or tensors

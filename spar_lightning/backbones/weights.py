@@ -1,15 +1,18 @@
 """Reading of weight files (safetensors, torch files, Lightning checkpoints) as flat dictionaries of tensors.
 
-Pickled code is never executed (weights_only). Known wrappers are recognized by their keys and removed:
-`state_dict` around the tensors, `segmentor.net.model.` and `model.` in the paper's released students,
-`student.` in checkpoints of `spar fit`, `module.` of DataParallel.
+Pickled code is never executed (weights_only). Known wrappers are removed, in any order and number: the entries of
+checkpoints in `CONTAINERS`, the name prefixes in `WRAPPERS` of DataParallel, `spar fit`, other trainers and the paper's
+released students, and `_orig_mod.` of torch.compile.
 """
 
+import difflib
+import logging
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -17,8 +20,14 @@ from torch import Tensor
 
 from spar_lightning.errors import UserError
 
-WRAPPERS = ("segmentor.net.", "model.", "student.", "module.")
+# Entries of a checkpoint that contain the weights; the first one that exists is read. Averaged weights come later.
+CONTAINERS = (
+    *("state_dict", "model_state_dict", "model", "net", "params", "module"),
+    *("model_ema", "state_dict_ema", "params_ema", "ema", "student", "teacher"),
+)
+WRAPPERS = ("segmentor.net.", "module.", "model.", "student.")
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+log = logging.getLogger("spar_lightning")
 
 
 class WeightsError(UserError):
@@ -47,15 +56,16 @@ def skipped() -> bool:
     return _skipped.get()
 
 
-def read(source: str, names: Sequence[str] = ()) -> dict[str, Tensor]:
+def read(source: str, names: Sequence[str] = (), expected: Collection[str] = ()) -> dict[str, Tensor]:
     """Read the tensors of a weight file and remove wrappers from their names.
 
     Args:
         source: Path of a file or folder.
         names: File names to try if `source` is a folder, in this order.
+        expected: Names of the tensors of the model. A prefix that belongs to them, such as `model.`, is not removed.
 
     Raises:
-        WeightsError: The file does not exist or cannot be read as weights.
+        WeightsError: The file does not exist, cannot be read as weights, or contains a student and a teacher.
     """
     path = find(source, names)
     if _is_torchscript(path):
@@ -64,22 +74,62 @@ def read(source: str, names: Sequence[str] = ()) -> dict[str, Tensor]:
             "its state_dict() with safetensors, and pass that file."
         )
     try:
-        if path.suffix == ".safetensors":
-            return unwrap(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        suffix = path.suffix.lower()
+        content = load_file(path) if suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # each format raises different exceptions
         raise WeightsError(
             f"{path} cannot be read as weights ({type(error).__name__}). Allowed: safetensors files and torch files "
             "that contain only tensors, because pickled code is not executed."
         ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    content = _contained(content, path)
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not tensors:
         raise WeightsError(
-            f"{path} does not contain named tensors. Pass a state dict or a checkpoint with a state dict."
+            f"{path} does not contain named tensors. Pass a state dict, or a checkpoint with a state dict under one of "
+            f"the keys {', '.join(CONTAINERS)}."
         )
-    return unwrap(tensors)
+    return _unwrapped(tensors, frozenset(expected), path)
+
+
+def _contained(content: Any, path: Path) -> Any:
+    """Return the innermost entry of a checkpoint that contains the weights."""
+    found = [key for key in CONTAINERS if isinstance(content, Mapping) and _has_tensors(content.get(key))]
+    if not found:
+        return content
+    if found == ["student", "teacher"]:
+        raise WeightsError(f"{path} contains two networks: student, teacher. Save the weights of one in a file.")
+    _tell_choice(found[0], found[1:], path)
+    return _contained(content[found[0]], path)
+
+
+def _has_tensors(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and any(isinstance(v, Tensor) or _has_tensors(v) for v in entry.values())
+
+
+def _unwrapped(tensors: dict[str, Tensor], expected: Collection[str], path: Path) -> dict[str, Tensor]:
+    """Remove the name prefixes of wrapper modules; tensors outside the wrapped model are dropped."""
+    tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
+    levels = list(_levels(tensors, ""))
+    most = max(len(inside.keys() & expected) for inside, _ in levels)
+    # If no name is expected or found, all prefixes are removed.
+    inside, prefix = next(level for level in levels if len(level[0].keys() & expected) == most) if most else levels[-1]
+    if prefix:
+        siblings = {name.partition(".")[0] for name in tensors if name.partition(".")[2] in inside}
+        _tell_choice(prefix, sorted(siblings - set(prefix.split("."))), path)
+    return inside
+
+
+def _levels(tensors: dict[str, Tensor], prefix: str) -> Iterator[tuple[dict[str, Tensor], str]]:
+    """Yield the tensors and the prefix removed so far, before and after the removal of each wrapper."""
+    yield tensors, prefix
+    if wrapper := next((w for w in WRAPPERS if any(name.startswith(w) for name in tensors)), None):
+        inside = {name.removeprefix(wrapper): t for name, t in tensors.items() if name.startswith(wrapper)}
+        yield from _levels(inside, prefix + wrapper)
+
+
+def _tell_choice(chosen: str, others: Sequence[str], path: Path) -> None:
+    if others:
+        log.warning("%s contains several networks. Loaded: %s. Not loaded: %s.", path, chosen, ", ".join(others))
 
 
 def find(source: str, names: Sequence[str] = ()) -> Path:
@@ -106,19 +156,13 @@ def _is_torchscript(path: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def unwrap(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the name prefixes of wrapper modules; tensors outside the wrapped model are dropped."""
-    plain = dict(tensors)
-    while wrapper := next((w for w in WRAPPERS if any(name.startswith(w) for name in plain)), None):
-        plain = {name.removeprefix(wrapper): t for name, t in plain.items() if name.startswith(wrapper)}
-    return plain
-
-
 def difference(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> str | None:
     """Describe the first tensor that is missing on one side or has another shape; return None if all match."""
     for name in [*ours, *theirs]:
         there, here = (str(tuple(side[name].shape)) if name in side else "missing" for side in (theirs, ours))
         if there != here:
+            if name not in theirs and (other := difflib.get_close_matches(name, sorted(theirs), 1, cutoff=0)):
+                there = f"missing (the most similar name is {other[0]})"
             return f"{name} is {there} in the given weights, but {here} in the model"
     return None
 

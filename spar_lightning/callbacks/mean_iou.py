@@ -31,6 +31,7 @@ from spar_lightning.evaluation.confusion import ConfusionMatrix, Result
 from spar_lightning.evaluation.evaluator import count
 from spar_lightning.evaluation.protocol import differences, upgraded
 from spar_lightning.evaluation.timing import timed
+from spar_lightning.files.atomic import naming
 from spar_lightning.formatting import markdown
 from spar_lightning.segmentation.config import Inference
 from spar_lightning.segmentation.segmenter import Segmenter
@@ -216,7 +217,8 @@ class MeanIoU(Callback):
         """Print and log the table, and write its numbers to the run folder."""
         if self.rows:
             path = Path(trainer.default_root_dir) / "results.json"
-            path.write_text(json.dumps(self.rows, indent=2) + "\n")
+            with naming(path):
+                path.write_text(json.dumps(self.rows, indent=2, allow_nan=False) + "\n")
             print(f"\n{table(self.rows)}\n")
             log.info("results\n%s", table(self.rows))
             names = list(dict.fromkeys(name for row in self.rows for name in row["miou"]))

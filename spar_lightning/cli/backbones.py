@@ -14,7 +14,7 @@ import torch
 from jsonargparse import ArgumentParser as ConfigParser
 
 from spar_lightning.backbones.base import Backbone
-from spar_lightning.backbones.registry import find_backbone, plugins, subclasses
+from spar_lightning.backbones.registry import class_path, find_backbone, plugins, printable, subclasses
 from spar_lightning.cli.help import CommandParser
 from spar_lightning.errors import UserError
 from spar_lightning.testing import backbone_checks
@@ -85,12 +85,10 @@ def _list() -> int:
     own = f"spar-lightning {version('spar-lightning')}"
     rows = [("name", "class", "package", "window", "patch", "dimension", "status")]
     for cls in subclasses(Backbone):
-        path = f"{cls.__module__}.{cls.__qualname__}"
-        rows.append((cls.__name__, path, packages.get(cls, own), *_facts(cls)))
+        rows.append((cls.__name__, class_path(cls), packages.get(cls, own), *_facts(cls)))
     for plugin in loaded:
         if plugin.error is not None:
-            status = f"broken: {type(plugin.error).__name__}: {plugin.error}"
-            rows.append((plugin.name, plugin.path, plugin.package, "-", "-", "-", status))
+            rows.append((plugin.name, plugin.path, plugin.package, "-", "-", "-", f"broken: {plugin.reason}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -102,14 +100,14 @@ def _facts(cls: type[Backbone]) -> tuple[str, str, str, str]:
         with torch.device("meta"):
             backbone = make(cls, [])
     except Exception as error:  # the constructor of a plugin may raise anything
-        return "-", "-", "-", f"cannot be built without arguments: {error}"
+        return "-", "-", "-", printable(f"cannot be built without arguments: {error}")
     return str(backbone.window), str(backbone.patch_size), str(backbone.embed_dim), "ok"
 
 
 def _show(cls: type[Backbone], arguments: Sequence[str]) -> int:
     with torch.device("cpu" if arguments else "meta"):  # weights cannot be loaded on the meta device
         backbone = make(cls, arguments)
-    print(f"{cls.__name__} ({cls.__module__}.{cls.__qualname__})")
+    print(f"{cls.__name__} ({class_path(cls)})")
     print(f"window {backbone.window} px, patch {backbone.patch_size} px, dimension {backbone.embed_dim}")
     print(
         f"mean {backbone.mean}, std {backbone.std}, {'sequence packing' if backbone.packs else 'no sequence packing'}\n"

@@ -62,13 +62,13 @@ def parser() -> Parser:
         "patterns in quotes")  # fmt: skip
     add("--weights", required=True, type=str, help="Run folder, checkpoint, export, weight file together with "
         "--config, or name of a backbone such as siglip2")  # fmt: skip
-    add("--classes", type=str | None, help="Classes to segment, such as 'cat; dog; grass, lawn', or a .txt file with "
+    add("--classes", type=str, help="Classes to segment, such as 'cat; dog; grass, lawn', or a .txt file with "
         "one class per line")  # fmt: skip
-    add("--out", type=Path, default=Path("runs/predict"), help="Folder for the results")
-    add("--config", type=str | None, help="YAML file of the run, if the weights do not name their network")
+    add("--out", type=str, default="runs/predict", help="Folder for the results")
+    add("--config", type=str, help="YAML file of the run, if the weights do not name their network")
     add("--max_side", type=int | None, help="Largest long side of the network input, in pixels: larger images are "
         "resized; segmentation maps keep the size of the image; no limit by default")  # fmt: skip
-    add("--device", type=str | None, help="Device such as cpu, cuda or cuda:1; a GPU by default, if available")
+    add("--device", type=str, help="Device such as cpu, cuda or cuda:1; a GPU by default, if available")
     add("--scores", action="store_true", help="Also write the scores of all classes for each pixel (npz)")
     add("--features", action="store_true", help="Also write dense features (safetensors)")
     add("--pca", action="store_true", help="Also draw the features of single pass, teacher and student as colors, "
@@ -84,15 +84,16 @@ def run(args: Sequence[str]) -> int:
     given = options.instantiate(options.parse_args(own))
     changed = options.parse_args(own, defaults=False)
     settings = {name: given[name] for name in InferenceConfig.__dataclass_fields__ if name in changed}
+    out = Path(given.out)
     classes = parse_classes(_class_text(given.classes)) if given.classes is not None else {}
     if not classes and (given.scores or not (given.features or given.pca)):
         raise UserError("--classes is missing. Pass the classes to segment, such as --classes 'cat; dog; grass, lawn'.")
-    files, others = image_files(given.images, given.out)
+    files, others = image_files(given.images, out)
     device = usable_device(given.device)
     student = load_student(given.weights, given.config, settings, arguments)
     student.backbone.to(device)
     segmenter = student.segmenter(classes, given.max_side)
-    folder = PredictionFolder(given.out, classes)
+    folder = PredictionFolder(out, classes)
     panels = _panels(student, given.max_side) if given.pca else {}
     if len(classes) == 1:
         print(_one_class(*classes.values()), file=sys.stderr)
@@ -116,7 +117,7 @@ def run(args: Sequence[str]) -> int:
                     NoResultError(f"{file} is too large for the memory of {segmenter.device}. Set --max_side.")
                 )
     finally:
-        code = _report(done, failed, others, given.out)
+        code = _report(done, failed, others, out)
     return code
 
 
@@ -187,7 +188,7 @@ def _class_text(given: str) -> str | list[str]:
     """Return the classes as given, or the lines of a text file."""
     path = Path(given)
     if path.suffix.lower() != ".txt":
-        if path.suffix.lower() in LISTS or (path.suffix and os.path.isfile(path)):
+        if path.suffix.lower() in LISTS or os.path.isfile(path):
             raise UserError(
                 f"--classes {given} is a file, not class names. Pass a .txt file with one class per line, or the "
                 "classes, such as 'cat; dog; grass, lawn'."
@@ -202,6 +203,8 @@ def _class_text(given: str) -> str | list[str]:
             f"--classes {given}: file not found ({error.strerror}). Pass a text file with one class per line, or the "
             "classes."
         ) from error
+    if not text.strip():
+        raise UserError(f"--classes {given} contains no classes. Write one class per line.")
     return [line for line in text.splitlines() if line.strip()]
 
 

@@ -33,19 +33,19 @@ def image_files(given: Sequence[str], out: Path) -> tuple[dict[Path, Path], list
     """
     Image.init()  # registers the suffixes of all formats
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN.keys() - STUBS}
-    results = {out.resolve() / kind for kind in KINDS}
+    results = {os.path.join(os.path.realpath(out), kind) for kind in KINDS}
     whole: dict[Path, Path] = {}  # absolute to given path: each file is read only once
     others: dict[Path, None] = {}
     for text in given:
         path = Path(text)
-        found = [path] if text and os.path.exists(path) else [Path(name) for name in sorted(glob(text, recursive=True))]
+        found = [path] if text and os.path.exists(path) else _matches(text)
         if not found:
             raise UserError(f"No file, folder or glob pattern matches {text!r}.")
         named = {path: None for path in found if not path.is_dir()}
-        if path in named and results & {*path.resolve().parents}:
+        if path in named and _is_result(path, results):
             raise UserError(f"{path} is a result in --out {out}. Pass another --out or other images.")
         below = (path / name for path in found if path.is_dir() for name in files_below(path))
-        files = [file for file in (*named, *below) if not results & {*file.resolve().parents}]
+        files = [file for file in (*named, *below) if not _is_result(file, results)]
         images = [file for file in files if file in named or file.suffix.lower() in suffixes]
         if not images:
             raise UserError(
@@ -57,6 +57,17 @@ def image_files(given: Sequence[str], out: Path) -> tuple[dict[Path, Path], list
     names = _names(list(whole))
     rest = [file for file in others if Path(os.path.abspath(file)) not in whole]
     return {whole[path]: name for path, name in names.items()}, rest
+
+
+def _matches(pattern: str) -> list[Path]:
+    """Return the files and folders that match a glob pattern; those that links reach several times only once."""
+    found = {os.path.realpath(name): Path(name) for name in sorted(glob(pattern, recursive=True), reverse=True)}
+    return sorted(path for path in found.values() if os.path.exists(path))
+
+
+def _is_result(file: Path, results: set[str]) -> bool:
+    """Return whether a file is in one of the folders `results`."""
+    return not results.isdisjoint(map(str, Path(os.path.realpath(file)).parents))
 
 
 def _names(files: Sequence[Path]) -> dict[Path, Path]:

@@ -21,6 +21,7 @@ from spar_lightning.datasets.augmentation import Augmentation
 from spar_lightning.datasets.scene_renderer import CLASSES, render
 from spar_lightning.errors import UserError, check_at_least
 from spar_lightning.files.atomic import new_folder
+from spar_lightning.files.home import expand_home
 
 IMAGES_PER_TAR = 256
 MIN_CANVAS = 8  # px
@@ -69,7 +70,7 @@ class RenderedScenes(SA1B):
         check_at_least(1, train_scenes=train_scenes, val_scenes=val_scenes)
         check_at_least(MIN_CANVAS, **{"train_canvas": train_canvas[0], "val_sizes": min(val_sizes, default=None)})
         check_at_least(train_canvas[0], **{"the larger side of train_canvas": train_canvas[1]})
-        self.folder = Path(root) / f"seed-{seed}"
+        self.folder = Path(expand_home(root)) / f"seed-{seed}"
         self.train_scenes, self.train_canvas = train_scenes, tuple(train_canvas)
         self.val_scenes, self.val_sizes = val_scenes, tuple(val_sizes)
         tars = -(-train_scenes // IMAGES_PER_TAR)

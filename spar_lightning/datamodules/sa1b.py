@@ -38,6 +38,7 @@ from spar_lightning.feature_cache.cost import augmented_sizes
 from spar_lightning.feature_cache.dataset import CachedFeatures
 from spar_lightning.feature_cache.extract import Dtype, Teacher, TeacherFeatures
 from spar_lightning.files.hashing import sha256
+from spar_lightning.files.home import expand_home
 from spar_lightning.stopping import in_loader_process
 
 SHORT_PACK = 16  # images per step of a dry run with sequence packing
@@ -105,8 +106,8 @@ class SA1B(LightningDataModule):
                 f"data.pack_tokens {pack_tokens} and data.batch_size {batch_size} cannot be combined: a pack contains "
                 "as many images as fit. Set only one of them."
             )
-        self.shards = shards
-        self.cache = None if cache is None else Path(cache)
+        self.shards: str | Sequence[str] = expand_home(shards)
+        self.cache = None if cache is None else Path(expand_home(cache))
         if not isinstance(augmentation, Augmentation):
             raise UserError(
                 f"data.augmentation must be an Augmentation, but got {augmentation!r}. Allowed presets: "
@@ -115,7 +116,7 @@ class SA1B(LightningDataModule):
             )
         self.augmentation = augmentation
         self.benchmarks = opened_later(benchmarks, benchmark_root)
-        self.max_images, self.fraction, self.chosen = max_images, fraction, keys
+        self.max_images, self.fraction, self.chosen = max_images, fraction, expand_home(keys)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed

@@ -84,7 +84,7 @@ def digest_array(digests: Iterable[str]) -> NDArray[np.uint64]:
 
 def key_array(keys: Iterable[str]) -> NDArray[np.bytes_]:
     """Convert keys to an array (N,) of fixed-width bytes."""
-    return np.array([key.encode() for key in keys] or np.empty(0, "S1"), "S")
+    return np.array([key.encode(errors="surrogateescape") for key in keys] or np.empty(0, "S1"), "S")
 
 
 class _Cursor:

@@ -52,9 +52,10 @@ def _places(images: Images, keys: list[str]) -> "np.ndarray[Any, Any]":
     place = find(images.keys[order], wanted)
     place[place < 0] = _same_text(images.keys[order], wanted[place < 0])
     if (place < 0).any():
+        first = wanted[place < 0][0].decode(errors="backslashreplace")
         raise UserError(
-            f"data.keys: {int((place < 0).sum())} of {len(wanted)} keys are not in data.shards "
-            f"(first: {wanted[place < 0][0].decode()}). A key is a file name without suffix, such as sa_1."
+            f"data.keys: {int((place < 0).sum())} of {len(wanted)} keys are not in data.shards (first: {first}). "
+            "A key is a file name without suffix, such as sa_1."
         )
     return np.unique(order[place])  # two keys may be the same text
 
@@ -67,7 +68,7 @@ def _same_text(keys: NDArray[np.bytes_], wanted: NDArray[np.bytes_]) -> list[int
     Raises:
         UserError: Two keys are the same text as a wanted one, and neither consists of the same bytes.
     """
-    texts = [unicodedata.normalize("NFC", key.decode()) for key in wanted.tolist()]
+    texts = [unicodedata.normalize("NFC", key.decode(errors="surrogateescape")) for key in wanted.tolist()]
     places: dict[str, list[int]] = {text: [] for text in texts if not text.isascii()}
     if places:
         width = keys.dtype.itemsize

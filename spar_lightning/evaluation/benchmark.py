@@ -30,6 +30,7 @@ from spar_lightning.evaluation.file_pattern import existing, matches, prefix
 from spar_lightning.evaluation.label_file import check_size, read_label_file
 from spar_lightning.evaluation.label_values import class_ids
 from spar_lightning.files.hashing import sha256
+from spar_lightning.files.home import expand_home
 from spar_lightning.image.codec import ImageError, decode_image, exif_orientation
 
 log = logging.getLogger("spar_lightning")
@@ -56,8 +57,8 @@ class Benchmark(Dataset[LabelledImage]):
     folder: Path
 
     def __init__(self, source: str, root: str | None = None) -> None:
-        self.source = source
-        self.root = root
+        self.source = source = expand_home(source)
+        self.root = expand_home(root)
         path = Path(source)
         self.name = path.stem if path.suffix in (".yaml", ".yml") else path.name
         if self.name == "benchmark":
@@ -233,7 +234,7 @@ class Benchmark(Dataset[LabelledImage]):
                 f"{self.name} needs the folder that contains the benchmarks. Set --root or data.benchmark_root."
             )
         base = Path(self.root) if ships and self.root is not None else file.parent
-        candidates = [base / folder for folder in self.description.folder]
+        candidates = [base / str(expand_home(folder)) for folder in self.description.folder]
         wanted = self.description.split or prefix(self.description.images[0])
         for candidate in candidates:
             if (candidate / wanted).exists():

@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.errors import UserError, nearest
 from spar_lightning.files.hashing import hash_json
+from spar_lightning.files.home import expand_home
 from spar_lightning.image.resize import Resize
 from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.label_map import Thresholds
@@ -163,8 +164,8 @@ def locate(source: str) -> Path:
     """
     if source in SHIPPED:
         return shipped()[source]
-    path = Path(source)
-    if path.suffix not in (".yaml", ".yml"):
+    path = Path(expand_home(source))
+    if path.suffix not in (".yaml", ".yml") or path.is_dir():
         path = path / "benchmark.yaml"
     if not path.is_file():
         raise BenchmarkError(
@@ -248,5 +249,6 @@ def _check(description: BenchmarkConfig, path: Path) -> None:
             raise BenchmarkError(f"{path}: label_map and reduce_zero_label cannot be combined. Set only one of them.")
         if kind.label_map is not None and (not kind.label_map or min(kind.label_map) < 0):
             raise BenchmarkError(f"{path}: label_map needs at least one entry, and its keys must be at least 0.")
-        if kind.label_map and not set(kind.label_map.values()) <= set(range(len(labels))):
-            raise BenchmarkError(f"{path}: label_map contains class ids outside 0 to {len(labels) - 1}.")
+        known = range(len(labels))
+        if wrong := sorted({*(kind.label_map or {}).values()} - {*known}):
+            raise BenchmarkError(f"{path}: label_map contains the class id {wrong[0]}. Allowed: 0 to {known[-1]}.")

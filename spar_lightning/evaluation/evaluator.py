@@ -111,7 +111,7 @@ class Evaluator:
             segmenter = benchmark.description.segmenter(backbone, config, classifiers)
             # If the text encoder has no cache key, the embeddings themselves become part of the key.
             text = None if network["text"] else segmenter.classifier.embeddings.cpu().numpy().tobytes().hex()
-            key = fabric.broadcast(f"{benchmark.name}-{hash_json([network, own['hash'], text], 12)}")
+            key = fabric.broadcast(f"{benchmark.name[:100]}-{hash_json([network, own['hash'], text], 12)}")
             stored = PartialCounts(report.folder, key, len(benchmark.classes))
             counts = self.evaluate(segmenter, benchmark, stored)
             if fabric.is_global_zero:

@@ -36,8 +36,9 @@ def class_ids(values: NDArray[np.generic], kind: LabelFiles, classes: int) -> ND
             else f"{int(kind.reduce_zero_label)} to {classes - 1 + int(kind.reduce_zero_label)}"
         )
         ignored = sorted({*kind.ignored, *([0] if kind.reduce_zero_label else [])})
+        also = f", and {', '.join(map(str, ignored))} for ignored pixels" if ignored else ""
         raise ValueError(
             f"contains the value {wrong[0]}, which does not belong to any of the {classes} classes. Allowed: "
-            f"{allowed}, and {', '.join(map(str, ignored))} for ignored pixels"
+            f"{allowed}{also}"
         )
     return ids.astype(np.int16)

@@ -93,7 +93,7 @@ class Report:
         unfinished = self.folder / "counts" / "tmp"
         self._write_classes(benchmark, counts, result)
         replace_json(self.path, self.content, unfinished)
-        replace(self.folder / "table.md", f"{table(self.content)}\n".encode(), unfinished)
+        replace(self.folder / "table.md", f"{table(self.content)}\n".encode(errors="surrogateescape"), unfinished)
 
     def _write_classes(self, benchmark: Benchmark, counts: ConfusionMatrix, result: Result) -> None:
         """Write per_class/NAME.csv with one line per class."""

@@ -9,21 +9,32 @@ from torch import Tensor
 
 from spar_lightning.backbones import OpenCLIP, SigLIP2
 from spar_lightning.backbones.base import Backbone
-from spar_lightning.backbones.open_clip_base import FILES, OpenClipModel, both_towers, model_config, weights
+from spar_lightning.backbones.open_clip_base import FILES, OpenClipModel, both_towers, weights
+from spar_lightning.backbones.open_clip_config import CONFIG, model_config, quick_gelu
 from spar_lightning.backbones.weights import check_fit
+from spar_lightning.errors import UserError
 from spar_lightning.export.recipe import Recipe, Recipes, normed
 from spar_lightning.export.snippets import ANTIALIASED, TIMM_POOL, TIMM_TOKENS
 from spar_lightning.student import Student
 
 
 def write(student: Student, folder: Path) -> None:
-    """Write the vision tower of the student and the text tower of its base model."""
+    """Write the vision tower of the student and the text tower of its base model.
+
+    Raises:
+        UserError: The towers have different activations, which the format cannot express.
+    """
     backbone = student.backbone
     assert isinstance(backbone, OpenClipModel)
+    if quick_gelu(backbone.model, backbone.text_pretrained) != backbone.quick_gelu:
+        raise UserError(
+            f"--to open_clip: the text tower {backbone.text_pretrained!r} has another activation than the vision tower "
+            f"{backbone.pretrained!r} (QuickGELU and GELU). Set pretrained to a folder with the weights and {CONFIG}."
+        )
     config = {**model_config(backbone.model), "quick_gelu": backbone.quick_gelu}  # some pretrained tags require it
     preprocess = {"mean": backbone.mean, "std": backbone.std, "interpolation": "bicubic", "resize_mode": "squash"}
     content = {"model_cfg": config, "preprocess_cfg": preprocess}
-    (folder / "open_clip_config.json").write_text(json.dumps(content, indent=1) + "\n")
+    (folder / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
     clip, base = both_towers(backbone.model, backbone.quick_gelu, warn=False), backbone.text_pretrained
     # If the base model has random weights, so has its text tower.
     tensors = dict(clip.state_dict()) if base is None else weights(backbone.model, base)

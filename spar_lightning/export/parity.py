@@ -19,6 +19,13 @@ from spar_lightning.backbones.base import Backbone
 from spar_lightning.errors import UserError
 from spar_lightning.export.recipe import Recipe
 
+# Classes in the current folder are found, as by `spar`.
+FIRST: Final = """
+import sys
+
+sys.path.append({folder!r})
+"""
+
 RUN: Final = """
 import sys
 
@@ -117,7 +124,12 @@ def run_fresh(recipe: Recipe, folder: Path, images: dict[str, Tensor]) -> dict[s
     with tempfile.TemporaryDirectory(prefix="spar-export-") as place:
         given, results = Path(place) / "given.safetensors", Path(place) / "results.safetensors"
         save_file(images, given)
-        code = recipe.load + recipe.any_size + RUN.format(threads=torch.get_num_threads())
+        code = (
+            FIRST.format(folder=os.getcwd())
+            + recipe.load
+            + recipe.any_size
+            + RUN.format(threads=torch.get_num_threads())
+        )
         done = subprocess.run(
             [sys.executable, "-c", code, str(given), str(results)],
             cwd=folder, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.backbones.checkpoints import STUDENT
 from spar_lightning.export.recipe import Recipe, Recipes
-from spar_lightning.student import HEADER, Student
+from spar_lightning.header import HEADER
+from spar_lightning.student import Student
 
 
 def write(student: Student, folder: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spar_lightning.backbones import DINOv3Text, OpenCLIP, SigLIP2, Tiny
 from spar_lightning.backbones.base import Backbone
-from spar_lightning.backbones.open_clip_base import model_config
+from spar_lightning.backbones.open_clip_config import model_config
 from spar_lightning.errors import UserError
 from spar_lightning.export.open_clip import before_last_block
 from spar_lightning.export.recipe import Recipe, Recipes, normed, renamed

@@ -65,7 +65,8 @@ def is_dead(name: str) -> bool:
 
 def private_path(folder: Path, path: Path) -> Path:
     """Return a new path in `folder` for the unfinished content of `path`, with the process name for `sweep`."""
-    return folder / f"{owner()}.{uuid.uuid4().hex[:8]}.{path.name}"
+    # The end of the name is enough: with the whole one, the temporary name could be too long for the file system.
+    return folder / f"{owner()}.{uuid.uuid4().hex[:8]}.{path.name[-40:]}"
 
 
 def make_folder(folder: Path) -> None:

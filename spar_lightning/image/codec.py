@@ -174,9 +174,11 @@ def from_pillow(image: Image.Image, upright: bool, max_side: int | None = None) 
 def _bands(image: Image.Image) -> Iterator[Tensor]:
     """Yield an image as bands of rows (3, n, W) uint8."""
     rows = max(1, BAND // image.width)
+    inverted = image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(262) == 0  # 0 is white (TIFF)
     for top in range(0, image.height, rows):
         part = image if rows >= image.height else image.crop((0, top, image.width, min(top + rows, image.height)))
-        yield torch.from_numpy(_rgb(part, image.format)).permute(2, 0, 1)
+        pixels = torch.from_numpy(_rgb(part, image.format)).permute(2, 0, 1)
+        yield 255 - pixels if inverted else pixels  # Pillow inverts images of 8 bits only
 
 
 def orientation(image: Image.Image) -> int:
@@ -189,7 +191,7 @@ def exif_orientation(content: bytes | IO[bytes]) -> int:
     """Return the EXIF orientation of an encoded image, 1 to 8; 1 if it cannot be read."""
     try:
         with open_image(content) as image:
-            return 1 if image.format == "TIFF" else orientation(image)  # Pillow turns TIFF itself
+            return orientation(image)
     except Exception:  # see decode_image
         return 1
 

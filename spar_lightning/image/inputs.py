@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from spar_lightning.errors import UserError
+from spar_lightning.files.home import expand_home
 from spar_lightning.image.codec import ImageError, decode_image, from_pillow
 from spar_lightning.image.resize import at_most
 
@@ -34,7 +35,7 @@ def as_pixels(image: ImageLike, max_side: int | None = None) -> Tensor:
         UserError: The type of the input, or the shape, dtype or range of its values is not supported.
     """
     if isinstance(image, str | Path):
-        path = Path(image)
+        path = Path(expand_home(str(image)))
         if not os.path.isfile(path):  # unlike Path.is_file, also for a name that is too long
             raise ImageError(f"No such image file: {path}. Pass the path of a file, a PIL image, an array or a tensor.")
         try:

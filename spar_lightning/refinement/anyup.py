@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from spar_lightning.backbones.weights import WeightsError, check_fit, read
 from spar_lightning.errors import UserError, nearest
 from spar_lightning.files.hashing import hash_tensors
+from spar_lightning.files.home import expand_home
 from spar_lightning.refinement.anyup_attention import WindowAttention
 from spar_lightning.refinement.anyup_encoders import WIDTH, Encoder, Pointwise, Rotation, Smoothing, Unification
 
@@ -102,7 +103,7 @@ class AnyUp(nn.Module):
 def _tensors(weights: str) -> dict[str, Tensor]:
     """Read the weights once per process and file, because each segmenter builds its own upsampler."""
     check_weights(weights)
-    path = official(weights) if weights in OFFICIAL else Path(weights)
+    path = official(weights) if weights in OFFICIAL else Path(expand_home(weights))
     stat = path.stat()
     return _read(str(path), stat.st_size, stat.st_mtime_ns)
 
@@ -134,7 +135,7 @@ def official(name: str) -> Path:
 
 def check_weights(weights: str) -> None:
     """Raise UserError unless `weights` names official weights or an existing file."""
-    if weights not in OFFICIAL and not Path(weights).is_file():
+    if weights not in OFFICIAL and not Path(expand_home(weights)).is_file():
         raise UserError(
             f"upsampler: {weights!r} is not a known name or an existing file. "
             f"{nearest(weights, [BILINEAR, *OFFICIAL])}Allowed: {BILINEAR}, {', '.join(OFFICIAL)}, "

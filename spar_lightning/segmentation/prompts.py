@@ -7,10 +7,11 @@ averaged (paper, supplement).
 Shapes: Q names, C classes, d channels.
 """
 
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from spar_lightning.errors import UserError
 
 Classes = Sequence[str] | Mapping[str, Sequence[str]]
 Templates = Literal["openai_imagenet"] | Sequence[str]
+SAME: Final = 1e-5  # distance of unit vectors; larger than the rounding differences between machines
 
 
 def prompt_templates(given: Templates) -> tuple[str, ...]:
@@ -59,16 +61,17 @@ def parse_classes(given: str | Sequence[str] | Mapping[str, Sequence[str]]) -> d
     """Parse the classes that a user passed into a mapping from label to names.
 
     The string `cat; grass, lawn; background: wall, floor` defines three classes: `;` separates classes, and `,`
-    separates the names of a class. The label is the text before a `:`, otherwise the first name. Each item of a list
-    is one class. A mapping maps labels to names.
+    separates the names of a class. The label is the text before a `:`, otherwise the first name. In a string of
+    several lines without `;`, each line is one class, as in a text file. Each item of a list is one class. A mapping
+    maps labels to names.
 
     Raises:
-        UserError: If a class has no name, or a label or name occurs twice.
+        UserError: If a class has no name, a label or name occurs twice, spans several lines, or is not valid UTF-8.
     """
     if isinstance(given, Mapping):
         parts = [(label, _names(given[label])) for label in given]
     else:
-        parts = [_parse_class(text) for text in (given.split(";") if isinstance(given, str) else given)]
+        parts = [_parse_class(text) for text in (_classes(given) if isinstance(given, str) else given)]
     for number, (_, names) in enumerate(parts, start=1):
         if not names or not all(name.strip() for name in names):
             raise UserError(
@@ -77,7 +80,13 @@ def parse_classes(given: str | Sequence[str] | Mapping[str, Sequence[str]]) -> d
             )
     _refuse_twice("label", [label for label, _ in parts])
     _refuse_twice("name", [name for _, names in parts for name in names])
+    _check_text(dict(parts))
     return dict(parts)
+
+
+def _classes(text: str) -> list[str]:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines if len(lines) > 1 and ";" not in text else text.split(";")
 
 
 def _parse_class(text: str) -> tuple[str, tuple[str, ...]]:
@@ -101,6 +110,17 @@ def _refuse_twice(kind: str, words: Sequence[str]) -> None:
         seen.add(word)
 
 
+def _check_text(classes: Mapping[str, Sequence[str]]) -> None:
+    """Raise UserError for a label or name of several lines, or with bytes that are not UTF-8."""
+    for word in [*classes, *(name for names in classes.values() for name in names)]:
+        if len(word.strip().splitlines()) > 1:
+            raise UserError(f"classes: {word!r} has several lines. Separate classes with ';', or pass a list.")
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"classes: {word!r} is not valid UTF-8. Write the class name in UTF-8.") from error
+
+
 @dataclass(frozen=True)
 class TextClassifier:
     """Classes of a segmentation task and the text embeddings of their names.
@@ -121,18 +141,39 @@ class TextClassifier:
 
         Args:
             embed: Function from names (Q) to unit vectors (Q, d).
-            classes: List of names, or mapping from label to names, with at least one class. Whitespace around names
-                is removed.
+            classes: List of names, mapping from label to names, or string as for `parse_classes`, with at least one
+                class. Whitespace around names is removed.
 
         Raises:
-            UserError: If `classes` is empty, or a class has no names.
+            UserError: If `classes` is empty, a class has no names, a class occurs twice, or the text encoder cannot
+                distinguish names of two classes.
         """
-        by_label = classes if isinstance(classes, Mapping) else {name: (name,) for name in classes}
-        if not by_label or not all(by_label.values()):
+        if isinstance(classes, str):
+            classes = parse_classes(classes)
+        _refuse_twice("label", list(classes))
+        groups = classes.items() if isinstance(classes, Mapping) else ((name, (name,)) for name in classes)
+        by_label = {label: _names(group) for label, group in groups}
+        if not by_label or not all(group and all(group) for group in by_label.values()):
             raise UserError(f"classes: pass at least one class, each with at least one name, but got {classes!r}.")
-        names = [name.strip() for group in by_label.values() for name in group]
+        _check_text(by_label)
+        names = [name for group in by_label.values() for name in group]
         owner = [i for i, group in enumerate(by_label.values()) for _ in group]
-        return cls(tuple(by_label), embed(names), torch.tensor(owner))
+        made = cls(tuple(by_label), embed(names), torch.tensor(owner))
+        made._check_distinct(names)
+        return made
+
+    def _check_distinct(self, names: Sequence[str]) -> None:
+        """Raise UserError if names of two classes have the same embedding: the second class would never be found."""
+        distances = torch.cdist(self.embeddings, self.embeddings, compute_mode="donot_use_mm_for_euclid_dist")
+        same = (distances < SAME) & (self.owner[:, None] < self.owner)
+        for first, second in same.nonzero().tolist()[:1]:
+            one, other = (
+                f"{reprlib.repr(names[i])} of class {reprlib.repr(self.labels[self.owner[i]])}" for i in (first, second)
+            )
+            raise UserError(
+                f"classes: {one} and {other} are the same to the text encoder, which ignores case and repeated blanks "
+                "and cuts long prompts. Each pixel gets one class: change or remove one of the names."
+            )
 
     def to(self, device: torch.device) -> "TextClassifier":
         """Return a copy on `device`."""

@@ -2,7 +2,9 @@
 
 import copy
 import pickle
+import re
 from importlib import resources
+from pathlib import Path
 
 import pytest
 import timm
@@ -11,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from spar_lightning.backbones import Tiny
 from spar_lightning.backbones.tiny import UnknownWordError
+from spar_lightning.backbones.weights import WeightsError
 from spar_lightning.errors import UserError
 from tests.rounding import assert_rounded
 
@@ -92,7 +95,24 @@ def test_an_unknown_word_is_named_with_its_likely_meaning() -> None:
 
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(UserError, match=r"\b24 .*\b0\b"):
-        Tiny().encode_text(["..."])
+        Tiny().encode_text([" "])
+
+
+@pytest.mark.parametrize("name", ["!!!", "🐱", "disc ..."])
+def test_a_name_of_which_nothing_is_left_is_refused(name: str) -> None:
+    with pytest.raises(UnknownWordError, match=re.escape(name.split()[-1])):
+        Tiny().encode_text([f"a photo of a {name}."])
+
+
+def test_files_that_are_no_weights_of_tiny(tmp_path: Path) -> None:
+    (tmp_path / "broken.safetensors").write_text("x")
+    with pytest.raises(WeightsError, match=r"broken\.safetensors"):
+        Tiny(str(tmp_path / "broken.safetensors"))
+    save_file(Tiny().vision_state_dict(), tmp_path / "student.safetensors")
+    student = Tiny(str(tmp_path / "student.safetensors"))
+    assert torch.equal(student.head.weight, Tiny().head.weight)
+    with pytest.raises(WeightsError, match=r"student\.safetensors .*text encoder"):
+        student.encode_text(["disc"])
 
 
 def test_sides_must_be_multiples_of_the_patch() -> None:

@@ -1,6 +1,7 @@
 """Weight files of all supported layouts are read, and errors name the tensor that does not match."""
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from spar_lightning.backbones import OpenCLIP, SigLIP2
 from spar_lightning.backbones.weights import WeightsError, read
 
 MODEL = "ViT-S-32"
+LogCapture = pytest.LogCaptureFixture
 
 
 def features(backbone: OpenCLIP) -> torch.Tensor:
@@ -25,7 +27,9 @@ def student() -> OpenCLIP:
     return OpenCLIP(MODEL, pretrained=None)
 
 
-@pytest.mark.parametrize("wrapper", ["", "model.", "segmentor.net.model.", "student."])
+@pytest.mark.parametrize(
+    "wrapper", ["", "model.", "segmentor.net.model.", "student.", "_orig_mod.", "module._orig_mod.", "model.module."]
+)
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".ckpt"])
 def test_files_of_every_origin(student: OpenCLIP, wrapper: str, suffix: str, tmp_path: Path) -> None:
     tensors = {wrapper + name: tensor.clone() for name, tensor in student.vision_state_dict().items()}
@@ -35,6 +39,66 @@ def test_files_of_every_origin(student: OpenCLIP, wrapper: str, suffix: str, tmp
     else:  # Lightning adds its own keys
         torch.save({"state_dict": tensors, "epoch": 3} if suffix == ".ckpt" else tensors, path)
     assert torch.equal(features(OpenCLIP(MODEL, pretrained=str(path))), features(student))
+
+
+CONTAINERS: list[Callable[[dict[str, torch.Tensor]], object]] = [
+    lambda state: {"model": state, "optimizer": {"state": {}}, "epoch": 3},
+    lambda state: {"model_state_dict": state},
+    lambda state: {"net": {f"module.{name}": tensor for name, tensor in state.items()}},
+    lambda state: {"params": {name.replace("resblocks.0.", "resblocks.0._orig_mod."): t for name, t in state.items()}},
+    lambda state: {"ema": {"module": state}, "config": {"model": "x"}},
+    lambda state: {"teacher": state, "params": {"lr": 0.1}},
+    lambda state: {name.removeprefix("visual."): tensor for name, tensor in state.items()},
+]
+
+
+@pytest.mark.parametrize("wrap", CONTAINERS)
+def test_checkpoints_of_other_trainers(
+    student: OpenCLIP, wrap: Callable[[dict[str, torch.Tensor]], object], tmp_path: Path, caplog: LogCapture
+) -> None:
+    torch.save(wrap(student.vision_state_dict()), tmp_path / "weights.pt")
+    assert torch.equal(features(OpenCLIP(MODEL, pretrained=str(tmp_path / "weights.pt"))), features(student))
+    assert not caplog.records
+
+
+def test_plain_weights_come_before_averaged_ones_and_the_choice_is_told(
+    student: OpenCLIP, tmp_path: Path, caplog: LogCapture
+) -> None:
+    state, path = student.vision_state_dict(), str(tmp_path / "weights.pt")
+    other = {name: tensor + 1 for name, tensor in state.items()}
+    joined = {**{f"model.{name}": t for name, t in state.items()}, **{f"model_ema.{n}": t for n, t in other.items()}}
+    for content in ({"model": state, "model_ema": other}, joined):
+        caplog.clear()
+        torch.save(content, path)
+        assert torch.equal(features(OpenCLIP(MODEL, pretrained=path)), features(student))
+        (record,) = caplog.records
+        assert all(part in record.getMessage() for part in (path, "model", "model_ema"))
+    torch.save({"student": state, "teacher": other}, path)
+    with pytest.raises(WeightsError, match="student, teacher"):
+        read(path)
+
+
+def test_a_timm_trunk_of_siglip2(tmp_path: Path) -> None:
+    siglip = SigLIP2("ViT-B-32-SigLIP2-256", None)
+    state = siglip.vision_state_dict()
+    save_file({n.removeprefix("visual.trunk."): t for n, t in state.items()}, tmp_path / "model.safetensors")
+    loaded = SigLIP2("ViT-B-32-SigLIP2-256", str(tmp_path / "model.safetensors")).vision_state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+def test_a_prefix_of_the_model_itself_stays(tmp_path: Path) -> None:
+    names = {"model.a.weight": torch.zeros(1), "model.b.weight": torch.zeros(1), "head.weight": torch.zeros(1)}
+    path = str(tmp_path / "weights.pt")
+    for wrapper in ("", "student.", "module._orig_mod.", "model."):
+        torch.save({wrapper + name: tensor for name, tensor in names.items()}, path)
+        assert read(path, expected=names).keys() == names.keys()
+
+
+def test_a_missing_tensor_is_named_with_one_that_is_there(tmp_path: Path) -> None:
+    state = OpenCLIP(MODEL, None).vision_state_dict()
+    save_file({name.replace("visual.", "visual.tower."): t for name, t in state.items()}, tmp_path / "a.safetensors")
+    with pytest.raises(WeightsError, match=r"class_embedding is missing .*visual\.tower\.class_embedding"):
+        OpenCLIP(MODEL, str(tmp_path / "a.safetensors"))
 
 
 def test_a_folder_as_the_hub_lays_it_out(student: OpenCLIP, tmp_path: Path) -> None:
@@ -135,12 +199,36 @@ def test_missing_files_and_unknown_models_are_sentences(tmp_path: Path) -> None:
         SigLIP2("ViT-B-16", pretrained=None)
 
 
-def test_offline_the_error_names_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("make", "parts"),
+    [
+        (SigLIP2, ["open_clip_config.json and open_clip_model.safetensors of timm/ViT-B-16-SigLIP2-512"]),
+        (lambda: OpenCLIP("ViT-B-16", "dfn2b"), ["open_clip_config.json", "apple/DFN2B-CLIP-ViT-B-16", "folder"]),
+    ],
+)
+def test_offline_the_error_names_the_files(
+    make: Callable[[], object], parts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import open_clip
 
     def no_network(config: object) -> str:
         raise OSError("no network")
 
     monkeypatch.setattr(open_clip, "download_pretrained", no_network)
-    with pytest.raises(WeightsError, match=r"open_clip_model\.safetensors of timm/ViT-B-16-SigLIP2-512"):
-        SigLIP2()
+    with pytest.raises(WeightsError) as error:
+        make()
+    assert all(part in str(error.value) for part in parts)
+
+
+def test_offline_a_tag_without_a_repository_names_its_activation(monkeypatch: pytest.MonkeyPatch) -> None:
+    import open_clip
+
+    config = {"url": "https://x/ViT-B-16.pt", "quick_gelu": True}
+
+    def no_network(config: object) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda model, tag: config)
+    monkeypatch.setattr(open_clip, "download_pretrained", no_network)
+    with pytest.raises(WeightsError, match=r"https://x/ViT-B-16\.pt .*ViT-B-16-quickgelu"):
+        OpenCLIP("ViT-B-16", "openai")

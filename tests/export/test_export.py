@@ -1,5 +1,6 @@
 """Tests of exports: each library loads its export with the code of the README and computes the student's outputs."""
 
+import errno
 import json
 import re
 from collections.abc import Callable
@@ -8,14 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import spar_lightning as spar
-from spar_lightning.backbones import DINOv3Text, Tiny
+from spar_lightning.backbones import DINOv3Text, OpenCLIP, Tiny
 from spar_lightning.cli import main
 from spar_lightning.datasets.scene_renderer import render
 from spar_lightning.errors import UserError
 from spar_lightning.export import LIBRARIES, ExportError, export
 from spar_lightning.export.exporter import recipe_of
+from spar_lightning.export.model_card import CARD
 from spar_lightning.student import Student
 
 Make = Callable[[str], Student]
@@ -105,6 +108,58 @@ def test_a_size_that_becomes_a_number_is_refused(
 def test_places_that_do_not_exist(student: Make, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Tiny.*safetensors, timm, onnx"):
         export(student("Tiny"), "open_clip", tmp_path / "export")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left (os error 28)")],
+)
+def test_a_place_that_cannot_be_written(
+    error: Exception, student: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise error
+
+    recipe = replace(LIBRARIES["timm"][Tiny], write=full)
+    monkeypatch.setattr("spar_lightning.export.exporter.recipe_of", lambda *_: recipe)
+    with pytest.raises(UserError, match=r"--out .*/export .*No space left"):
+        export(student("Tiny"), "timm", tmp_path / "export")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_below_a_file(student: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file" / "export", tmp_path / "file", tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match=re.escape(f"--out {folder}")):
+            export(student("Tiny"), "timm", folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+class Mine(Tiny):
+    """Backbone that is neither built in nor of a plugin."""
+
+
+def test_the_readme_imports_a_class_that_load_would_refuse(tmp_path: Path, in_process: None, student: Make) -> None:
+    made = student("Tiny")
+    block = {"backbone": {"class_path": f"{__name__}.Mine", "init_args": {}}}
+    export(replace(made, backbone=Mine(), block=block), "safetensors", tmp_path / "export")
+    assert f"import {__name__}" in (tmp_path / "export" / "README.md").read_text()
+    assert isinstance(spar.load(tmp_path / "export").backbone, Mine)
+
+
+@pytest.mark.parametrize(("library", "family"), PAIRS)
+def test_the_readme_points_to_the_code_where_it_is(library: str, family: str, student: Make) -> None:
+    """The text on image sizes comes before the code."""
+    recipe = recipe_of(student(family).backbone, library)
+    assert "above" not in recipe.sizes and CARD.index("{sizes}") < CARD.index("{any_size}")
+
+
+def test_two_activations_in_one_folder_are_refused(student: Make, tmp_path: Path) -> None:
+    made = student("OpenCLIP")
+    assert isinstance(made.backbone, OpenCLIP)
+    made.backbone.quick_gelu = True
+    with pytest.raises(UserError, match=r"open_clip.*activation"):
+        export(made, "open_clip", tmp_path / "export")
 
 
 def test_the_card_tells_what_a_run_was_told(student: Make, in_process: None, tmp_path: Path) -> None:
