@@ -6,6 +6,7 @@ export` in the metadata of its file; other weights need a configuration file. Al
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
@@ -99,7 +100,7 @@ class Student:
 
     def base(self) -> Backbone:
         """Build the backbone with its pretrained weights, as before training, on the student's device."""
-        backbone, _ = _instantiate(self.block)
+        backbone, _ = _instantiate(self.block, str(self.weights))
         warn_if_random(backbone)
         return backbone.to(next(self.backbone.parameters()).device)
 
@@ -164,7 +165,7 @@ def load_student(
     block = {key: value for key, value in block.items() if key not in changed}
     # Pretrained weights that are replaced in the next step are neither read nor downloaded.
     with without_weights() if exists else nullcontext():
-        network, settings = _instantiate(block)
+        network, settings = _instantiate(block, str(config or source))
     settings = replace(settings, **changed)
     if exists:
         return Student(network, settings, block, content, load_weights(network, str(path)))
@@ -230,17 +231,17 @@ def _with_arguments(chosen: Any, arguments: Mapping[str, Any], where: str) -> di
 def _class(name: str) -> type[Backbone]:
     """Return the backbone class with this name."""
     if "/" in name or name.endswith(SUFFIXES):
-        raise UserError(f"No file or folder named {name}. Pass a run folder such as runs/NAME, or a weight file.")
+        raise UserError(f"No file or folder named {name!r}. Pass a run folder such as runs/NAME, or a weight file.")
     try:
         return find_backbone(name)
     except UserError as error:
         raise UserError(
-            f"{name} is not a file, a folder or a backbone. {error} A run is a folder such as runs/NAME."
+            f"{name!r} is not a file, a folder or a backbone. {error} A run is a folder such as runs/NAME."
         ) from error
 
 
-def _instantiate(block: dict[str, Any]) -> tuple[Backbone, InferenceConfig]:
-    """Build the frozen backbone and the inference settings of a model block."""
+def _instantiate(block: dict[str, Any], source: str) -> tuple[Backbone, InferenceConfig]:
+    """Build the frozen backbone and the inference settings of a model block; `source` names it in errors."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Backbone, "backbone")
     parser.add_class_arguments(InferenceConfig, "config")
@@ -248,8 +249,12 @@ def _instantiate(block: dict[str, Any]) -> tuple[Backbone, InferenceConfig]:
     try:
         made = parser.instantiate_classes(parser.parse_object({"backbone": block["backbone"], "config": config}))
     except Exception as error:  # jsonargparse raises several types
-        cause = user_error(error) or f"Invalid model block: {' '.join(str(error).split())}"
-        raise UserError(str(cause)) from error
+        if cause := user_error(error):
+            raise UserError(str(cause)) from error
+        text = " ".join(str(error).split())
+        listed = re.search(r"- Problem with given class_path (.*?)(?: - Expected| Given value type|$)", text)
+        reason = (listed[1] if listed else text).rstrip(".")
+        raise UserError(f"{source}: the model block is invalid: {reason}. Fix it, or pass another --config.") from error
     backbone, settings = made.backbone, made.config
     assert isinstance(backbone, Backbone)
     assert isinstance(settings, InferenceConfig)

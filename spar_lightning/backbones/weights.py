@@ -68,21 +68,27 @@ def read(source: str, names: Sequence[str] = (), expected: Collection[str] = ())
         WeightsError: The file does not exist, cannot be read as weights, or contains a student and a teacher.
     """
     path = find(source, names)
-    if _is_torchscript(path):
-        raise WeightsError(
-            f"{path} is a TorchScript archive, which contains code. If you trust it, load it with torch.jit.load, save "
-            "its state_dict() with safetensors, and pass that file."
-        )
     try:
+        if _is_torchscript(path):
+            raise WeightsError(
+                f"{path} is a TorchScript archive, which contains code. If you trust it, load it with torch.jit.load, "
+                "save its state_dict() with safetensors, and pass that file."
+            )
         suffix = path.suffix.lower()
         content = load_file(path) if suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except WeightsError:
+        raise
     except Exception as error:  # each format raises different exceptions
         raise WeightsError(
             f"{path} cannot be read as weights ({type(error).__name__}). Allowed: safetensors files and torch files "
             "that contain only tensors, because pickled code is not executed."
         ) from error
     content = _contained(content, path)
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    tensors = (
+        {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+        if isinstance(content, Mapping)
+        else {}
+    )
     if not tensors:
         raise WeightsError(
             f"{path} does not contain named tensors. Pass a state dict, or a checkpoint with a state dict under one of "
@@ -157,13 +163,22 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def difference(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> str | None:
-    """Describe the first tensor that is missing on one side or has another shape; return None if all match."""
+    """Describe the first tensor of `theirs` that does not fit `ours`; return None if all of them fit.
+
+    A tensor does not fit if it is missing on one side, is sparse, not finite or integer, or has another shape.
+    """
     for name in [*ours, *theirs]:
         there, here = (str(tuple(side[name].shape)) if name in side else "missing" for side in (theirs, ours))
         if there != here:
             if name not in theirs and (other := difflib.get_close_matches(name, sorted(theirs), 1, cutoff=0)):
                 there = f"missing (the most similar name is {other[0]})"
             return f"{name} is {there} in the given weights, but {here} in the model"
+        if theirs[name].layout != ours[name].layout:
+            return f"{name} has the layout {theirs[name].layout} in the given weights. Call to_dense() before saving"
+        if theirs[name].is_floating_point() != ours[name].is_floating_point():
+            return f"{name} is {theirs[name].dtype} in the given weights, but {ours[name].dtype} in the model"
+        if theirs[name].is_floating_point() and not theirs[name].float().isfinite().all():
+            return f"{name} contains NaN or infinity in the given weights"
     return None
 
 

@@ -99,7 +99,7 @@ def backbone_plugins() -> Iterator[Finding]:
         if plugin.error is None:
             yield Finding(name, f"{plugin.path} of {plugin.package}")
         else:
-            text = f"{plugin.package} cannot be imported: {type(plugin.error).__name__}: {plugin.error}"
+            text = f"{plugin.package} cannot be imported: {plugin.reason}"
             yield Finding(name, text, "fix or uninstall that package")
 
 

@@ -20,7 +20,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from spar_lightning.backbones.base import Backbone
-from spar_lightning.backbones.checkpoints import load_weights
+from spar_lightning.backbones.checkpoints import load_weights, warn_if_random
 from spar_lightning.backbones.weights import without_weights
 from spar_lightning.cli.evaluate_benchmarks import check, prepare
 from spar_lightning.cli.evaluate_options import OPTIONS, OUT
@@ -157,6 +157,8 @@ class EvaluateCLI(SparCLI):
         """Run one evaluation or a sweep."""
         config = self.config.evaluate
         out = None if config.out is None else Path(config.out)
+        if not self.weights or self.strides or self.areas:  # a sweep also measures the configured backbone
+            warn_if_random(backbone)
         if self.strides or self.areas:
             sweep = Sweep(evaluator, self.strides, self.areas, config.warm_ups, config.repeats)
             sweep.run(backbone, settings, self.weights, OUT, out)

@@ -5,6 +5,7 @@ to the sentence that names the cause.
 """
 
 import inspect
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -33,8 +34,16 @@ class Parser(ShortHelp, LightningArgumentParser):
         super().__init__(*args, **kwargs)
         self.allow_abbrev = False  # argparse would take --model.strid for --model.stride
 
+    def parse_args(self, args: Any = None, *more: Any, **settings: Any) -> Any:
+        """Parse arguments; see the base class."""
+        self._given = [arg for arg in args or () if isinstance(arg, str)]
+        return super().parse_args(args, *more, **settings)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         prog = self.prog.split(" [")[0] if self.prog.startswith("spar") else "spar"
+        if "codec can't encode" in message:
+            wrong = next((arg for arg in self._given if os.fsencode(arg).decode(errors="replace") != arg), message)
+            message = f"{wrong!a} is not valid UTF-8. Rename the file, or pass a link with another name."
         print(f"{prog}: error: {explain(message, self._own())}", file=sys.stderr)
         sys.exit(2)
 

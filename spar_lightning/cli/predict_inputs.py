@@ -61,7 +61,8 @@ def image_files(given: Sequence[str], out: Path) -> tuple[dict[Path, Path], list
 
 def _matches(pattern: str) -> list[Path]:
     """Return the files and folders that match a glob pattern; those that links reach several times only once."""
-    found = {os.path.realpath(name): Path(name) for name in sorted(glob(pattern, recursive=True), reverse=True)}
+    names = sorted(glob(pattern, recursive=True), key=lambda name: (name.count(os.sep), name), reverse=True)
+    found = {os.path.realpath(name): Path(name) for name in names}  # the shortest path is the last
     return sorted(path for path in found.values() if os.path.exists(path))
 
 

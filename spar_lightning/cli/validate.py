@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from spar_lightning.backbones.checkpoints import load_weights
+from spar_lightning.backbones.checkpoints import load_weights, warn_if_random
 from spar_lightning.backbones.weights import without_weights
 from spar_lightning.callbacks.mean_iou import MeanIoU
 from spar_lightning.cli.lightning_cli import (
@@ -59,6 +59,8 @@ class ValidateCLI(SparCLI):
             super().instantiate_classes()
         if self.config.validate.weights:
             load_weights(self.model.student, self.config.validate.weights)
+        else:
+            warn_if_random(self.model.student)
 
     def validate(self, **kwargs: Any) -> None:
         """Run the Trainer's validation and print a table with one row per benchmark."""

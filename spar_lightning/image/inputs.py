@@ -35,7 +35,7 @@ def as_pixels(image: ImageLike, max_side: int | None = None) -> Tensor:
         UserError: The type of the input, or the shape, dtype or range of its values is not supported.
     """
     if isinstance(image, str | Path):
-        path = Path(expand_home(str(image)))
+        path = Path(expand_home(image))
         if not os.path.isfile(path):  # unlike Path.is_file, also for a name that is too long
             raise ImageError(f"No such image file: {path}. Pass the path of a file, a PIL image, an array or a tensor.")
         try:
@@ -82,8 +82,11 @@ def _of_array(array: NDArray[np.generic]) -> Tensor:
 
 def _in_bytes(pixels: Tensor) -> Tensor:
     """Convert pixels of a supported dtype to uint8."""
-    if pixels.layout != torch.strided:
-        raise UserError(f"Image tensors must be dense, but got the layout {pixels.layout}. Call to_dense() first.")
+    if pixels.layout != torch.strided or pixels.is_meta:
+        raise UserError(
+            f"Image tensors must be dense and contain values, but got the layout {pixels.layout} on the device "
+            f"{pixels.device}. Call to_dense() first."
+        )
     if pixels.dtype == torch.uint8:
         return pixels
     if pixels.dtype == torch.uint16:

@@ -68,6 +68,7 @@ def parse_classes(given: str | Sequence[str] | Mapping[str, Sequence[str]]) -> d
     Raises:
         UserError: If a class has no name, a label or name occurs twice, spans several lines, or is not valid UTF-8.
     """
+    _check_types(given)
     if isinstance(given, Mapping):
         parts = [(label, _names(given[label])) for label in given]
     else:
@@ -82,6 +83,23 @@ def parse_classes(given: str | Sequence[str] | Mapping[str, Sequence[str]]) -> d
     _refuse_twice("name", [name for _, names in parts for name in names])
     _check_text(dict(parts))
     return dict(parts)
+
+
+def _check_types(given: object) -> None:
+    """Raise UserError unless the classes are a string, a sequence of strings or a mapping to these."""
+    if isinstance(given, Mapping):
+        names = [*given, *(name for names in given.values() for name in _listed(names))]
+    else:
+        names = _listed(given)
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise UserError(
+            f"classes must be a string, a list of strings or a mapping from label to names, but contain {wrong[0]!r} "
+            f"({type(wrong[0]).__name__}). Write each label and name as a string."
+        )
+
+
+def _listed(given: object) -> list[object]:
+    return [*given] if isinstance(given, Sequence) and not isinstance(given, str | bytes) else [given]
 
 
 def _classes(text: str) -> list[str]:
