@@ -14,7 +14,18 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     *("errors", "formatting", "distributed", "stopping", "configs", "files", "image", "backbones"),
     *("sliding_window", "testing", "refinement", "segmentation", "datasets", "feature_cache", "visualization"),
-    *("evaluation", "datamodules", "distillation", "student", "callbacks", "export", "speed", "cli", "__main__"),
+    *(
+        "evaluation",
+        "datamodules",
+        "distillation",
+        "header",
+        "student",
+        "callbacks",
+        "export",
+        "speed",
+        "cli",
+        "__main__",
+    ),
 ]
 
 

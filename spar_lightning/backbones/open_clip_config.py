@@ -100,7 +100,7 @@ def _file(pretrained: str) -> Path:
 
 
 def _recorded(model: str, pretrained: str) -> dict[str, Any]:
-    """Return the settings in the configuration next to the weights; empty if there is none."""
+    """Return the settings in the configuration next to the weights; an empty mapping without such a file."""
     file = _file(pretrained)
     if not file.is_file():
         return {}

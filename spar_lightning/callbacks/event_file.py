@@ -67,7 +67,7 @@ class EventFile:
         RecordWriter(self._pending).write(event.SerializeToString())
 
     def flush(self) -> None:
-        """Append pending events to the file; if that fails, they are lost, so that the end of the run can go on."""
+        """Append pending events to the file; if that fails, they are lost, so that the run can end."""
         content, self._pending = self._pending.getvalue(), io.BytesIO()
         if content:
             with naming(self.path), open(self.path, "ab") as file:

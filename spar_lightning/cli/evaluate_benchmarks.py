@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from spar_lightning.errors import UserError, nearest
 from spar_lightning.evaluation.benchmark import Benchmark
-from spar_lightning.evaluation.benchmark_config import SHIPPED, BenchmarkError, read, shipped
+from spar_lightning.evaluation.benchmark_config import SHIPPED, read, shipped
 from spar_lightning.evaluation.pascal_context import LABELS, LIST, convert
 
 
@@ -31,7 +31,7 @@ def _problem(name: str, root: Path) -> bool:
     benchmark = Benchmark(name, str(root))
     try:
         benchmark.open()
-    except BenchmarkError as error:
+    except UserError as error:  # also of a folder that cannot be read
         print(f"{name:<11} {str(error).removeprefix(f'{name} ').split(' `spar evaluate')[0]}")
         return True
     no_image = [stem for i, stem in enumerate(benchmark.stems) if not benchmark.has_image(i)]

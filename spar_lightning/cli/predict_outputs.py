@@ -49,7 +49,7 @@ class PredictionFolder:
         path = root / "classes.json"
         if not path.exists() and (theirs := next((kind for kind in KINDS if (root / kind).exists()), None)):
             raise UserError(
-                f"--out {root} contains {theirs}, which spar predict has not written (there is no classes.json). Pass "
+                f"--out {root} contains {theirs}, which spar predict has not written (classes.json is missing). Pass "
                 "another --out."
             )
         rows = [

@@ -208,7 +208,7 @@ class Benchmark(Dataset[LabelledImage]):
         """Compute the metrics of counts on this benchmark.
 
         Raises:
-            BenchmarkError: If no pixel is counted, so that there is no mIoU.
+            BenchmarkError: If no pixel is counted, so that the mIoU is not defined.
         """
         if not counts.matrix.any():
             ignored = sorted({value for kind in self.description.labels for value in kind.ignored or ()})

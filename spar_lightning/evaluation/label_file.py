@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from spar_lightning.image.codec import exif_orientation, open_image, orientation
+from spar_lightning.image.codec import ImageError, exif_orientation, frames, open_image, orientation
 
 # JPEG and others change values when they are written. So does Pillow for GIF: it sorts the palette.
 FORMATS: Final = ("PNG", "TIFF", "BMP", "PPM")
@@ -21,24 +21,36 @@ def read_label_file(path: Path) -> NDArray[np.generic]:
 
     Raises:
         ValueError: The format, compression or orientation of the file does not keep the values.
+        ImageError: The file is damaged.
         OSError: The file cannot be read.
     """
-    with path.open("rb") as file, open_image(file) as image:
-        raw, *more = _raw_mode(image)
-        if image.format not in FORMATS:
-            raise ValueError(f"is a {image.format} file. Label maps must be PNG, TIFF, BMP or PGM files")
-        if image.format == "TIFF" and image.info["compression"] not in EXACT:
-            raise ValueError(f"is compressed with {image.info['compression']}, which changes values. Save it as PNG")
-        if getattr(image, "is_animated", False):
-            raise ValueError(f"has {getattr(image, 'n_frames', 'several')} pages or frames, but must have one")
-        if orientation(image) != 1:
-            raise ValueError(f"has the EXIF orientation {orientation(image)}. Turn its pixels and remove the entry")
-        if raw.endswith("I") and raw != "I":
-            raise ValueError("stores inverted values (0 is white). Save it as PNG")
-        if image.format == "PPM" and more and more[0] not in (255, 65535):
-            raise ValueError("has a maximum other than 255 and 65535. Save it as PNG")
-        values = np.array(image)
-        return values // FACTORS[raw] if raw in FACTORS else values
+    try:
+        with path.open("rb") as file, open_image(file) as image:
+            return _values(image)
+    except (MemoryError, OSError, ValueError):
+        raise
+    except Exception as error:  # Pillow raises different exception types for each format
+        raise ImageError(str(error) or type(error).__name__) from error
+
+
+def _values(image: Image.Image) -> NDArray[np.generic]:
+    """Return the values of an opened label map; see `read_label_file` for errors."""
+    raw, *more = _raw_mode(image)
+    if image.format not in FORMATS:
+        raise ValueError(f"is a {image.format} file. Label maps must be PNG, TIFF, BMP or PGM files")
+    if image.format == "TIFF" and image.info["compression"] not in EXACT:
+        raise ValueError(f"is compressed with {image.info['compression']}, which changes values. Save it as PNG")
+    if (count := frames(image)) > 1:
+        raise ValueError(f"has {count} pages or frames, but must have one")
+    if orientation(image) != 1:
+        raise ValueError(f"has the EXIF orientation {orientation(image)}. Turn its pixels and remove the entry")
+    if "I" in raw.partition(";")[2] or getattr(image, "tag_v2", {}).get(262) == 0:  # also L;4IR, and TIFF of 16 bits
+        raise ValueError("stores inverted values (0 is white). Save it as PNG")
+    if image.format == "PPM" and more and more[0] not in (255, 65535):
+        raise ValueError("has a maximum other than 255 and 65535. Save it as PNG")
+    values = np.array(image)
+    factor = FACTORS.get(raw.removesuffix("R"))  # R: the bits of each byte are in reverse order
+    return values // factor if factor else values
 
 
 def _raw_mode(image: Image.Image) -> tuple[Any, ...]:

@@ -60,7 +60,7 @@ class SweepReport:
         unfinished = self.folder / "tmp"
         text = tables(self.content["points"])
         replace_json(self.folder / "sweep.json", self.content, unfinished)
-        replace(self.folder / "sweep.md", f"{text}\n".encode(), unfinished)
+        replace(self.folder / "sweep.md", f"{text}\n".encode(errors="surrogateescape"), unfinished)
         for figure in TITLES:  # figures of an earlier command may be outdated
             for path in self.folder.glob(f"{figure}.*"):
                 path.unlink()

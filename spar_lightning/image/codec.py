@@ -121,12 +121,25 @@ def _open(file: IO[bytes]) -> Image.Image:
             return Image.open(file)
         except Image.DecompressionBombError:
             pass
+    with _without_limit():
+        return Image.open(file)
+
+
+@contextmanager
+def _without_limit() -> Iterator[None]:
+    """Lift Pillow's limit on the size of images."""
     with _opening:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(file)
+            yield
         finally:
             Image.MAX_IMAGE_PIXELS = limit
+
+
+def frames(image: Image.Image) -> int:
+    """Return the number of pages or frames of an image."""
+    with _without_limit():  # Pillow checks the size of each page
+        return int(getattr(image, "n_frames", 1)) if getattr(image, "is_animated", False) else 1
 
 
 def _any_text(decode: Callable[[bytes | IO[bytes]], T], content: bytes | IO[bytes]) -> T:
@@ -189,6 +202,9 @@ def orientation(image: Image.Image) -> int:
 
 def exif_orientation(content: bytes | IO[bytes]) -> int:
     """Return the EXIF orientation of an encoded image, 1 to 8; 1 if it cannot be read."""
+    chunks = (b"eXIf", b"iTXt", b"zTXt", b"tEXt")  # Pillow decodes a whole PNG to look for them
+    if isinstance(content, bytes) and content.startswith(b"\x89PNG") and not any(chunk in content for chunk in chunks):
+        return 1
     try:
         with open_image(content) as image:
             return orientation(image)
@@ -237,9 +253,8 @@ def _rgb(image: Image.Image, file_format: str | None) -> np.ndarray:
 
 def _losses(image: Image.Image, pixels: Tensor, sixteen: bool) -> Iterator[str]:
     """Yield a sentence about each part of the content of a decoded image that is not in `pixels`."""
-    if image.format not in ("MPO", "PSD") and getattr(image, "is_animated", False):  # previews and layers
-        kind = "pages" if image.format == "TIFF" else "frames"
-        yield f"only the first of {getattr(image, 'n_frames', 'several')} {kind} is used."
+    if image.format not in ("MPO", "PSD") and (count := frames(image)) > 1:  # previews and layers
+        yield f"only the first of {count} {'pages' if image.format == 'TIFF' else 'frames'} is used."
     if sixteen and (high := int(pixels.max())) < DARK >> 8:
         bits = 8 + high.bit_length()
         yield (

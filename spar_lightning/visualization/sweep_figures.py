@@ -39,14 +39,14 @@ def draw_strides(points: Sequence[dict[str, Any]], score: str, time: str, stem: 
             [row["ms"] for row in rows],
             [row["mean"] for row in rows],
             xerr=list(zip(*(_spread(row) for row in rows), strict=True)),
-            label=curve, elinewidth=1, **{**look, **size},
+            label=_printable(curve), elinewidth=1, **{**look, **size},
         )  # fmt: skip
         for row in rows if sliding else ():
             tiling = row["stride"] == row["window"]
             text, offset, side = ("tiling", (-6, -16), "left") if tiling else (str(row["stride"]), (0, 7), "center")
             axes.annotate(text, (row["ms"], row["mean"]), offset, textcoords="offset points", ha=side)
     _time(axes.xaxis, axes.set_xscale, time)
-    axes.set_ylabel(score)
+    axes.set_ylabel(_printable(score))
     axes.margins(y=0.15)
     if any(row["stride"] is not None for row in points):
         axes.set_title("numbers: stride of the sliding window in pixels (tiling: stride = window)", fontsize=10)
@@ -65,9 +65,9 @@ def draw_areas(points: Sequence[dict[str, Any]], score: str, time: str, stem: Pa
     for look, (curve, rows) in zip(_looks(), _curves(points), strict=False):
         rows = sorted(rows, key=lambda row: row["area"])
         areas = [row["area"] for row in rows]
-        left.plot(areas, [row["mean"] for row in rows], label=curve, **look)
+        left.plot(areas, [row["mean"] for row in rows], label=_printable(curve), **look)
         spread = list(zip(*(_spread(row) for row in rows), strict=True))
-        right.errorbar(areas, [row["ms"] for row in rows], yerr=spread, elinewidth=1, label=curve, **look)
+        right.errorbar(areas, [row["ms"] for row in rows], yerr=spread, elinewidth=1, label=_printable(curve), **look)
     windows = sorted({row["window"] for row in points})
     for axes in (left, right):
         axes.set_xlabel("side of a square of the image's area (pixels)")
@@ -76,7 +76,7 @@ def draw_areas(points: Sequence[dict[str, Any]], score: str, time: str, stem: Pa
         for window in windows:
             axes.axvline(window, color="0.6", linewidth=1, linestyle=":")
             axes.text(window, 0.01, " window", color="0.4", size=9, transform=axes.get_xaxis_transform(), clip_on=True)
-    left.set_ylabel(score)
+    left.set_ylabel(_printable(score))
     _time(right.yaxis, right.set_yscale, time)
     return _save(figure, left, stem)
 
@@ -96,6 +96,11 @@ def _spread(row: dict[str, Any]) -> tuple[float, float]:
     timings = row["timings"].values()
     sides = [sum(abs(timing["quartiles"][i] - timing["ms"]) for timing in timings) / len(timings) for i in (0, 1)]
     return sides[0], sides[1]
+
+
+def _printable(text: str) -> str:
+    """Return a text without bytes that are not UTF-8, which matplotlib rejects."""
+    return text.encode(errors="replace").decode()
 
 
 def _time(axis: Any, set_scale: Any, label: str) -> None:

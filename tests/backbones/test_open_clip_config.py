@@ -1,4 +1,4 @@
-"""Settings next to weights from a path: mean, std and activation are read, and another model is refused."""
+"""Settings next to weights from a path: mean, std and activation are read, and another model is rejected."""
 
 import json
 from pathlib import Path

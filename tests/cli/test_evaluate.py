@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from spar_lightning.cli import main
+from spar_lightning.cli.evaluate import separated
 from spar_lightning.evaluation import evaluator
 from spar_lightning.evaluation.benchmark_config import SHIPPED, read, shipped
 from spar_lightning.evaluation.evaluator import count
@@ -304,3 +305,20 @@ def test_refusals(config: Callable[[str], list[str]], tmp_path: Path, capsys: Ca
     assert "stride" in sentence([*args, "--stride", "0"], capsys)
     assert "--weights" in sentence([*args, "--benchmarks", str(mine), "--weights", str(tmp_path)], capsys)
     assert "--max_images" in sentence([*args, "--benchmarks", "all", "--max_images", "0"], capsys)
+
+
+def test_commas_in_paths(config: Callable[[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert separated(" voc21, ade20k,") == ["voc21", "ade20k"] and separated(None) == []
+    monkeypatch.chdir(tmp_path)
+    save_file(SmallCLIP().vision_state_dict(), "lr=0.1,wd=0.2.safetensors")
+    folder(Path("a,b"), [(9, 9)])
+    args = ["--benchmarks", "a,b", "--weights", "lr=0.1,wd=0.2.safetensors", "--out", "out"]
+    assert main([*config("SmallCLIP"), *args]) == 0
+    assert list(json.loads(Path("out/results.json").read_text())["benchmarks"]) == ["a,b"]
+
+
+def test_a_set_without_a_counted_pixel(config: Callable[[str], list[str]], tmp_path: Path, capsys: Capture) -> None:
+    mine, out = folder(tmp_path / "mine", [(9, 9)]), tmp_path / "out"
+    fake_benchmarks.grey_png(mine / "labels" / "0.png", np.full((9, 9), 255))
+    assert "mine" in sentence([*config("AnyWords"), "--benchmarks", str(mine), "--out", str(out)], capsys)
+    assert not (out / "results.json").exists()

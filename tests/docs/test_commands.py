@@ -43,6 +43,10 @@ ELSEWHERE = {
     r"spar evaluate --prepare context ": ("tests/cli/conftest.py", '"evaluate", "--prepare", "context"'),
     r"spar evaluate .* --upsampler anyup": ("tests/cli/test_evaluate_sweep.py", '([], None, "anyup")'),
     r"spar speed all ": ("tests/cli/test_speed.py", '"speed", "all"'),
+    r"python -m scripts\.file_catalogue( --group images)? +#": (
+        "tests/catalogue/test_catalogue.py",
+        "scripts.file_catalogue",
+    ),
     r"spar backbones check SigLIP2 ": ("tests/docs/test_reader.py", "examples()"),
 }
 # Weights or packages that are not available here: these commands are only parsed.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from spar_lightning.evaluation.label_file import read_label_file
+from spar_lightning.image.codec import ImageError
 
 VALUES = np.random.default_rng(0).integers(0, 256, (5, 7), dtype=np.uint8)
 PALETTE = [(7 * i) % 256 for i in range(768)]
@@ -39,6 +40,30 @@ def test_png_of_any_depth(bits: int, palette: bool, tmp_path: Path) -> None:
     values = np.random.default_rng(bits).integers(0, 2**bits, (5, 7))
     (tmp_path / "x.png").write_bytes(png(values, bits, palette))
     assert np.array_equal(read_label_file(tmp_path / "x.png"), values)
+
+
+def tiff(values: NDArray[np.integer], bits: int, photometric: int, fill_order: int) -> bytes:
+    """Encode a TIFF with gray values of any bit depth and order of bits, which Pillow cannot write."""
+    height, width = values.shape
+    digits = ["".join(f"{value:0{bits}b}" for value in row) for row in values.tolist()]
+    rows = [text.ljust(-(-len(text) // 8) * 8, "0") for text in digits]
+    packed = [row[i : i + 8][:: 1 if fill_order == 1 else -1] for row in rows for i in range(0, len(row), 8)]
+    data = bytes(int(byte, 2) for byte in packed)
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 266: fill_order, 273: 8 + 2 + 10 * 12 + 4,
+            277: 1, 278: height, 279: len(data)}  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
+
+
+@pytest.mark.parametrize("fill_order", [1, 2])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_tiff_of_any_depth(bits: int, fill_order: int, tmp_path: Path) -> None:
+    values = np.random.default_rng(bits).integers(0, 2**bits, (5, 7))
+    (tmp_path / "x.tif").write_bytes(tiff(values, bits, 1, fill_order))
+    assert np.array_equal(read_label_file(tmp_path / "x.tif"), values)
+    (tmp_path / "x.tif").write_bytes(tiff(values, bits, 0, fill_order))
+    with pytest.raises(ValueError, match=r"inverted|raw mode"):  # Pillow cannot read 8 bits in reverse order
+        read_label_file(tmp_path / "x.tif")
 
 
 @pytest.mark.parametrize(
@@ -93,3 +118,15 @@ def test_labels_with_an_orientation(tmp_path: Path) -> None:
     Image.fromarray(VALUES).save(tmp_path / "x.png", exif=exif)
     with pytest.raises(ValueError, match="EXIF orientation 3"):
         read_label_file(tmp_path / "x.png")
+
+
+def test_damage_that_pillow_reports_in_its_own_way(tmp_path: Path) -> None:
+    content = png(VALUES, 8, palette=False)
+    start = content.index(b"IDAT") - 4  # the length of the chunk
+    shorter = struct.pack(">I", struct.unpack_from(">I", content, start)[0] - 9)
+    no_height = tiff(VALUES, 8, 1, 1).replace(struct.pack("<HHI", 257, 4, 1), struct.pack("<HHI", 999, 4, 1))
+    files = {"x.png": content[:start] + shorter + content[start + 4 :], "x.tif": no_height}
+    for name, damaged in files.items():  # SyntaxError and TypeError
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(ImageError):
+            read_label_file(tmp_path / name)

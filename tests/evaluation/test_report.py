@@ -1,0 +1,75 @@
+"""Tests of reports: classes in the mean, classes without labels, sets without a counted pixel, unusual names."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from spar_lightning.datasets.samples import IGNORED
+from spar_lightning.evaluation.benchmark import Benchmark
+from spar_lightning.evaluation.benchmark_config import BenchmarkError
+from spar_lightning.evaluation.confusion import ConfusionMatrix
+from spar_lightning.evaluation.report import Report
+
+
+def benchmark(folder: Path) -> Benchmark:
+    """Return a benchmark with three classes and one image."""
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((2, 4), np.uint8)).save(folder / name / "0.png")
+    classes = [{"label": name, "names": [name]} for name in ("cat", "dog", "hen")]
+    (folder / "benchmark.yaml").write_text(yaml.safe_dump({"classes": classes}))
+    made = Benchmark(str(folder))
+    made.open()
+    return made
+
+
+def counts(predicted: list[int], labels: list[int]) -> ConfusionMatrix:
+    made = ConfusionMatrix(3)
+    made.update(torch.tensor([predicted]), torch.tensor([labels], dtype=torch.int16), 0)
+    return made
+
+
+def report(folder: Path) -> Report:
+    folder.mkdir()
+    return Report(folder, {"family": "Tiny"}, {"inference": "single"}, {})
+
+
+def strict(path: Path) -> dict[str, object]:
+    """Return the content of a JSON file; NaN and Infinity, which are not JSON, fail."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    content: dict[str, object] = json.loads(path.read_text(), parse_constant=refuse)
+    return content
+
+
+def test_the_table_counts_the_classes_in_the_mean(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    results = report(tmp_path / "out")
+    results.add(benchmark(tmp_path / "mine"), {"hash": "x"}, counts([0, 0, 1, 1], [0, 0, 0, 0]))
+    line = (tmp_path / "out" / "table.md").read_text().splitlines()[-1]
+    assert [cell.strip() for cell in line.split("|")][1:6] == ["mine", "25.00", "50.00", "1", "2 of 3"]
+    assert strict(results.path)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("mine: 2 of 3 classes") and "dog, hen" in said  # dog is predicted, but not labeled
+
+
+def test_a_set_without_a_counted_pixel_writes_nothing(tmp_path: Path) -> None:
+    results = report(tmp_path / "out")
+    with pytest.raises(BenchmarkError, match=r"mine.*255"):
+        results.add(benchmark(tmp_path / "mine"), {"hash": "x"}, counts([0, 0, 1, 1], [IGNORED] * 4))
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    results = report(tmp_path / "out")
+    results.add(benchmark(tmp_path / name), {"hash": "x"}, counts([0, 1, 2], [0, 1, 2]))
+    assert b"caf\xe9" in (tmp_path / "out" / "table.md").read_bytes()
+    assert list(strict(results.path)["benchmarks"]) == [name]  # type: ignore[call-overload]
