@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from scripts.file_catalogue.archives import CONFIG, cached, fill
+from scripts.file_catalogue.archives import fill
 from scripts.file_catalogue.case import Case, Ran, SkippedError, WrongError, anything, spar
+from scripts.file_catalogue.folders import CONFIG, cached
 from scripts.file_catalogue.images import predict
 from scripts.file_catalogue.labels import bands, describe, kind
 from scripts.file_catalogue.pictures import saved, scene

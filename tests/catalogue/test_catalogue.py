@@ -21,7 +21,10 @@ from spar_lightning.image.codec import decode_image
 from spar_lightning.image.inputs import as_pixels
 
 # Every Nth case of a group; commands take longer than calls.
-STEPS = {"images": 40, "arrays": 10, "archives": 25, "labels": 12, "weights": 40, "classes": 8, "paths": 40}
+STEPS = {
+    **{"images": 40, "arrays": 10, "archives": 25, "folders": 25, "labels": 12, "benchmarks": 12},
+    **{"weights": 40, "classes": 8, "paths": 40},
+}
 
 
 @pytest.mark.parametrize("group", list(GROUPS))
