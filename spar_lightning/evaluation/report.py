@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ class Report:
         environment: Versions and hardware; not part of any hash.
 
     Raises:
-        UserError: If the folder contains results of another network or protocol.
+        UserError: If the folder contains results of another network or protocol, or files of the user with the names
+            of results.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Report:
     def _earlier(self) -> dict[str, Any]:
         """Return the results of this network and protocol that are already in the folder."""
         if not self.path.exists():
+            check_ours(self.folder, self.path.name, ("table.md", "per_class"))
             return {}
         try:
             found = read(self.path)
@@ -91,8 +94,8 @@ class Report:
             "protocol": protocol,
         }
         unfinished = self.folder / "counts" / "tmp"
+        replace_json(self.path, self.content, unfinished)  # first: it marks the folder as ours
         self._write_classes(benchmark, counts, result)
-        replace_json(self.path, self.content, unfinished)
         replace(self.folder / "table.md", f"{table(self.content)}\n".encode(errors="surrogateescape"), unfinished)
 
     def _write_classes(self, benchmark: Benchmark, counts: ConfusionMatrix, result: Result) -> None:
@@ -111,6 +114,14 @@ class Report:
             writer.writerow(["class", "names", "IoU", "pixels", "predicted_pixels"])
             for (label, names), iou, pixels, predicted in columns:
                 writer.writerow([label, "; ".join(names), "" if math.isnan(iou) else f"{iou:.4f}", pixels, predicted])
+
+
+def check_ours(folder: Path, marker: str, patterns: Iterable[str]) -> None:
+    """Raise UserError if a folder contains files with names of results, but not `marker`, which is written first."""
+    if theirs := sorted(path for pattern in patterns for path in folder.glob(pattern)):
+        raise UserError(
+            f"{theirs[0]} was not written by spar evaluate: {folder} contains no {marker}. Set another --out."
+        )
 
 
 def table(content: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from spar_lightning.errors import UserError
 from spar_lightning.evaluation.protocol import differences, upgraded
+from spar_lightning.evaluation.report import check_ours
 from spar_lightning.files.atomic import replace, replace_json
 from spar_lightning.formatting import markdown
 from spar_lightning.visualization.sweep_figures import draw_areas, draw_strides
@@ -18,6 +19,7 @@ TITLES: dict[Figure, str] = {
     "strides": "mIoU and time by stride (Figure 1 of the paper)",
     "areas": "mIoU and time by the area of the image (Figure 3 of the paper)",
 }
+FIGURES = tuple(f"{figure}.{suffix}" for figure in TITLES for suffix in ("png", "svg"))
 
 
 class SweepReport:
@@ -31,7 +33,7 @@ class SweepReport:
         environment: Versions and hardware.
 
     Raises:
-        UserError: If the folder contains a different sweep, or a sweep.json that is not a sweep.
+        UserError: If the folder contains a different sweep, a sweep.json that is not a sweep, or figures of the user.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any], environment: dict[str, Any]) -> None:
@@ -45,6 +47,8 @@ class SweepReport:
             for part in identity:
                 if other := differences(earlier[part], identity[part]):
                     raise UserError(f"{folder} contains a different sweep: {'; '.join(other)}. Set another --out.")
+        else:
+            check_ours(folder, "sweep.json", ("sweep.md", *FIGURES))
 
     def add(self, point: dict[str, Any]) -> None:
         """Add a point.
@@ -61,9 +65,8 @@ class SweepReport:
         text = tables(self.content["points"])
         replace_json(self.folder / "sweep.json", self.content, unfinished)
         replace(self.folder / "sweep.md", f"{text}\n".encode(errors="surrogateescape"), unfinished)
-        for figure in TITLES:  # figures of an earlier command may be outdated
-            for path in self.folder.glob(f"{figure}.*"):
-                path.unlink()
+        for name in FIGURES:  # figures of an earlier command may be outdated
+            (self.folder / name).unlink(missing_ok=True)
         draw([self.folder], self.folder)
         return text
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import yaml
 from PIL import Image
 
 from spar_lightning.datasets.samples import IGNORED
+from spar_lightning.errors import UserError
 from spar_lightning.evaluation.benchmark import Benchmark
 from spar_lightning.evaluation.benchmark_config import BenchmarkError
 from spar_lightning.evaluation.confusion import ConfusionMatrix
 from spar_lightning.evaluation.report import Report
+from spar_lightning.evaluation.sweep_report import SweepReport
 
 
 def benchmark(folder: Path) -> Benchmark:
@@ -73,3 +76,14 @@ def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
     results.add(benchmark(tmp_path / name), {"hash": "x"}, counts([0, 1, 2], [0, 1, 2]))
     assert b"caf\xe9" in (tmp_path / "out" / "table.md").read_bytes()
     assert list(strict(results.path)["benchmarks"]) == [name]  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("name", ["table.md", "per_class", "sweep.md", "strides.png"])
+def test_files_of_the_user_are_not_replaced(name: str, tmp_path: Path) -> None:
+    if name == "per_class":
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_text("mine")
+    make = SweepReport if name in ("sweep.md", "strides.png") else partial(Report, protocol={"inference": "single"})
+    with pytest.raises(UserError, match=rf"{name} was not written by spar evaluate.*--out"):
+        make(tmp_path, {"family": "Tiny"}, environment={})
