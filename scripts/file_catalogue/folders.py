@@ -113,7 +113,6 @@ def _locations() -> Iterator[Case]:
         "HERE/s{0..5}.tar": "s3.tar",
         "HERE/s{0..": "s{0..",
         "s3://bucket/sa.tar": "s3://",
-        "gs://bucket/sa.tar": "gs://",
         "hf://datasets/x/sa.tar": "hf://",
         "http://127.0.0.1:9/sa.tar": "127.0.0.1",
         "https://localhost:9/sa.tar": "localhost",
