@@ -31,6 +31,10 @@ SECONDS: Final = 60  # a case that takes longer hangs
 LONGEST: Final = 1200  # characters of an error message
 
 
+class Hang(BaseException):
+    """Error of a case that takes too long; no handler of the package catches it."""
+
+
 class WrongError(Exception):
     """Error for a result that differs from what the files contain."""
 
@@ -110,10 +114,10 @@ def spar(*args: object) -> Ran:
 
 @contextmanager
 def limit(seconds: int) -> Iterator[None]:
-    """Raise TimeoutError in a block that takes too long."""
+    """Raise Hang in a block that takes too long."""
 
     def ring(number: int, frame: object) -> None:
-        raise TimeoutError(f"more than {seconds} s")
+        raise Hang(f"more than {seconds} s")
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.alarm(seconds)
@@ -137,7 +141,7 @@ def run(case: Case, folder: Path) -> Finding:
         return found("silent skip", str(error))
     except WrongError as error:
         return found("wrong result", str(error))
-    except TimeoutError as error:
+    except Hang as error:
         return found("hang", str(error))
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]

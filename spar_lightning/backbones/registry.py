@@ -66,6 +66,7 @@ def find_backbone(name: str) -> type[Backbone]:
         UserError: No backbone has this name.
         PluginError: The plugin with this name cannot be imported.
     """
+    plugins()  # their classes are known only after they were imported
     known = {class_path(cls): cls for cls in subclasses(Backbone)}
     named = [path for path, cls in known.items() if name.lower() == cls.__name__.lower()]
     if len(named) > 1:

@@ -1,5 +1,7 @@
 """Tests of finding backbones by name: broken plugins, several classes of one name, control characters."""
 
+import gc
+import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -54,3 +56,16 @@ def test_two_classes_of_one_name_are_told_apart(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(registry, "subclasses", lambda base: [Tiny, other])
     with pytest.raises(UserError, match=r"spar_lightning\.backbones\.tiny\.Tiny, other_package\.TINY"):
         find_backbone("Tiny")
+
+
+def test_a_plugin_is_imported_when_its_name_is_looked_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "late_vit.py").write_text("from spar_lightning.backbones import Tiny\n\nclass LateViT(Tiny): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [EntryPoint("LateViT", "late_vit:LateViT", GROUP)])
+    plugins.cache_clear()
+    try:
+        assert find_backbone("lateVIT").__module__ == "late_vit"
+    finally:
+        del sys.modules["late_vit"]
+        plugins.cache_clear()
+        gc.collect()  # classes are listed until they are deleted
