@@ -48,7 +48,10 @@ def sentence(args: list[str], capsys: Capture) -> str:
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("backbone", "inference"), [("SmallCLIP", "single"), ("AnyWords", "sliding")])
+@pytest.mark.parametrize(
+    ("backbone", "inference"),
+    [("SmallCLIP", "single"), pytest.param("AnyWords", "sliding", marks=pytest.mark.slow)],
+)
 def test_all_six_end_to_end(
     backbone: str, inference: str, config: Callable[[str], list[str]], trees: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -209,9 +212,8 @@ def test_goes_on_where_it_was(
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-@pytest.mark.parametrize(
-    "launcher", [pytest.param([], id="spar"), pytest.param(TORCHRUN, id="torchrun", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [pytest.param([], id="spar"), pytest.param(TORCHRUN, id="torchrun")])
 def test_two_processes_count_what_one_counts(
     launcher: list[str],
     config: Callable[[str], list[str]],

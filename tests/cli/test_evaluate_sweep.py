@@ -139,7 +139,11 @@ COMBINATIONS: list[tuple[list[str], LPOSS | None, str | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "refine", "upsampler"), COMBINATIONS, ids=["lposs", "anyup", "both"])
+@pytest.mark.parametrize(
+    ("options", "refine", "upsampler"),
+    [*COMBINATIONS[:2], pytest.param(*COMBINATIONS[2], marks=pytest.mark.slow)],
+    ids=["lposs", "anyup", "both"],
+)
 def test_refinements(
     options: list[str],
     refine: LPOSS | None,

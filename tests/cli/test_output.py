@@ -25,8 +25,10 @@ def started(args: Sequence[str], unbuffered: bool) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
 
 
-@pytest.mark.parametrize("unbuffered", [False, True])
-@pytest.mark.parametrize("args", [["--help"], ["fit", "--help"], ["configs"], ["cache", "info", CACHE]])
+@pytest.mark.parametrize(
+    ("args", "unbuffered"),
+    [(["--help"], False), (["fit", "--help"], True), (["configs"], False), (["cache", "info", CACHE], True)],
+)
 def test_a_closed_pipe(args: list[str], unbuffered: bool) -> None:
     process = started(args, unbuffered)
     assert process.stdout is not None and process.stderr is not None
