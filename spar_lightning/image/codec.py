@@ -80,9 +80,8 @@ def decode_image(
 
 def _decoded(content: bytes | IO[bytes], upright: bool, name: str | None, max_side: int | None) -> Tensor:
     with open_image(content) as image:
-        sixteen = ";16" in str(
-            getattr(image, "tile", "")
-        )  # how Pillow names pixels of 16 bits per channel; gone after loading
+        # Pillow's name of pixels with 16 bits per channel; it is not available after loading.
+        sixteen = ";16" in str(getattr(image, "tile", ""))
         pixels = from_pillow(image, upright, max_side)
         for lost in _losses(image, pixels, sixteen) if name is not None else ():
             log.warning("%s: %s", name, lost)

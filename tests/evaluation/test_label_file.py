@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,8 @@ def png(values: NDArray[np.integer], bits: int, palette: bool) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + colors + data + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("palette", [False, True])
-@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize(("bits", "palette"), [*product([1, 2, 4, 8], [False, True]), (16, False)])
 def test_png_of_any_depth(bits: int, palette: bool, tmp_path: Path) -> None:
-    if bits == 16 and palette:
-        pytest.skip("PNG has no palettes of 16 bits")
     values = np.random.default_rng(bits).integers(0, 2**bits, (5, 7))
     (tmp_path / "x.png").write_bytes(png(values, bits, palette))
     assert np.array_equal(read_label_file(tmp_path / "x.png"), values)
