@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from spar_lightning.errors import UserError
+from spar_lightning.stopping import signals
 
 
 class Slow(Callback):
@@ -26,7 +27,7 @@ class Slow(Callback):
 
 
 class Fault(Callback):
-    """Callback that fails on one rank at one step: with a UserError, a bug, or SIGKILL of the process or its loader."""
+    """Callback that fails on one rank at one step: with a UserError, a bug, a signal or SIGKILL."""
 
     def __init__(self, rank: int, kind: str, step: int = 3) -> None:
         self.rank, self.kind, self.step = rank, kind, step
@@ -38,6 +39,9 @@ class Fault(Callback):
             raise UserError("data.shards: the disk of this rank is full of eels.")
         if self.kind == "bug":
             raise ZeroDivisionError("a bug")
+        if self.kind == "stop":  # not deferred to the end of the step, as in a validation
+            signals.settle()
+            os.kill(os.getpid(), signal.SIGUSR1)
         if self.kind == "hang":
             time.sleep(600)
         os.kill(os.getpid(), signal.SIGKILL)

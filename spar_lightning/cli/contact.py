@@ -57,12 +57,12 @@ class Contact:
         self._closed = threading.Event()
         self._broken = 0.0  # time at which the store could not be reached any more
         self._alone = 0.0  # time at which another rank was found to have stopped
-        signals.on_request.append(self._request)
+        signals.on_request.append(self.request)
         signals.checks.append(self._check)
         self._thread = threading.Thread(target=self._exchange, daemon=True, name="contact")
         self._thread.start()
 
-    def _request(self, number: int) -> None:
+    def request(self, number: int) -> None:
         """Pass a signal on to all ranks."""
         with suppress(RuntimeError):  # no connection
             self.store.compare_set("stop", "", str(int(number)))
@@ -136,12 +136,15 @@ class Contact:
         """Tell the other ranks about an error of this one, or end because it follows from an error of another one.
 
         Raises:
+            Stopped: The other rank has ended because the command was asked to stop.
             UserError: The connection to another rank is broken, and no rank has told why.
             SystemExit: Rank 0, on the same machine, prints the message.
         """
         text = explained(error)
         if text is None and isinstance(error, RuntimeError) and BROKEN.search(str(error)):
             time.sleep(NEWS)  # if another rank has told its error, the thread ends this process now
+            if signals.requested is not None:  # that rank has stopped, this one would have at the end of its step
+                raise Stopped(signals.requested) from error
             text = _lost("another rank")
         where = {"rank": self.rank, "host": socket.gethostname(), "code": 1 if text is None else 2}
         mine = json.dumps({**where, "text": text and f"{self.prefix} {text}"})
@@ -167,7 +170,7 @@ class Contact:
                 time.sleep(0.05)
         self._leave()
         self._closed.set()
-        signals.on_request.remove(self._request)
+        signals.on_request.remove(self.request)
         signals.checks.remove(self._check)
 
 
@@ -200,7 +203,8 @@ def contact(
     ours = Contact(command, store, rank, world_size, timeout)
     try:
         yield
-    except Stopped:
+    except Stopped as stopped:
+        ours.request(stopped.number)  # the thread may not have come to it yet
         ours.close(NEWS)
         raise
     except Exception as error:

@@ -48,6 +48,15 @@ def test_an_error_of_one_rank_ends_both_with_one_message(rank: int, args: list[s
     assert said.count("full of eels") == 1 and "spar fit: error: data.shards" in said and "Traceback" not in said
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_stops_while_the_other_one_defers_it(rank: int, args: list[str], tmp_path: Path) -> None:
+    """At the borders of a validation, which ends at once, only one of two ranks may still defer a signal."""
+    pids, outs = ranks([*args, "--run_dir", str(tmp_path / "run"), *fault(rank=rank, kind="stop")], [tmp_path] * 2)
+    assert [code_of(pid, 60) for pid in pids] == [143, 143], [out.read_text() for out in outs]
+    said = "".join(out.read_text() for out in outs)
+    assert "error" not in said and "Traceback" not in said
+
+
 def test_a_bug_on_one_rank_shows_its_traceback_only(args: list[str], tmp_path: Path) -> None:
     pids, outs = ranks([*args, "--run_dir", str(tmp_path / "run"), *fault(rank=1, kind="bug")], [tmp_path] * 2)
     assert [code_of(pid, 60) for pid in pids] == [1, 1]
