@@ -8,7 +8,7 @@ has to learn.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -51,8 +51,8 @@ class Reach(Attention):
         near = (at[:, None] - at).abs() <= patches  # (grid, grid), one axis
         self.near = (near[:, None, :, None] & near[None, :, None, :]).reshape(grid**2, grid**2)
 
-    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Return the tokens (B, T, D) after attention. All images have the same grid."""
+    def forward(self, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """Return the tokens (B, N, D) after attention. All images have the same grid."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(self.sharpness * q, k, v, attn_mask=self.near)
         mixed: Tensor = self.proj(out.transpose(1, 2).flatten(2))
@@ -62,11 +62,13 @@ class Reach(Attention):
 class Repeated(Tiny):
     """`Tiny` with its positional embedding repeated instead of interpolated."""
 
-    def _positions(self, h: int, w: int) -> Tensor:
-        side = self.window // self.patch_size
+    def embed(self, images: Tensor) -> Tensor:
+        """Return the tokens (B, N, D) of images whose sides are multiples of the window."""
+        tokens, side = self.patch_embed(images), self.window // self.patch_size  # (B, D, h, w)
         table = self.pos_embed.unflatten(1, (side, side))  # (1, side, side, D)
-        repeated: Tensor = table.repeat(1, h // side, w // side, 1).flatten(1, 2)
-        return repeated
+        repeated = table.repeat(1, tokens.shape[2] // side, tokens.shape[3] // side, 1).flatten(1, 2)
+        embedded: Tensor = tokens.flatten(2).transpose(1, 2) + repeated
+        return embedded
 
 
 def changed(grid: int, blocks: Sequence[int], patches: int | None = None, sharpness: float = 1.0) -> Tiny:

@@ -63,7 +63,8 @@ class Distillation(LightningModule, Teacher):
         backbone: Pretrained backbone: frozen as the teacher, trained as the student.
         trainable: Parameter groups of the student to train: a list of names or patterns such as blocks.-1 (the last
             block), or `all`.
-        loss: Loss module; compares student and teacher features of one image, both of shape (h, w, d).
+        loss: Loss of one image, which compares student and teacher features of shape (h, w, d): MSELoss (the paper),
+            CosineLoss, MSECosineLoss, GramLoss, or the path of another nn.Module.
         lr: Learning rate of AdamW.
         weight_decay: Weight decay of AdamW.
         lr_schedule: Scheduler class that takes the optimizer and the number of optimizer steps of the run, such as
@@ -90,8 +91,9 @@ class Distillation(LightningModule, Teacher):
         super().__init__()
         if lr <= 0 or weight_decay < 0:
             raise UserError(f"lr must be positive and weight_decay not negative, but got {lr} and {weight_decay}.")
-        self.student = backbone
         self.config = InferenceConfig(**inference)
+        backbone = backbone.with_attention(self.config.windows)
+        self.student = backbone
         self.trainable = list(trainable)
         self.loss = loss
         self.lr = lr
@@ -118,7 +120,7 @@ class Distillation(LightningModule, Teacher):
         self._fitting = stage == "fit"
 
     def build_teacher(self) -> SlidingWindow:
-        backbone = copy.deepcopy(self.student)
+        backbone = copy.deepcopy(self.student.with_attention(None))  # windows have the native size
         backbone.load_state_dict(self._start, strict=False)
         backbone.requires_grad_(False)
         if self.compiled:
@@ -137,7 +139,7 @@ class Distillation(LightningModule, Teacher):
         return {**teacher.backbone.identity(), **teacher.identity()}
 
     def build_activations(self, device: torch.device) -> Callable[[Tensor], Tensor]:
-        backbone, blocks = self.teacher_backbone().to(device), self.frozen_blocks
+        backbone, blocks = self.teacher_backbone().with_attention(self.config.windows).to(device), self.frozen_blocks
         return lambda pixels: backbone.trunk_tokens(backbone.normalize(pixels), blocks)
 
     @cached_property
@@ -201,7 +203,8 @@ class Distillation(LightningModule, Teacher):
         """Compute the mean loss over the images of a batch."""
         students, targets = self._features(batch)
         # The loss is computed in float32 at any precision of the run; images of all sizes have the same weight.
-        losses = [self.loss(s.float(), t.float()) for s, t in zip(students, targets, strict=True)]
+        with torch.autocast(self.device.type, enabled=False):
+            losses = [self.loss(s.float(), t.float()) for s, t in zip(students, targets, strict=True)]
         return torch.stack(losses).mean()
 
     def _features(self, batch: list[Sample] | list[ActivationSample]) -> tuple[list[Tensor], list[Tensor]]:

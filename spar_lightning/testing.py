@@ -21,6 +21,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
+from spar_lightning.backbones.attention import WindowedAttention
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.backbones.packing import dense_features
 from spar_lightning.backbones.parameter_groups import set_trainable
@@ -131,6 +132,38 @@ def _packed_sequence_equals_its_images(factory: Factory) -> None:
     images = [_images(backbone, h, w)[0] for h, w in ((3, 4), (5, 2), (4, 4))]
     for packed, image in zip(dense_features(backbone, images), images, strict=True):
         _same(packed, backbone(image[None])[0], "an image in a packed sequence")
+
+
+@torch.no_grad()
+def _windowed_attention_is_local(factory: Factory) -> None:
+    backbone = factory()
+    if not backbone.windowable:
+        return
+    side = backbone.window // backbone.patch_size
+    assert backbone.prefix == _tokens(backbone, 2, 3).shape[1] - 6, (
+        f"prefix is {backbone.prefix}, but embed adds {_tokens(backbone, 2, 3).shape[1] - 6} tokens"
+    )
+    windowed = backbone.with_attention(WindowedAttention(tile=1))
+    native = _images(backbone, side, side)
+    assert torch.equal(windowed(native), backbone(native)), "windowed attention differs at the native size"
+    h, w = side + 2, side + 1
+    tokens, grids, changed = _tokens(backbone, h, w), [(h, w)], backbone.prefix + (h - 1) * w  # bottom left patch
+    others = tokens.clone()
+    others[:, changed] += 1
+    for block in range(backbone.depth):
+        full, near = (
+            (network.run_blocks(others, grids, block, block + 1) != network.run_blocks(tokens, grids, block, block + 1))
+            .any(-1)[0, backbone.prefix :]
+            .unflatten(0, (h, w))
+            for network in (backbone, windowed)
+        )  # which patches change
+        if full.sum() <= 1:
+            continue  # a block without attention, such as MaskCLIP's last one
+        assert near[-1].any(), f"with windowed attention, block {block} does not attend to patches nearby"
+        assert not near[0].any(), (
+            f"with windowed attention, block {block} attends to a patch {h - 1} patches away, window: {side}. "
+            "run_blocks must call self.attend"
+        )
 
 
 @torch.no_grad()
@@ -255,6 +288,7 @@ _CHECKS = [
     _patches_are_row_major,
     _splitting_the_blocks_is_exact,
     _packed_sequence_equals_its_images,
+    _windowed_attention_is_local,
     _batch_equals_its_images,
     _deterministic,
     _stays_in_eval_mode,

@@ -11,12 +11,14 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from spar_lightning.backbones import Tiny
+from spar_lightning.backbones.attention import WindowedAttention
 from spar_lightning.backbones.parameter_groups import SelectorError
 from spar_lightning.backbones.weights import WeightsError
 from spar_lightning.datamodules.samplers import ResumeError
 from spar_lightning.datasets.samples import Sample
 from spar_lightning.distillation import CosineDecay, Distillation, DivergenceError
 from spar_lightning.errors import UserError
+from spar_lightning.segmentation.segmenter import Segmenter
 from spar_lightning.sliding_window import SlidingWindow
 from tests.rounding import assert_rounded
 
@@ -256,6 +258,27 @@ def test_a_compiled_network_takes_any_size_without_compiling_again() -> None:
             images = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(height))
             assert_rounded(tiny(images), plain(images), tiny.depth, tiny.embed_dim)
     assert counter.frame_count <= 2  # square images, and all other sizes
+
+
+def test_windowed_attention_changes_the_student_and_not_the_teacher() -> None:
+    full, windowed = module(), module(attention="windowed")
+    assert windowed.teacher_identity() == full.teacher_identity()
+    assert windowed.teacher_backbone().windows is None and windowed.student.windows == WindowedAttention()
+    assert windowed.batch_loss([sample()]) != full.batch_loss([sample()])
+    before = Segmenter(windowed.teacher_backbone(), ["disc"], windowed.config)
+    assert before.backbone.windows == WindowedAttention()  # the single pass before training has the same attention
+
+
+@pytest.mark.slow
+def test_compiled_windowed_attention_equals_eager() -> None:
+    """It may compile again for larger images, so every size is within the limit of torch."""
+    eager = Tiny().with_attention(WindowedAttention())
+    compiled = Tiny().with_attention(WindowedAttention())
+    compiled.compile(dynamic=True)
+    with torch.no_grad():
+        for height, width in ((192, 256), (64, 64), (72, 96), (320, 128)):
+            images = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(height))
+            assert_rounded(compiled(images), eager(images), eager.depth, eager.embed_dim)
 
 
 def test_teacher_and_student_are_compiled_when_that_is_asked_for() -> None:

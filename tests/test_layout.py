@@ -17,6 +17,7 @@ ORDER = [
     *(
         "evaluation",
         "datamodules",
+        "losses",
         "distillation",
         "header",
         "student",

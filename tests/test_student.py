@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 import spar_lightning as spar
 from spar_lightning.backbones import OpenCLIP, Tiny
+from spar_lightning.backbones.attention import WindowedAttention
 from spar_lightning.datasets.scene_renderer import render
 from spar_lightning.errors import UserError
 from spar_lightning.refinement import LPOSS
@@ -60,6 +61,13 @@ def test_settings_are_those_of_the_run_unless_given(run: Path) -> None:
     other = spar.load(run, "disc", inference="sliding", stride=16, refine=LPOSS(k=5))
     assert other.windows is not None and other.windows.stride == 16
     assert not any(parameter.requires_grad for parameter in own.backbone.parameters())
+    assert own.backbone.windows is None
+    windowed = spar.load(run, "disc", attention="windowed")
+    assert windowed.backbone.windows == WindowedAttention()
+    reach = spar.load(run, "disc", attention=WindowedAttention(reach=2))
+    assert reach.backbone.windows is not None and reach.backbone.windows.reach == 2
+    image = torch.randint(256, (3, 128, 96), dtype=torch.uint8)
+    assert not torch.equal(windowed.features(image), own.features(image))
 
 
 def test_the_text_tower_goes_when_the_names_are_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

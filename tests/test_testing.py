@@ -84,6 +84,13 @@ class Leaky(Tiny):
         return super().run_blocks(tokens, [(1, tokens.shape[1])], start, stop)
 
 
+class Wide(Tiny):
+    """Backbone that claims windowed attention but always computes full attention."""
+
+    def run_blocks(self, tokens: Tensor, grids: Sequence[Grid], start: int = 0, stop: int | None = None) -> Tensor:
+        return super(Wide, self.with_attention(None)).run_blocks(tokens, grids, start, stop)
+
+
 class Awake(Tiny):
     """Backbone that switches to train mode."""
 
@@ -94,5 +101,6 @@ class Awake(Tiny):
 
 def test_a_broken_backbone_fails_the_check_that_names_its_fault() -> None:
     assert "patches_are_row_major" in failing(Transposed)
-    assert failing(Leaky) == {"packed_sequence_equals_its_images"}
+    assert failing(Leaky) == {"packed_sequence_equals_its_images", "windowed_attention_is_local"}
+    assert failing(Wide) == {"windowed_attention_is_local"}
     assert failing(Awake) == {"stays_in_eval_mode"}

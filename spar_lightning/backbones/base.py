@@ -8,17 +8,20 @@ Shapes: B images, H x W pixels, patch size P, h = H/P, w = W/P, N = h*w patches,
 width d, Q prompts. `prefix` is the number of class and register tokens per image.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from spar_lightning.backbones.attention import WindowedAttention, attend
+from spar_lightning.backbones.tiles import Grid as Grid
+from spar_lightning.errors import UserError
 from spar_lightning.files.hashing import hash_tensors
 from spar_lightning.image.resize import Rule, aligned
 
-Grid = tuple[int, int]  # patches along height and width: (h, w)
 TextTower = Callable[[Sequence[str]], Tensor]  # prompts -> embeddings (Q, d)
 
 
@@ -38,6 +41,9 @@ class Backbone(nn.Module, ABC):
         std: Per-channel standard deviation of the input, for pixel values in [0, 1].
         paper_patch_fit: How the published code changes image sides that are not multiples of P.
         packs: Whether `run_blocks` accepts several images of different sizes in one sequence.
+        prefix: Number of class and register tokens per image.
+        windowable: Whether `run_blocks` calls `attend` for attention, which then can be windowed.
+        windows: Settings of windowed attention, set by `with_attention`; None for full attention.
     """
 
     family: str
@@ -48,6 +54,9 @@ class Backbone(nn.Module, ABC):
     std: tuple[float, float, float]
     paper_patch_fit: Rule = staticmethod(aligned)
     packs: bool = True
+    prefix: int = 0
+    windowable: bool = False
+    windows: WindowedAttention | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +88,7 @@ class Backbone(nn.Module, ABC):
         Args:
             tokens: (B, prefix+N, D), or (1, sum of prefix+N_i, D) for a packed sequence.
             grids: One (h, w) for a batch of images of equal size. Several for a packed sequence, where
-                attention must stay within each image.
+                attention must stay within each image (see `attend`).
             start: Index of the first block.
             stop: Index after the last block; None runs all remaining blocks.
         """
@@ -116,6 +125,41 @@ class Backbone(nn.Module, ABC):
     def build_text_tower(self) -> TextTower:
         """Build the frozen text encoder, a function from prompts to (Q, d); called by the first `encode_text`."""
 
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """Compute softmax(q k' / sqrt(width)) v within each image, with the windows of `with_attention`.
+
+        Args:
+            query: Queries (B, heads, prefix+N, width), or (1, heads, sum of prefix+N_i, width) for a packed sequence.
+            key: Keys of the same shape.
+            value: Values of the same shape.
+            grids: Patch grid (h, w) of each image.
+
+        Returns:
+            Tokens (B, sum of prefix+N_i, heads * width), for the output projection.
+        """
+        native = self.window // self.patch_size
+        mixed = attend(query, key, value, grids, self.prefix, self.windows, native)
+        return mixed.transpose(1, 2).flatten(2)
+
+    def with_attention(self, windows: WindowedAttention | None) -> Self:
+        """Return this network with full (None) or windowed attention. Both share all parameters.
+
+        Raises:
+            UserError: The backbone does not support windowed attention, or a setting does not suit its native grid.
+        """
+        if windows == self.windows:
+            return self
+        if windows is not None:
+            if not self.windowable:
+                raise UserError(
+                    f"{type(self).__name__} does not support windowed attention. Allowed: attention: full. To add it, "
+                    "call self.attend in run_blocks and set windowable = True in the class."
+                )
+            windows.sides(self.window // self.patch_size)  # raises for a tile that is too large
+        network = copy.copy(self)
+        network.windows, network._text_tower = windows, self._text_tower
+        return network
+
     def forward(self, images: Tensor) -> Tensor:
         """Return dense features (B, h, w, d) of normalized images (B, 3, H, W)."""
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
@@ -150,6 +194,10 @@ class Backbone(nn.Module, ABC):
     def licence(self) -> str:
         """Return the license of the base weights and its conditions for distributing a student, in Markdown."""
         return "Unknown. The license of the base weights applies, because a student is a derivative work of them."
+
+    def attention_identity(self) -> dict[str, Any] | None:
+        """Return the cache key of windowed attention, or None for full attention."""
+        return None if self.windows is None else self.windows.identity(self.window // self.patch_size)
 
     def drop_text_tower(self) -> None:
         """Free the text encoder; the next `encode_text` builds it again."""

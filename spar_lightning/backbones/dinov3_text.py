@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spar_lightning.backbones.base import Backbone, Grid, TextTower
-from spar_lightning.backbones.packing import patch_tokens, per_image
+from spar_lightning.backbones.packing import patch_tokens
 from spar_lightning.backbones.prompt_length import token_counts, warn_if_cut
 from spar_lightning.backbones.weights import WeightsError, check_fit, find, read, skipped
 from spar_lightning.errors import UserError
@@ -38,6 +39,7 @@ class DINOv3Text(Backbone):
     paper_patch_fit = staticmethod(stretch)
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
+    windowable = True
 
     def __init__(
         self,
@@ -62,7 +64,7 @@ class DINOv3Text(Backbone):
         trunk = _trunk(model, None if skipped() else backbone_weights)
         self.trunk = trunk
         self.patch_size = trunk.patch_embed.patch_size[0]
-        self.embed_dim = trunk.num_features
+        self.embed_dim, self.prefix = trunk.num_features, trunk.num_prefix_tokens
         self.eval()
         self._round_periods()
 
@@ -82,27 +84,37 @@ class DINOv3Text(Backbone):
         return torch.cat([*prefix, patches], dim=1)
 
     def run_blocks(self, tokens: Tensor, grids: Sequence[Grid], start: int = 0, stop: int | None = None) -> Tensor:
-        lengths = [self.trunk.num_prefix_tokens + h * w for h, w in grids]
-        ropes = [self._rope(grid) for grid in grids]
+        from timm.layers import apply_rot_embed_cat  # type: ignore[attr-defined]  # exported, but not in __all__
+
+        rope = torch.cat([self._rope(grid) for grid in grids])
         for block in self.trunk.blocks[start:stop]:
-            tokens = tokens + block.gamma_1 * per_image(block.attn, block.norm1(tokens), lengths, ropes)
+            attn, x = block.attn, block.norm1(tokens)
+            bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
+            qkv = F.linear(x, attn.qkv.weight, bias).unflatten(-1, (3, attn.num_heads, -1))
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, n, head width) each
+            q, k = (apply_rot_embed_cat(part, rope, half=attn.rotate_half).type_as(v) for part in (q, k))
+            tokens = tokens + block.gamma_1 * attn.proj(self.attend(q, k, v, grids))
             tokens = tokens + block.gamma_2 * block.mlp(block.norm2(tokens))
         return tokens
 
     def _rope(self, grid: Grid) -> Tensor:
-        """Return the sines and cosines of RoPE (N, 2 * head width).
+        """Return the sines and cosines of RoPE (prefix+N, 2 * head width); class and register tokens do not rotate.
 
         Equal to timm's RoPE, but exportable with dynamic sizes: timm converts h to a Python number.
         """
         periods = self.trunk.rope.periods
         # Centers of the patches, in [-1, 1] along each axis.
         axes = [2 * (torch.arange(n, device=periods.device, dtype=torch.float32) + 0.5) / n - 1 for n in grid]
+        if self.windows is not None and self.windows.positions == "windowed":  # distances as in the native grid
+            native = self.window // self.patch_size
+            axes = [axis * torch.tensor(n / native).clamp(min=1) for axis, n in zip(axes, grid, strict=True)]
         places = torch.stack(torch.meshgrid(axes, indexing="ij"), dim=-1).flatten(0, 1)  # (N, 2), y before x
         angles = (2 * torch.pi * places[:, :, None] / periods).flatten(1).tile(2)
+        angles = F.pad(angles, (0, 0, self.prefix, 0))
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
     def project(self, tokens: Tensor, grids: Sequence[Grid]) -> Tensor:
-        features: Tensor = self.trunk.norm(patch_tokens(tokens, grids, self.trunk.num_prefix_tokens))
+        features: Tensor = self.trunk.norm(patch_tokens(tokens, grids, self.prefix))
         return features
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

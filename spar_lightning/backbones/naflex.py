@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spar_lightning.backbones.base import Backbone, Grid, TextTower
-from spar_lightning.backbones.packing import per_image
+from spar_lightning.backbones.pos_embed import placed
 from spar_lightning.backbones.prompt_length import warn_if_cut
 from spar_lightning.backbones.weights import WeightsError, check_fit, read, skipped
 from spar_lightning.image.resize import check_sides
@@ -35,6 +35,7 @@ class NaFlex(Backbone):
 
     mean = (0.5, 0.5, 0.5)
     std = (0.5, 0.5, 0.5)
+    windowable = True
 
     def __init__(self, pretrained: str | None = HUB, tokenizer: str | None = None) -> None:
         from transformers import Siglip2VisionConfig, Siglip2VisionModel
@@ -61,19 +62,24 @@ class NaFlex(Backbone):
     def embed(self, images: Tensor) -> Tensor:
         check_sides(images, self.patch_size)
         p, embeddings = self.patch_size, self.vision_model.embeddings
-        h, w = images.shape[-2] // p, images.shape[-1] // p
+        (h, w) = grid = images.shape[-2] // p, images.shape[-1] // p
         # Flattened patches, channels last: (B, 3, H, W) -> (B, N, P * P * 3)
         patches = images.unflatten(2, (h, p)).unflatten(4, (w, p)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-        table = embeddings.position_embedding.weight.T.unflatten(1, self.grid)[None]  # (1, D, 16, 16)
-        positions = F.interpolate(table.float(), (h, w), mode="bilinear", align_corners=False, antialias=True)
-        tokens: Tensor = embeddings.patch_embedding(patches) + positions.flatten(2).transpose(1, 2).to(images.dtype)
+        positions = placed(self._positions, grid, self.grid, self.windows)  # (1, N, D)
+        tokens: Tensor = embeddings.patch_embedding(patches) + positions.to(images.dtype)
         return tokens
 
+    def _positions(self, grid: Grid) -> Tensor:
+        table = self.vision_model.embeddings.position_embedding.weight.T.unflatten(1, self.grid)[None]  # (1, D, 16, 16)
+        square = F.interpolate(table.float(), grid, mode="bilinear", align_corners=False, antialias=True)
+        return square.flatten(2).transpose(1, 2)
+
     def run_blocks(self, tokens: Tensor, grids: Sequence[Grid], start: int = 0, stop: int | None = None) -> Tensor:
-        lengths = [h * w for h, w in grids]
         for layer in self.vision_model.encoder.layers[start:stop]:
-            attend = lambda part, layer=layer: layer.self_attn(part)[0]  # noqa: E731
-            tokens = tokens + per_image(attend, layer.layer_norm1(tokens), lengths)
+            attn, x = layer.self_attn, layer.layer_norm1(tokens)
+            parts = (attn.q_proj, attn.k_proj, attn.v_proj)
+            q, k, v = (part(x).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for part in parts)
+            tokens = tokens + attn.out_proj(self.attend(q, k, v, grids))
             tokens = tokens + layer.mlp(layer.layer_norm2(tokens))
         return tokens
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from spar_lightning.backbones.base import Grid
 from spar_lightning.backbones.open_clip_base import OpenClipModel
 from spar_lightning.backbones.open_clip_config import model_config
-from spar_lightning.backbones.packing import patch_tokens, per_image
-from spar_lightning.backbones.pos_embed import resized
+from spar_lightning.backbones.packing import patch_tokens
+from spar_lightning.backbones.pos_embed import positions
 from spar_lightning.errors import UserError
 from spar_lightning.image.resize import check_sides, drop
 
@@ -35,6 +35,7 @@ class OpenCLIP(OpenClipModel):
 
     paper_patch_fit = staticmethod(drop)
     prefix = 1  # the class token
+    windowable = True
 
     def __init__(
         self,
@@ -64,20 +65,19 @@ class OpenCLIP(OpenClipModel):
         visual = self.visual
         patches = visual.conv1(images)  # (B, D, h, w)
         table = visual.positional_embedding[None]  # (1, 1 + N, D)
-        positions = resized(table[:, 1:], (patches.shape[-2], patches.shape[-1]), self.grid)
+        of_patches = positions(table[:, 1:], (patches.shape[-2], patches.shape[-1]), self.grid, self.windows)
         first = (visual.class_embedding + table[:, :1]).expand(images.shape[0], -1, -1)
-        tokens: Tensor = visual.ln_pre(torch.cat([first, patches.flatten(2).transpose(1, 2) + positions], dim=1))
+        tokens: Tensor = visual.ln_pre(torch.cat([first, patches.flatten(2).transpose(1, 2) + of_patches], dim=1))
         return tokens
 
     def run_blocks(self, tokens: Tensor, grids: Sequence[Grid], start: int = 0, stop: int | None = None) -> Tensor:
-        lengths = [self.prefix + h * w for h, w in grids]
         blocks = self.visual.transformer.resblocks
         for block in blocks[start:stop]:
             x = block.ln_1(tokens)
             if block is blocks[-1]:
                 mixed = _values(block.attn, x)
             else:
-                mixed = per_image(lambda part, attn=block.attn: _attention(attn, part), x, lengths)
+                mixed = block.attn.out_proj(self.attend(*_qkv(block.attn, x), grids))
             tokens = tokens + block.ls_1(mixed)
             tokens = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
         return tokens
@@ -104,12 +104,11 @@ class OpenCLIP(OpenClipModel):
 # nn.MultiheadAttention.forward is not called: its fast path in eval mode does not support packed sequences.
 
 
-def _attention(attn: nn.MultiheadAttention, x: Tensor) -> Tensor:
-    """Compute self-attention (B, n, D) with the weights of an nn.MultiheadAttention."""
+def _qkv(attn: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute queries, keys and values (B, heads, n, D/heads) with the weights of an nn.MultiheadAttention."""
     qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias).unflatten(-1, (3, attn.num_heads, -1))
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, n, D/heads) each
-    out: Tensor = attn.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-    return out
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    return q, k, v
 
 
 def _values(attn: nn.MultiheadAttention, x: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
 """Sequence packing: several images of different sizes in one sequence.
 
-Linear layers process all tokens at once; attention stays within each image (`Backbone.run_blocks` with
-several grids). The features equal those of the images one by one, up to the rounding of matrix products.
+Linear layers process all tokens at once; attention stays within each image (`Backbone.attend`).
+The features equal those of the images one by one, up to the rounding of matrix products.
 On a CPU, the length of a sequence is limited to CPU_TOKENS, so packing is faster only for small images.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -54,19 +54,6 @@ def _sequences(lengths: Sequence[int], together: int, most: int) -> Iterator[tup
         if i - cuts[-1] >= together or sum(lengths[cuts[-1] : i + 1]) > most:
             cuts.append(i)
     return pairwise([*cuts, len(lengths)])
-
-
-def per_image(attend: Callable[..., Tensor], tokens: Tensor, lengths: Sequence[int], *each: Sequence[Any]) -> Tensor:
-    """Apply attention to each image of a packed sequence separately.
-
-    Args:
-        attend: Attention over the tokens (B, n, D) of one image.
-        tokens: Packed sequence (B, sum of lengths, D).
-        lengths: Number of tokens of each image, including class and register tokens.
-        each: Further arguments of `attend`, each a sequence with one value per image.
-    """
-    parts = [attend(*arguments) for arguments in zip(tokens.split(list(lengths), dim=1), *each, strict=True)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def patch_tokens(tokens: Tensor, grids: Sequence[Grid], prefix: int) -> Tensor:

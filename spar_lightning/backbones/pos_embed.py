@@ -1,9 +1,14 @@
-"""Resizing of a learned absolute positional embedding to the patch grid of an image."""
+"""Learned absolute positional embeddings on the patch grid of an image: resized, or averaged over native windows."""
 
+from collections.abc import Callable
+from functools import partial
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spar_lightning.backbones.base import Grid
+from spar_lightning.backbones.attention import WindowedAttention
+from spar_lightning.backbones.tiles import Grid
 
 
 def resized(table: Tensor, grid: Grid, native: Grid) -> Tensor:
@@ -16,3 +21,42 @@ def resized(table: Tensor, grid: Grid, native: Grid) -> Tensor:
         return table
     square = table.transpose(1, 2).unflatten(2, native)
     return F.interpolate(square, grid, mode="bicubic", align_corners=False, antialias=False).flatten(2).transpose(1, 2)
+
+
+def positions(table: Tensor, grid: Grid, native: Grid, windows: WindowedAttention | None) -> Tensor:
+    """Return the positional embedding (1, h * w, D) of an image for a table (1, native h * native w, D).
+
+    Args:
+        table: Positional embedding of the native grid.
+        grid: Patch grid (h, w) of the image.
+        native: Native grid.
+        windows: Settings of windowed attention, or None.
+    """
+    return placed(partial(resized, table, native=native), grid, native, windows)
+
+
+def placed(resize: Callable[[Grid], Tensor], grid: Grid, native: Grid, windows: WindowedAttention | None) -> Tensor:
+    """Return the positional embedding (1, h * w, D) of an image: resized to it, or averaged over native windows.
+
+    Args:
+        resize: Function that resizes the positional embedding to a grid.
+        grid: Patch grid (h, w) of the image.
+        native: Native grid.
+        windows: Settings of windowed attention, or None.
+    """
+    if windows is None or windows.positions == "stretched":
+        return resize(grid)
+    window = (min(grid[0], native[0]), min(grid[1], native[1]))  # windows are clamped to the image
+    table = resize(window).unflatten(1, window)  # (1, window h, window w, D)
+    rows, columns = (_shares(n, g).to(table) for n, g in zip(grid, window, strict=True))
+    return torch.einsum("ip,jq,bpqd->bijd", rows, columns, table).flatten(1, 2)
+
+
+def _shares(n: int, window: int) -> Tensor:
+    """Return how often each of n patches is at each place of a window, over all windows at patch offsets: (n, window).
+
+    The rows add up to 1.
+    """
+    offsets = torch.arange(n)[:, None] - torch.arange(window)  # of the window in which a patch has this place
+    present = ((offsets >= 0) & (offsets <= n - window)).float()
+    return present / present.sum(1, keepdim=True)

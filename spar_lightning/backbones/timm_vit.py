@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spar_lightning.backbones.base import Backbone, Grid
-from spar_lightning.backbones.packing import per_image
-from spar_lightning.backbones.pos_embed import resized
+from spar_lightning.backbones.pos_embed import positions
 from spar_lightning.image.resize import check_sides
 
 
@@ -22,20 +21,23 @@ class TimmTrunk(Backbone, ABC):
 
     trunk: Any
     grid: Grid
+    windowable = True
 
     def read_facts(self) -> None:
-        """Set the attributes patch_size, grid, window and embed_dim from the trunk."""
+        """Set the attributes patch_size, grid, window, embed_dim and prefix from the trunk."""
         self.patch_size, self.grid = self.trunk.patch_embed.patch_size[0], self.trunk.patch_embed.grid_size
         self.window, self.embed_dim = self.grid[0] * self.patch_size, self.trunk.num_features
+        self.prefix = self.trunk.num_prefix_tokens
 
     def embed(self, images: Tensor) -> Tensor:
         check_sides(images, self.patch_size)
         trunk = self.trunk
         # timm's PatchEmbed accepts only the native image size, so its projection is called directly.
         patches = trunk.patch_embed.proj(images)  # (B, D, h, w)
-        held = 0 if trunk.no_embed_class else trunk.num_prefix_tokens  # rows of pos_embed for class and register tokens
-        positions = resized(trunk.pos_embed[:, held:], (patches.shape[-2], patches.shape[-1]), self.grid)
-        tokens: Tensor = patches.flatten(2).transpose(1, 2) + positions
+        held = 0 if trunk.no_embed_class else self.prefix  # rows of pos_embed for class and register tokens
+        grid = (patches.shape[-2], patches.shape[-1])
+        of_patches = positions(trunk.pos_embed[:, held:], grid, self.grid, self.windows)
+        tokens: Tensor = patches.flatten(2).transpose(1, 2) + of_patches
         if prefix := [token for token in (trunk.cls_token, trunk.reg_token) if token is not None]:
             first = torch.cat(prefix, dim=1)
             first = first + trunk.pos_embed[:, :held] if held else first
@@ -44,9 +46,11 @@ class TimmTrunk(Backbone, ABC):
         return normed
 
     def run_blocks(self, tokens: Tensor, grids: Sequence[Grid], start: int = 0, stop: int | None = None) -> Tensor:
-        lengths = [self.trunk.num_prefix_tokens + h * w for h, w in grids]
         for block in self.trunk.blocks[start:stop]:
-            tokens = tokens + block.ls1(per_image(block.attn, block.norm1(tokens), lengths))
+            attn, x = block.attn, block.norm1(tokens)
+            q, k, v = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            mixed = self.attend(attn.q_norm(q), attn.k_norm(k), v, grids)
+            tokens = tokens + block.ls1(attn.proj(attn.norm(mixed)))
             tokens = tokens + block.ls2(block.mlp(block.norm2(tokens)))
         return tokens
 

@@ -6,7 +6,8 @@ parameters have timm's names: `vision_state_dict` can be loaded into timm's Visi
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spar_lightning.backbones.base import Backbone, Grid, TextTower
-from spar_lightning.backbones.pos_embed import resized
+from spar_lightning.backbones.pos_embed import positions
 from spar_lightning.backbones.weights import check_fit, read, skipped
 from spar_lightning.errors import UserError, nearest
 from spar_lightning.image.resize import check_sides
@@ -27,7 +28,7 @@ class UnknownWordError(UserError):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention within each image of a packed sequence."""
+    """Multi-head self-attention."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -35,11 +36,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Apply attention to tokens (B, T, dim); `lengths` are the tokens per image, with sum T."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, heads, T, dim/heads)
-        images = [F.scaled_dot_product_attention(*part) for part in qkv.split(list(lengths), dim=3)]
-        out: Tensor = self.proj(torch.cat(images, dim=2).transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """Apply attention to tokens (B, T, dim); `attend` is `Backbone.attend` for the grids of the images."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, T, dim/heads) each
+        out: Tensor = self.proj(attend(q, k, v))
         return out
 
 
@@ -67,9 +67,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, 4 * dim)
 
-    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Apply the block to tokens (B, T, dim) of images with the given lengths."""
-        x = x + self.attn(self.norm1(x), lengths)
+    def forward(self, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """Apply the block to tokens (B, T, dim), with the same `attend` as `Attention`."""
+        x = x + self.attn(self.norm1(x), attend)
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
 
@@ -151,6 +151,7 @@ class Tiny(Backbone):
     mean = (0.5, 0.5, 0.5)
     std = (0.25, 0.25, 0.25)
     heads = 4
+    windowable = True
 
     def __init__(self, pretrained: str | None = "scenes") -> None:
         super().__init__()
@@ -168,16 +169,12 @@ class Tiny(Backbone):
     def embed(self, images: Tensor) -> Tensor:
         check_sides(images, self.patch_size)
         tokens: Tensor = self.patch_embed(images)
-        return tokens.flatten(2).transpose(1, 2) + self._positions(tokens.shape[-2], tokens.shape[-1])
-
-    def _positions(self, h: int, w: int) -> Tensor:
-        side = self.window // self.patch_size
-        return resized(self.pos_embed, (h, w), (side, side))  # (1, h * w, D)
+        grid, side = (tokens.shape[-2], tokens.shape[-1]), self.window // self.patch_size
+        return tokens.flatten(2).transpose(1, 2) + positions(self.pos_embed, grid, (side, side), self.windows)
 
     def run_blocks(self, tokens: Tensor, grids: Sequence[Grid], start: int = 0, stop: int | None = None) -> Tensor:
-        lengths = [h * w for h, w in grids]
         for block in self.blocks[start:stop]:
-            tokens = block(tokens, lengths)
+            tokens = block(tokens, partial(self.attend, grids=grids))
         return tokens
 
     def project(self, tokens: Tensor, grids: Sequence[Grid]) -> Tensor:

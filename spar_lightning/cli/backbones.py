@@ -109,9 +109,8 @@ def _show(cls: type[Backbone], arguments: Sequence[str]) -> int:
         backbone = make(cls, arguments)
     print(f"{cls.__name__} ({class_path(cls)})")
     print(f"window {backbone.window} px, patch {backbone.patch_size} px, dimension {backbone.embed_dim}")
-    print(
-        f"mean {backbone.mean}, std {backbone.std}, {'sequence packing' if backbone.packs else 'no sequence packing'}\n"
-    )
+    packs, windows = ("" if able else "no " for able in (backbone.packs, backbone.windowable))
+    print(f"mean {backbone.mean}, std {backbone.std}, {packs}sequence packing, {windows}windowed attention\n")
     groups = backbone.parameter_groups()
     for name, members in groups.items():
         print(f"{name:<16} {sum(p.numel() for p in members) / 1e6:8.2f} M")

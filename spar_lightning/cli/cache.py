@@ -39,6 +39,7 @@ class CacheCLI(SparCLI):
     shown = (
         *("plan_only", "windows_per_second", "recompute", "stop_signals"),
         *("model.backbone", "model.trainable", "model.compile", "model.stride", "model.window_batch"),
+        "model.attention",
         *("data.shards", "data.cache*", "data.augmentation.preset", "data.max_images", "data.fraction", "data.keys"),
         *("data.num_workers", "data.seed"),
     )

@@ -84,7 +84,7 @@ class Sweep:
 
     def _identity(self, backbone: Backbone, config: InferenceConfig) -> dict[str, Any]:
         """Return the settings that all points share: network, protocol and benchmarks."""
-        protocol = self._evaluator.protocol(backbone, config)
+        protocol = self._evaluator.protocol(backbone, replace(config, inference="single"))  # with the attention
         common = {key: value for key, value in protocol.content().items() if key not in ("inference", "stride")}
         benchmarks = {benchmark.name: len(benchmark) for benchmark in self._evaluator.benchmarks}
         return {"network": protocol.model(), "protocol": common, "benchmarks": benchmarks}

@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
+from torch import nn
 
+from spar_lightning.backbones.attention import WindowedAttention
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.backbones.registry import check_usable, subclasses
 from spar_lightning.cli.help import ShortHelp
@@ -21,10 +23,12 @@ from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.datasets.augmentation import Augmentation
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import nearest
+from spar_lightning.losses import CosineLoss, GramLoss, MSECosineLoss
 from spar_lightning.refinement.base import Refinement
 from spar_lightning.segmentation.config import InferenceConfig
 
 BASES = {"backbone": Backbone, "data": SA1B, "refine": Refinement}  # by the last part of a key
+LOSSES = (nn.MSELoss, CosineLoss, MSECosineLoss, GramLoss)  # imported, so that their names are known
 
 
 class Parser(ShortHelp, LightningArgumentParser):
@@ -71,30 +75,43 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
         return f"{text}. {_nearest_key(given, options)}Run the command with --help to list the options."
     if found := re.search(r'key "([\w.]+)": .*Expected a dot import path string: (\S+)', text):
         check_usable(found[2])
-        base = BASES.get(found[1].rpartition(".")[2])
-        classes = [cls.__name__ for cls in subclasses(base)] if base else []
+        if choices := re.search(r"Expected a typing\.Literal\[(.+?)\]", text):
+            allowed = [choice.strip("'") for choice in choices[1].split(", ")]
+            return (
+                f"{found[1]}: got {found[2]!r}. {nearest(found[2], allowed)}Allowed: {', '.join(allowed)}, or settings "
+                f"(--{found[1]}.help lists them)."
+            )
+        classes = _classes(found[1])
+        known = f"{', '.join(classes)}, or " if classes else ""
         return (
             f"{found[1]}: no class is named {found[2]!r}. {nearest(found[2], classes)}"
-            f"Allowed: {', '.join([*classes, ''])}or the full path of another class: package.module.Class."
+            f"Allowed: {known}the full path of another class: package.module.Class."
         )
     if found := re.search(r'key "([\w.]+)": .*Expected a typing\.Literal\[(.+?)\].*value: (\S+)$', text):
         allowed = [name.strip("'") for name in found[2].split(", ")]
         return f"{found[1]}: got {found[3]!r}. {nearest(found[3], allowed)}Allowed: {', '.join(allowed)}."
     if found := re.search(r'key "([\w.]+)": .*\.(\w+) is abstract', text):
-        known = [cls.__name__ for base in BASES.values() if base.__name__ == found[2] for cls in subclasses(base)]
         return (
             f"{found[1]} has settings but no class. Pass the class first: --{found[1]} CLASS. "
-            f"Allowed: {', '.join(known)}."
+            f"Allowed: {', '.join(_classes(found[1]))}."
         )
     if "arguments are required" in text:
         return f"{text}. They usually come from a configuration: --config quickstart."
     return re.sub(r'^Parser key "([\w.]+)":', r"\1:", text)
 
 
+def _classes(key: str) -> list[str]:
+    """Return the names of the classes that a key accepts by name."""
+    name = key.rpartition(".")[2]
+    if name in ("loss", "base"):
+        return [cls.__name__ for cls in LOSSES]
+    return [cls.__name__ for cls in subclasses(BASES[name])] if name in BASES else []
+
+
 def _nearest_key(given: str, options: Iterable[str]) -> str:
     """Return a hint with the names closest to a key: options of the command and arguments of known classes."""
     known = [cls for base in BASES.values() for cls in subclasses(base)]
-    classes = [Distillation, InferenceConfig, Augmentation, *known]
+    classes = [Distillation, InferenceConfig, WindowedAttention, Augmentation, *known]
     names = {name for cls in classes for name in inspect.signature(cls).parameters}
     names |= {"config", "seed_everything", "run_dir", "resume", "overwrite", "trainer", "model", "data", *options}
     return nearest(given.split(".")[-1], names)

@@ -56,6 +56,7 @@ class SpeedCLI(SparCLI):
             "model.stride",
             "model.window_batch",
             "model.compile",
+            "model.attention",
             "model.templates",
         ),
     )

@@ -48,6 +48,8 @@ class Protocol:
         }
         if config.inference == "sliding":
             content["stride"] = config.stride
+        elif (attention := self.backbone.with_attention(config.windows).attention_identity()) is not None:
+            content["attention"] = attention
         if config.refine is not None:
             content["refine"] = config.refine.identity()
         if (upsampler := config.build_upsampler()) is not None:

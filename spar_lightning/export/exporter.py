@@ -26,6 +26,8 @@ LIBRARIES: Final[Mapping[str, Recipes]] = {
     "onnx": onnx.RECIPES,
 }
 
+WINDOWED: Final = ("safetensors", "onnx")  # exports that keep windowed attention
+
 
 def export(student: Student, library: str, folder: Path) -> list[Difference]:
     """Export a student to a library and check the result with that library.
@@ -39,7 +41,8 @@ def export(student: Student, library: str, folder: Path) -> list[Difference]:
         Largest difference from the student for each output at each of five image sizes.
 
     Raises:
-        UserError: The library does not support this backbone, or the folder already exists or cannot be written.
+        UserError: The library does not support this backbone or its attention, or the folder already exists or cannot
+            be written.
         ExportError: The check failed.
     """
     backbone = student.backbone.requires_grad_(False)
@@ -64,8 +67,13 @@ def recipe_of(backbone: Backbone, library: str) -> Recipe:
     """Return the recipe that exports a backbone to a library.
 
     Raises:
-        UserError: The library does not support this backbone.
+        UserError: The library does not support this backbone or its attention.
     """
+    if backbone.windows is not None and library not in WINDOWED:
+        raise UserError(
+            f"--to {library}: this student uses windowed attention, which {library} does not have. Its features would "
+            f"be different. Allowed libraries: {', '.join(WINDOWED)}."
+        )
     kinds = type(backbone).__mro__
     for kind in kinds:
         if recipe := LIBRARIES[library].get(kind):

@@ -50,6 +50,10 @@ def write(student: Student, folder: Path) -> None:
             f"--to onnx requires a package that is not installed ({error}). Run: pip install 'spar-lightning[onnx]'"
         ) from error
     backbone = student.backbone
+    if backbone.windows is not None and backbone.windows.positions == "windowed":  # a shape that depends on the size
+        raise UserError(
+            "--to onnx does not support attention.positions: windowed. Allowed: stretched. Or export --to safetensors."
+        )
     patch, side = backbone.patch_size, backbone.window // backbone.patch_size
     free = {0: Dim("batch", min=1, max=4096)}
     free |= {axis: patch * Dim(name, min=side + 1, max=4096) for axis, name in ((2, "h"), (3, "w"))}

@@ -2,8 +2,9 @@
 
 The frozen blocks of a student always return the same tokens for an image, so they run once per image. The tokens are
 computed from the images of a feature cache and stored next to its `shards/`, in a folder with the same format
-(see `feature_cache.cache`). The cache key consists of the fingerprint of the feature cache and the number of frozen
-blocks. Training from cached activations does not read images: a sample is the tokens and the teacher's features.
+(see `feature_cache.cache`). The cache key consists of the fingerprint of the feature cache, the number of frozen
+blocks and the settings of windowed attention. Training from cached activations does not read images: a sample is the
+tokens and the teacher's features.
 """
 
 import shutil
@@ -27,6 +28,7 @@ from spar_lightning.feature_cache.cost import cost
 from spar_lightning.feature_cache.dataset import CachedFeatures
 from spar_lightning.feature_cache.extract import Dtype, Teacher, ahead, as_stored
 from spar_lightning.feature_cache.shard import CacheError, Entry
+from spar_lightning.files.hashing import hash_json
 from spar_lightning.formatting import bytes_text
 from spar_lightning.sliding_window import SlidingWindow
 
@@ -61,7 +63,11 @@ class ActivationCache:
         self._make = partial(Activations, build_network=self._network, dtype=dtype, device=device, precision=precision)
         self._device, self._itemsize = device, np.dtype(dtype).itemsize
         identity = {"features": cache.fingerprint, "blocks": self.blocks, "algorithm": ALGORITHM}
-        self.tokens = FeatureCache(folder_of(cache.root, self.blocks), identity, {"torch": torch.__version__})
+        attention = teacher.student.attention_identity()
+        if attention is not None:
+            identity["attention"] = attention
+        folder = folder_of(cache.root, self.blocks, attention)
+        self.tokens = FeatureCache(folder, identity, {"torch": torch.__version__})
 
     def bytes(self, images: Images, augmentation: Augmentation, seed: int) -> float:
         """Return the size in bytes of the tokens of these images; for long lists, estimate it from a sample."""
@@ -108,8 +114,13 @@ class ActivationCache:
         return self._teacher.build_activations(self._device)
 
 
-def folder_of(root: Path, blocks: int) -> Path:
-    """Return the folder of the tokens after `blocks` frozen blocks; in caches of version 0.1 it is named prefix-N."""
+def folder_of(root: Path, blocks: int, attention: dict[str, Any] | None) -> Path:
+    """Return the folder of the tokens after `blocks` frozen blocks, for full (None) or windowed attention.
+
+    In caches of version 0.1, the folder is named prefix-N.
+    """
+    if attention is not None:
+        return root / f"activations-{blocks}-windowed-{hash_json(attention, 8)}"
     older = root / f"prefix-{blocks}"
     return older if older.exists() else root / f"activations-{blocks}"
 

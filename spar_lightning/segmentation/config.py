@@ -7,6 +7,7 @@ The fields of `InferenceConfig` define the keys of `model:` in a configuration, 
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+from spar_lightning.backbones.attention import WindowedAttention
 from spar_lightning.errors import UserError, check_at_least, nearest
 from spar_lightning.image.resize import PatchFit
 from spar_lightning.refinement.anyup import BILINEAR, AnyUp, check_weights
@@ -35,6 +36,8 @@ class InferenceConfig:
         upsampler: Upsampling from the patch grid to pixels: `bilinear`; `anyup` (guided by the image, weights of the
             AnyUp paper); `anyup_multi_backbone` (the same, weights for many backbones); or the path of an AnyUp
             weight file.
+        attention: Attention of the single pass: `full` (the paper); `windowed`, in which each patch attends to as many
+            patches as in pretraining; or the settings of `WindowedAttention`, such as {reach: 1, tile: 4}.
 
     Raises:
         UserError: If a setting is out of range.
@@ -47,9 +50,13 @@ class InferenceConfig:
     patch_fit: PatchFit = "aligned"
     refine: Refinement | None = None
     upsampler: str = BILINEAR
+    attention: Literal["full", "windowed"] | WindowedAttention = "full"
 
     def __post_init__(self) -> None:
-        for name, allowed in (("inference", get_args(Inference)), ("patch_fit", get_args(PatchFit))):
+        choices = [("inference", get_args(Inference)), ("patch_fit", get_args(PatchFit))]
+        if not isinstance(self.attention, WindowedAttention):
+            choices.append(("attention", ("full", "windowed")))
+        for name, allowed in choices:
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} must be {' or '.join(allowed)}, but got {getattr(self, name)!r}.")
         check_at_least(1, stride=self.stride, window_batch=self.window_batch)
@@ -58,6 +65,13 @@ class InferenceConfig:
         prompt_templates(self.templates)
         if self.upsampler != BILINEAR:
             check_weights(self.upsampler)
+
+    @property
+    def windows(self) -> WindowedAttention | None:
+        """Settings of windowed attention; None for full attention."""
+        if isinstance(self.attention, WindowedAttention):
+            return self.attention
+        return WindowedAttention() if self.attention == "windowed" else None
 
     def build_upsampler(self) -> AnyUp | None:
         """Return the image-guided upsampler on the CPU, or None for bilinear upsampling.

@@ -55,6 +55,7 @@ class Segmenter:
         max_side: int | None = None,
         thresholds: Thresholds | None = None,
     ) -> None:
+        backbone = backbone.with_attention(config.windows)
         self.backbone, self.config = backbone, config
         if not isinstance(classes, TextClassifier):
             classes = text_classifier(backbone, classes, config.templates)

@@ -15,12 +15,12 @@ def test_every_setting_is_part_of_it(tmp_path: Path) -> None:
     torch.save(AnyUp(None).state_dict(), tmp_path / "anyup.pth")
     others = {
         "inference": "single", "stride": 8, "templates": ["{}"], "patch_fit": "paper", "refine": LPOSS(),
-        "upsampler": str(tmp_path / "anyup.pth"),
+        "upsampler": str(tmp_path / "anyup.pth"), "attention": "windowed",
     }  # fmt: skip
-    plain = {"inference": "sliding", "stride": 16}
-    content = Protocol(Tiny(), InferenceConfig(**plain), "32-true").content()  # type: ignore[arg-type]
     for field in fields(InferenceConfig):  # a new field fails here until it is part of the protocol
         if field.name != "window_batch":  # does not affect results
+            plain = {"inference": "single" if field.name == "attention" else "sliding", "stride": 16}
+            content = Protocol(Tiny(), InferenceConfig(**plain), "32-true").content()  # type: ignore[arg-type]
             config = InferenceConfig(**{**plain, field.name: others[field.name]})  # type: ignore[arg-type]
             assert Protocol(Tiny(), config, "32-true").content() != content, field.name
 
@@ -28,6 +28,14 @@ def test_every_setting_is_part_of_it(tmp_path: Path) -> None:
 def test_a_stride_is_no_part_of_a_single_pass() -> None:
     one, other = (Protocol(Tiny(), InferenceConfig(stride=stride), "32-true").content() for stride in (8, 16))
     assert one == other
+
+
+def test_attention_is_part_of_a_single_pass_only() -> None:
+    """Windows of the native size get full attention, whatever the setting."""
+    windowed = (InferenceConfig(inference, attention="windowed") for inference in ("single", "sliding"))
+    single, sliding = (Protocol(Tiny(), config, "32-true").content() for config in windowed)
+    assert single["attention"] == {"tile": 2, "keys": 8, "temperature": "none", "positions": "stretched"}
+    assert sliding == Protocol(Tiny(), InferenceConfig("sliding"), "32-true").content()
 
 
 def test_those_of_version_1_compare_with_todays() -> None:

@@ -1,11 +1,13 @@
 """Tests of exports: each library loads its export with the code of the README and computes the student's outputs."""
 
+import copy
 import errno
 import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +15,14 @@ from safetensors import SafetensorError
 
 import spar_lightning as spar
 from spar_lightning.backbones import DINOv3Text, OpenCLIP, Tiny
+from spar_lightning.backbones.attention import WindowedAttention
 from spar_lightning.cli import main
 from spar_lightning.datasets.scene_renderer import render
 from spar_lightning.errors import UserError
 from spar_lightning.export import LIBRARIES, ExportError, export
 from spar_lightning.export.exporter import recipe_of
 from spar_lightning.export.model_card import CARD
+from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.student import Student
 
 Make = Callable[[str], Student]
@@ -43,15 +47,40 @@ def test_libraries_give_what_the_student_gives(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("attention", ["full", "windowed"])
 @pytest.mark.parametrize("family", ["SigLIP2", "OpenCLIP", "DINOv3Text"])  # Tiny: tests/cli/test_docs.py
-def test_onnx_at_sizes_that_the_export_never_saw(family: str, student: Make, in_process: None, tmp_path: Path) -> None:
+def test_onnx_at_sizes_that_the_export_never_saw(
+    family: str, attention: Any, student: Make, in_process: None, tmp_path: Path
+) -> None:
     made = student(family)
+    windows = InferenceConfig(attention=attention).windows
+    made = replace(made, backbone=copy.deepcopy(made.backbone).with_attention(windows))
     if isinstance(made.backbone, DINOv3Text):
         del made.backbone.trunk.blocks[3:]  # the smallest model of timm takes half a minute
     found = export(made, "onnx", tmp_path / "export")
     assert len(found) == 5
     assert str(tmp_path).encode() not in (tmp_path / "export" / "student.onnx").read_bytes()
     assert (tmp_path / "export" / "README.md").read_text().count("| dense") == 5
+
+
+@pytest.mark.parametrize("temperature", ["none", "log"])
+def test_onnx_with_windowed_attention(temperature: Any, student: Make, in_process: None, tmp_path: Path) -> None:
+    windows = WindowedAttention(reach=1.25, temperature=temperature)
+    made = replace(student("Tiny"), backbone=student("Tiny").backbone.with_attention(windows))
+    assert max(each.largest for each in export(made, "onnx", tmp_path / "export")) < 1e-4
+
+
+@pytest.mark.parametrize("library", ["timm", "transformers", "open_clip"])
+def test_a_library_with_full_attention_is_refused(library: str, student: Make, tmp_path: Path) -> None:
+    windowed = student("OpenCLIP").backbone.with_attention(WindowedAttention())
+    with pytest.raises(UserError, match=rf"--to {library}: .*windowed attention.* safetensors, onnx"):
+        export(replace(student("OpenCLIP"), backbone=windowed), library, tmp_path / "export")
+
+
+def test_onnx_refuses_windowed_positions(student: Make, tmp_path: Path) -> None:
+    windowed = student("Tiny").backbone.with_attention(WindowedAttention(positions="windowed"))
+    with pytest.raises(UserError, match=r"positions: windowed.*Allowed: stretched"):
+        export(replace(student("Tiny"), backbone=windowed), "onnx", tmp_path / "export")
 
 
 def test_our_own_file_says_what_it_is_of(student: Make, in_process: None, tmp_path: Path) -> None:

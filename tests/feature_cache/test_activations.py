@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from spar_lightning.backbones import OpenCLIP, Tiny
+from spar_lightning.backbones.attention import WindowedAttention
 from spar_lightning.backbones.base import Grid
 from spar_lightning.backbones.parameter_groups import frozen_blocks, set_trainable
 from spar_lightning.datamodules import SA1B
@@ -60,6 +61,7 @@ def fit(
     cache: Path,
     trainable: Sequence[str] = ("blocks.-2", "blocks.-1"),
     backbone: type[Tiny] = Tiny,
+    attention: Any = "full",
     **data: Any,
 ) -> list[float]:
     losses = Losses()
@@ -67,7 +69,7 @@ def fit(
         accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, use_distributed_sampler=False, callbacks=[losses], default_root_dir=str(cache),
     )  # fmt: skip
-    module = Distillation(backbone(), stride=32, trainable=trainable, lr=1e-3)
+    module = Distillation(backbone(), stride=32, trainable=trainable, lr=1e-3, attention=attention)
     trainer.fit(module, datamodule=SA1B(str(tar), str(cache), SMALL, **data))
     return losses.values
 
@@ -80,6 +82,18 @@ def test_losses_are_those_of_the_whole_network_to_the_bit(
     assert len(whole) == 12  # two epochs of the six valid images
     assert fit(tar, tmp_path, trainable, cache_dtype="float32", cache_activations=True) == whole
     assert len(set(whole)) == 12
+
+
+def test_windowed_attention_has_activations_of_its_own_and_shares_the_features(tar: Path, tmp_path: Path) -> None:
+    full = fit(tar, tmp_path, cache_dtype="float32", cache_activations=True)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.h5")}
+    attention = WindowedAttention(tile=3)
+    whole = fit(tar, tmp_path, attention=attention, cache_dtype="float32")
+    assert fit(tar, tmp_path, attention=attention, cache_dtype="float32", cache_activations=True) == whole
+    assert whole[0] != full[0]
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert len(list(tmp_path.glob("activations-4-windowed-*/shards/*.h5"))) == 1
+    assert fit(tar, tmp_path, cache_dtype="float32", cache_activations=True) == full
 
 
 class Rounded(Tiny):
