@@ -63,8 +63,8 @@ class Distillation(LightningModule, Teacher):
         backbone: Pretrained backbone: frozen as the teacher, trained as the student.
         trainable: Parameter groups of the student to train: a list of names or patterns such as blocks.-1 (the last
             block), or `all`.
-        loss: Loss of one image, which compares student and teacher features of shape (h, w, d): MSELoss (the paper),
-            CosineLoss, MSECosineLoss, GramLoss, or the path of another nn.Module.
+        loss: Loss between student and teacher features (h, w, d) of an image: MSELoss (the paper), CosineLoss,
+            MSECosineLoss, GramLoss or a class path.
         lr: Learning rate of AdamW.
         weight_decay: Weight decay of AdamW.
         lr_schedule: Scheduler class that takes the optimizer and the number of optimizer steps of the run, such as
@@ -92,7 +92,7 @@ class Distillation(LightningModule, Teacher):
         if lr <= 0 or weight_decay < 0:
             raise UserError(f"lr must be positive and weight_decay not negative, but got {lr} and {weight_decay}.")
         self.config = InferenceConfig(**inference)
-        backbone = backbone.with_attention(self.config.windows)
+        backbone = backbone.with_attention(self.config.windowed)
         self.student = backbone
         self.trainable = list(trainable)
         self.loss = loss
@@ -139,7 +139,7 @@ class Distillation(LightningModule, Teacher):
         return {**teacher.backbone.identity(), **teacher.identity()}
 
     def build_activations(self, device: torch.device) -> Callable[[Tensor], Tensor]:
-        backbone, blocks = self.teacher_backbone().with_attention(self.config.windows).to(device), self.frozen_blocks
+        backbone, blocks = self.teacher_backbone().with_attention(self.config.windowed).to(device), self.frozen_blocks
         return lambda pixels: backbone.trunk_tokens(backbone.normalize(pixels), blocks)
 
     @cached_property
@@ -295,6 +295,7 @@ class Distillation(LightningModule, Teacher):
         checkpoint["spar"] = {
             "version": __version__,
             "trainable": self.trainable,
+            "attention": self.student.attention_identity(),
             "lr": self.lr,
             "weight_decay": self.weight_decay,
         }
@@ -303,7 +304,7 @@ class Distillation(LightningModule, Teacher):
         """Check a checkpoint; in fit, apply the configured learning rate and weight decay to it.
 
         Raises:
-            ResumeError: If the checkpoint does not match the backbone or `trainable`.
+            ResumeError: If the checkpoint does not match the backbone, `trainable` or `attention`.
         """
         spar = checkpoint.get("spar")
         if spar is None:
@@ -319,6 +320,12 @@ class Distillation(LightningModule, Teacher):
             raise ResumeError(
                 f"The checkpoint was trained with {spar['trainable']}, but model.trainable is {self.trainable}. Its "
                 "optimizer state does not match. Restore the value, or start a new run with another --run_dir."
+            )
+        if (attention := spar.get("attention")) != self.student.attention_identity():
+            trained = "full" if attention is None else f"windowed {attention}"
+            raise ResumeError(
+                f"The checkpoint was trained with another model.attention: {trained}. Restore the value, or start a "
+                "new run with another --run_dir."
             )
         if spar["lr"] != self.lr:
             _scale_learning_rate(checkpoint, self.lr / spar["lr"])

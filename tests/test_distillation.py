@@ -187,6 +187,14 @@ def test_the_upsampler_is_read_before_the_features_are_made(tmp_path: Path) -> N
         distillation.prepare_data()
 
 
+def test_a_checkpoint_with_another_attention_is_rejected() -> None:
+    windowed = module(attention="windowed")
+    saved = checkpoint(windowed, torch.optim.AdamW(windowed.student.parameters()))
+    windowed.on_load_checkpoint(saved)
+    with pytest.raises(ResumeError, match=r"another model\.attention: windowed .*'keys': 8"):
+        module().on_load_checkpoint(saved)
+
+
 def test_a_foreign_checkpoint_is_refused() -> None:
     with pytest.raises(ResumeError, match="'spar'"):
         module().on_load_checkpoint({"state_dict": {}})
@@ -263,10 +271,10 @@ def test_a_compiled_network_takes_any_size_without_compiling_again() -> None:
 def test_windowed_attention_changes_the_student_and_not_the_teacher() -> None:
     full, windowed = module(), module(attention="windowed")
     assert windowed.teacher_identity() == full.teacher_identity()
-    assert windowed.teacher_backbone().windows is None and windowed.student.windows == WindowedAttention()
+    assert windowed.teacher_backbone().windowed is None and windowed.student.windowed == WindowedAttention()
     assert windowed.batch_loss([sample()]) != full.batch_loss([sample()])
     before = Segmenter(windowed.teacher_backbone(), ["disc"], windowed.config)
-    assert before.backbone.windows == WindowedAttention()  # the single pass before training has the same attention
+    assert before.backbone.windowed == WindowedAttention()  # the single pass before training has the same attention
 
 
 @pytest.mark.slow

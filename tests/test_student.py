@@ -61,11 +61,11 @@ def test_settings_are_those_of_the_run_unless_given(run: Path) -> None:
     other = spar.load(run, "disc", inference="sliding", stride=16, refine=LPOSS(k=5))
     assert other.windows is not None and other.windows.stride == 16
     assert not any(parameter.requires_grad for parameter in own.backbone.parameters())
-    assert own.backbone.windows is None
+    assert own.backbone.windowed is None
     windowed = spar.load(run, "disc", attention="windowed")
-    assert windowed.backbone.windows == WindowedAttention()
+    assert windowed.backbone.windowed == WindowedAttention()
     reach = spar.load(run, "disc", attention=WindowedAttention(reach=2))
-    assert reach.backbone.windows is not None and reach.backbone.windows.reach == 2
+    assert reach.backbone.windowed is not None and reach.backbone.windowed.reach == 2
     image = torch.randint(256, (3, 128, 96), dtype=torch.uint8)
     assert not torch.equal(windowed.features(image), own.features(image))
 

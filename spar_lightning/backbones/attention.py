@@ -22,10 +22,11 @@ from torch import Tensor
 from spar_lightning.backbones.tiles import Grid, Tiles, tiles
 from spar_lightning.errors import UserError, check_at_least
 
-# Elements of the gathered keys of one call. On a CPU they stay in its cache: attention of 64 x 128 patches (t 8, k 32)
-# took 299 ms instead of 434 ms (2 cores of an AMD EPYC). On a GPU, this bounds the memory to 128 MiB in bf16.
-CHUNK: Final = {"cpu": 2**20}
-CHUNK_OTHER: Final = 2**26
+# Elements of the keys that are gathered at once, by device type. On a CPU they stay in its cache: attention of 64 x 128
+# patches (t 8, k 32) took 299 ms instead of 434 ms (2 cores of an AMD EPYC). Elsewhere, keys and values together take
+# 256 MiB in bf16.
+GATHERED: Final = {"cpu": 2**20}
+GATHERED_ELSEWHERE: Final = 2**26
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class WindowedAttention:
         tile: Side t of the query tiles in patches; null uses a quarter of the native grid. Smaller tiles are nearer to
             a window centered on each patch, and slower.
         temperature: `log` multiplies the logits by log(n) / log(n0) where a patch attends to more patches (n) than in
-            pretraining (n0), so that the entropy of attention stays the same. It has no effect with a reach of 1.
+            pretraining (n0), so that the entropy of attention stays the same, also for class and register tokens. It
+            has no effect with a reach of 1.
         positions: `stretched` resizes the positional embedding to the image. `windowed` gives each patch the mean of
             the embeddings that it has in all native windows that contain it; for RoPE, the native distance of patches.
 
@@ -126,21 +128,27 @@ def _attend(
     (h, w), (t, k) = grid, windows.sides(native)
     traced = isinstance(h, torch.SymInt) or isinstance(w, torch.SymInt)  # export: the size is not known yet
     if windows.temperature == "log" and k > native:
-        query = query * _temperature(grid, k, native).to(query)
+        query = query * _temperature(grid, k, native, query.device).to(query.dtype)
     if not traced and h <= k and w <= k:
         return F.scaled_dot_product_attention(query, key, value)
 
     plan = tiles(grid, t, k, prefix, traced, query.device)
-    # Rows of all heads are gathered at once. With tiles in place of the batch, and the heads of all images together,
-    # the results are views of what attention takes: (tiles, B * heads, n, width).
+    # All heads of a token are gathered at once, and tiles take the place of the batch: (tiles, B * heads, n, width).
     batch, heads = query.shape[:2]
-    of_queries, of_keys = _rows(query), _rows(torch.cat([key, value], dim=1))
+    rows = [tokens.permute(2, 0, 1, 3).flatten(1) for tokens in (query, key, value)]  # (prefix+N, B * heads * width)
     parts = []
-    for some, theirs in _chunks(plan, query):
-        found = F.embedding(theirs, of_keys).unflatten(2, (batch, 2, heads, -1)).permute(3, 0, 2, 4, 1, 5).flatten(2, 3)
-        asked = F.embedding(some, of_queries).unflatten(2, (batch * heads, -1)).transpose(1, 2)
-        mixed = F.scaled_dot_product_attention(asked, found[0], found[1], attn_mask=plan.mask)
-        parts.append(mixed.transpose(1, 2).flatten(0, 1).flatten(1))  # (tiles * t * t, B * heads * width)
+    for indices in _chunks(plan, query, key, value):
+        queries, keys, values = (
+            F.embedding(index, table).unflatten(2, (batch * heads, -1)).transpose(1, 2)
+            for index, table in zip(indices, rows, strict=True)
+        )
+        if prefix:  # expanded and not gathered: the sum of many gradients would be inexact in bf16
+            keys, values = (
+                torch.cat([each[:, :, :prefix].flatten(0, 1).expand(tiled.shape[0], -1, -1, -1), tiled], dim=2)
+                for each, tiled in ((key, keys), (value, values))
+            )
+        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=plan.mask)
+        parts.append(attended.transpose(1, 2).flatten(0, 1).flatten(1))  # (tiles * t * t, B * heads * width)
     out: Tensor = F.embedding(plan.places, torch.cat(parts)).unflatten(1, (batch, heads, -1)).permute(1, 2, 0, 3)
     if prefix:
         first = F.scaled_dot_product_attention(query[:, :, :prefix], key, value)
@@ -148,22 +156,23 @@ def _attend(
     return out
 
 
-def _chunks(plan: Tiles, query: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-    """Split the tiles so that their keys fit the cache; with gradients, each part would cost a gradient of all keys."""
-    if query.requires_grad or torch.compiler.is_compiling():
-        return [(plan.queries, plan.keys)]
-    largest = CHUNK.get(query.device.type, CHUNK_OTHER)
-    count = max(1, largest // (query.shape[0] * query.shape[1] * query.shape[3] * plan.keys.shape[1]))
-    return zip(plan.queries.split(count), plan.keys.split(count), strict=True)
+def _chunks(plan: Tiles, query: Tensor, key: Tensor, value: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+    """Split the indices of queries, keys and values into parts of some tiles.
+
+    With gradients there is one part, because each part would cost a gradient of all keys.
+    """
+    gradients = query.requires_grad or key.requires_grad or value.requires_grad
+    if gradients or torch.compiler.is_compiling():
+        return [(plan.queries, plan.keys, plan.keys)]
+    of_tile = query.shape[0] * query.shape[1] * query.shape[3] * plan.keys.shape[1]
+    count = max(1, GATHERED.get(query.device.type, GATHERED_ELSEWHERE) // of_tile)
+    keys = plan.keys.split(count)
+    return zip(plan.queries.split(count), keys, keys, strict=True)
 
 
-def _rows(tokens: Tensor) -> Tensor:
-    """Return tokens (B, heads, N, width) as a matrix (N, B * heads * width)."""
-    return tokens.permute(2, 0, 1, 3).flatten(1)
-
-
-def _temperature(grid: Grid, k: int, native: int) -> Tensor:
+def _temperature(grid: Grid, k: int, native: int, device: torch.device) -> Tensor:
     """Return the factor log(n) / log(n0) of the logits for n patches instead of n0, at least 1."""
-    h, w = ((torch.arange(k) < side).sum() for side in grid)  # min(k, side), also where the side is not known yet
+    patches = torch.arange(k, device=device)
+    h, w = ((patches < side).sum() for side in grid)  # min(k, side), also where the side is not known yet
     factor: Tensor = 1 + (h * w / native**2).log() / math.log(native**2)  # exactly 1 for n = n0
     return factor.clamp(min=1)

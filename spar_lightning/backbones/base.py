@@ -43,7 +43,7 @@ class Backbone(nn.Module, ABC):
         packs: Whether `run_blocks` accepts several images of different sizes in one sequence.
         prefix: Number of class and register tokens per image.
         windowable: Whether `run_blocks` calls `attend` for attention, which then can be windowed.
-        windows: Settings of windowed attention, set by `with_attention`; None for full attention.
+        windowed: Settings of windowed attention, set by `with_attention`; None for full attention.
     """
 
     family: str
@@ -56,7 +56,7 @@ class Backbone(nn.Module, ABC):
     packs: bool = True
     prefix: int = 0
     windowable: bool = False
-    windows: WindowedAttention | None = None
+    windowed: WindowedAttention | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class Backbone(nn.Module, ABC):
             Tokens (B, sum of prefix+N_i, heads * width), for the output projection.
         """
         native = self.window // self.patch_size
-        mixed = attend(query, key, value, grids, self.prefix, self.windows, native)
+        mixed = attend(query, key, value, grids, self.prefix, self.windowed, native)
         return mixed.transpose(1, 2).flatten(2)
 
     def with_attention(self, windows: WindowedAttention | None) -> Self:
@@ -147,7 +147,7 @@ class Backbone(nn.Module, ABC):
         Raises:
             UserError: The backbone does not support windowed attention, or a setting does not suit its native grid.
         """
-        if windows == self.windows:
+        if windows == self.windowed:
             return self
         if windows is not None:
             if not self.windowable:
@@ -157,7 +157,9 @@ class Backbone(nn.Module, ABC):
                 )
             windows.sides(self.window // self.patch_size)  # raises for a tile that is too large
         network = copy.copy(self)
-        network.windows, network._text_tower = windows, self._text_tower
+        network.windowed, network._text_tower = windows, self._text_tower
+        if self._compiled_call_impl is not None:
+            network.compile(dynamic=True)
         return network
 
     def forward(self, images: Tensor) -> Tensor:
@@ -197,7 +199,7 @@ class Backbone(nn.Module, ABC):
 
     def attention_identity(self) -> dict[str, Any] | None:
         """Return the cache key of windowed attention, or None for full attention."""
-        return None if self.windows is None else self.windows.identity(self.window // self.patch_size)
+        return None if self.windowed is None else self.windowed.identity(self.window // self.patch_size)
 
     def drop_text_tower(self) -> None:
         """Free the text encoder; the next `encode_text` builds it again."""

@@ -105,9 +105,9 @@ class DINOv3Text(Backbone):
         periods = self.trunk.rope.periods
         # Centers of the patches, in [-1, 1] along each axis.
         axes = [2 * (torch.arange(n, device=periods.device, dtype=torch.float32) + 0.5) / n - 1 for n in grid]
-        if self.windows is not None and self.windows.positions == "windowed":  # distances as in the native grid
+        if self.windowed is not None and self.windowed.positions == "windowed":  # distances as in the native grid
             native = self.window // self.patch_size
-            axes = [axis * torch.tensor(n / native).clamp(min=1) for axis, n in zip(axes, grid, strict=True)]
+            axes = [axis * max(1.0, n / native) for axis, n in zip(axes, grid, strict=True)]
         places = torch.stack(torch.meshgrid(axes, indexing="ij"), dim=-1).flatten(0, 1)  # (N, 2), y before x
         angles = (2 * torch.pi * places[:, :, None] / periods).flatten(1).tile(2)
         angles = F.pad(angles, (0, 0, self.prefix, 0))

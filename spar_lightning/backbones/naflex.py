@@ -65,7 +65,7 @@ class NaFlex(Backbone):
         (h, w) = grid = images.shape[-2] // p, images.shape[-1] // p
         # Flattened patches, channels last: (B, 3, H, W) -> (B, N, P * P * 3)
         patches = images.unflatten(2, (h, p)).unflatten(4, (w, p)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-        positions = placed(self._positions, grid, self.grid, self.windows)  # (1, N, D)
+        positions = placed(self._positions, grid, self.grid, self.windowed)  # (1, N, D)
         tokens: Tensor = embeddings.patch_embedding(patches) + positions.to(images.dtype)
         return tokens
 

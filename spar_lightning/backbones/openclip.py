@@ -65,7 +65,7 @@ class OpenCLIP(OpenClipModel):
         visual = self.visual
         patches = visual.conv1(images)  # (B, D, h, w)
         table = visual.positional_embedding[None]  # (1, 1 + N, D)
-        of_patches = positions(table[:, 1:], (patches.shape[-2], patches.shape[-1]), self.grid, self.windows)
+        of_patches = positions(table[:, 1:], (patches.shape[-2], patches.shape[-1]), self.grid, self.windowed)
         first = (visual.class_embedding + table[:, :1]).expand(images.shape[0], -1, -1)
         tokens: Tensor = visual.ln_pre(torch.cat([first, patches.flatten(2).transpose(1, 2) + of_patches], dim=1))
         return tokens

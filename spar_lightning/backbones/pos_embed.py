@@ -47,16 +47,22 @@ def placed(resize: Callable[[Grid], Tensor], grid: Grid, native: Grid, windows: 
     if windows is None or windows.positions == "stretched":
         return resize(grid)
     window = (min(grid[0], native[0]), min(grid[1], native[1]))  # windows are clamped to the image
-    table = resize(window).unflatten(1, window)  # (1, window h, window w, D)
-    rows, columns = (_shares(n, g).to(table) for n, g in zip(grid, window, strict=True))
-    return torch.einsum("ip,jq,bpqd->bijd", rows, columns, table).flatten(1, 2)
+    table = resize(window)  # (1, window h * window w, D)
+    if window == grid:
+        return table
+    rows, columns = (_shares(n, g, table.device) for n, g in zip(grid, window, strict=True))
+    with torch.autocast(table.device.type, enabled=False):
+        mean = torch.einsum("ip,jq,bpqd->bijd", rows, columns, table.float().unflatten(1, window))
+    return mean.flatten(1, 2).to(table.dtype)
 
 
-def _shares(n: int, window: int) -> Tensor:
+def _shares(n: int, window: int, device: torch.device) -> Tensor:
     """Return how often each of n patches is at each place of a window, over all windows at patch offsets: (n, window).
 
     The rows add up to 1.
     """
-    offsets = torch.arange(n)[:, None] - torch.arange(window)  # of the window in which a patch has this place
+    offsets = torch.arange(n, device=device)[:, None] - torch.arange(
+        window, device=device
+    )  # of the window in which a patch has this place
     present = ((offsets >= 0) & (offsets <= n - window)).float()
     return present / present.sum(1, keepdim=True)

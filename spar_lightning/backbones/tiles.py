@@ -13,8 +13,8 @@ class Tiles(NamedTuple):
 
     Attributes:
         queries: Tokens of each tile (T, t * t).
-        keys: Tokens that each tile sees, class and register tokens first (T, prefix + k * k).
-        mask: Keys that exist (T, 1, 1, prefix + k * k); None if all do.
+        keys: Patches that each tile sees, as tokens (T, k * k).
+        mask: Keys that exist, class and register tokens first (T, 1, 1, prefix + k * k); None if all do.
         places: Place of each patch in the flattened `queries` (N,).
     """
 
@@ -51,16 +51,15 @@ def tiles(grid: Grid, t: int, k: int, prefix: int, traced: bool, device: torch.d
     rows, columns = (_axis(n, t, k, traced, device) for n in grid)
     width = grid[1]
     keys = prefix + _pairs(rows.keys * width, columns.keys)
-    first = torch.arange(prefix, device=device).expand(keys.shape[0], -1)
     mask = None
     if traced:
         exists = _pairs(rows.exists.long(), columns.exists.long()) == 2
-        mask = torch.cat([first >= 0, exists], dim=1)[:, None, None]
+        mask = torch.nn.functional.pad(exists, (prefix, 0), value=True)[:, None, None]
     side = columns.queries.shape[1]
     area = rows.queries.shape[1] * side
     of_rows = rows.tile * (columns.queries.shape[0] * area) + rows.place * side
     places = (of_rows[:, None] + columns.tile * area + columns.place).flatten()
-    return Tiles(prefix + _pairs(rows.queries * width, columns.queries), torch.cat([first, keys], dim=1), mask, places)
+    return Tiles(prefix + _pairs(rows.queries * width, columns.queries), keys, mask, places)
 
 
 def _axis(n: int, t: int, k: int, traced: bool, device: torch.device) -> _Axis:

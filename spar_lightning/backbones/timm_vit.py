@@ -36,7 +36,7 @@ class TimmTrunk(Backbone, ABC):
         patches = trunk.patch_embed.proj(images)  # (B, D, h, w)
         held = 0 if trunk.no_embed_class else self.prefix  # rows of pos_embed for class and register tokens
         grid = (patches.shape[-2], patches.shape[-1])
-        of_patches = positions(trunk.pos_embed[:, held:], grid, self.grid, self.windows)
+        of_patches = positions(trunk.pos_embed[:, held:], grid, self.grid, self.windowed)
         tokens: Tensor = patches.flatten(2).transpose(1, 2) + of_patches
         if prefix := [token for token in (trunk.cls_token, trunk.reg_token) if token is not None]:
             first = torch.cat(prefix, dim=1)

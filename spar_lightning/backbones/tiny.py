@@ -170,7 +170,7 @@ class Tiny(Backbone):
         check_sides(images, self.patch_size)
         tokens: Tensor = self.patch_embed(images)
         grid, side = (tokens.shape[-2], tokens.shape[-1]), self.window // self.patch_size
-        return tokens.flatten(2).transpose(1, 2) + positions(self.pos_embed, grid, (side, side), self.windows)
+        return tokens.flatten(2).transpose(1, 2) + positions(self.pos_embed, grid, (side, side), self.windowed)
 
     def run_blocks(self, tokens: Tensor, grids: Sequence[Grid], start: int = 0, stop: int | None = None) -> Tensor:
         for block in self.blocks[start:stop]:

@@ -115,9 +115,10 @@ class MeanIoU(Callback):
         """Select the benchmarks and their images, and record the protocol."""
         data = _data(trainer)
         assert isinstance(pl_module, Distillation)
-        # Rows include sliding-window results even if validation is single-pass, so the protocol contains the stride.
-        config = replace(pl_module.config, inference="sliding")
-        self._protocol = replace(pl_module.protocol(str(trainer.precision)), config=config).content()
+        # Rows are results of both modes, so the protocol contains the stride and the attention.
+        protocol = pl_module.protocol(str(trainer.precision))
+        both = [replace(protocol, config=replace(pl_module.config, inference=mode)) for mode in ("single", "sliding")]
+        self._protocol = {**both[0].content(), **both[1].content()}
         self._fitting = stage == "fit"
         if self.benchmarks is not None:
             data.benchmarks = [benchmark for benchmark in data.benchmarks if benchmark.name in self.benchmarks]

@@ -92,6 +92,7 @@ class Sweep:
     def _single_pass(self, backbone: Backbone, config: InferenceConfig, name: str) -> None:
         """Measure all single-pass points of a network."""
         single = replace(config, inference="single")
+        name += "" if config.windowed is None else ", windowed attention"
         if self._strides:
             self._point("strides", backbone, single, f"{name}, single pass", None)
         for area in self._areas:

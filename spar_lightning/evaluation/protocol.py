@@ -48,7 +48,7 @@ class Protocol:
         }
         if config.inference == "sliding":
             content["stride"] = config.stride
-        elif (attention := self.backbone.with_attention(config.windows).attention_identity()) is not None:
+        elif (attention := self.backbone.with_attention(config.windowed).attention_identity()) is not None:
             content["attention"] = attention
         if config.refine is not None:
             content["refine"] = config.refine.identity()

@@ -69,10 +69,10 @@ def recipe_of(backbone: Backbone, library: str) -> Recipe:
     Raises:
         UserError: The library does not support this backbone or its attention.
     """
-    if backbone.windows is not None and library not in WINDOWED:
+    if backbone.windowed is not None and library not in WINDOWED:
         raise UserError(
             f"--to {library}: this student uses windowed attention, which {library} does not have. Its features would "
-            f"be different. Allowed libraries: {', '.join(WINDOWED)}."
+            f"be different. Allowed libraries: {', '.join(WINDOWED)}. For others, train with model.attention: full."
         )
     kinds = type(backbone).__mro__
     for kind in kinds:

@@ -117,8 +117,8 @@ def facts(student: Student) -> dict[str, str]:
         "patch, native size, channels": f"{backbone.patch_size} px, {backbone.window} px, {backbone.embed_dim}",
         "teacher": f"this network before training, windows of {backbone.window} px, stride {student.config.stride} px",
     }
-    if backbone.windows is not None:
-        rows["attention"] = f"windowed: {_public(asdict(backbone.windows))}"
+    if backbone.windowed is not None:
+        rows["attention"] = f"windowed: {_public(asdict(backbone.windowed))}"
     model, data, trainer = (run.get(key) or {} for key in ("model", "data", "trainer"))
     for key in ("trainable", "lr", "weight_decay"):
         if key in model:

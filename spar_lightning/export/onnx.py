@@ -17,6 +17,7 @@ from spar_lightning.export.recipe import Recipe, Recipes
 from spar_lightning.student import Student
 
 FILE: Final = "student.onnx"
+LARGEST_REACH: Final = 4
 
 
 class Graph(nn.Module):
@@ -50,9 +51,14 @@ def write(student: Student, folder: Path) -> None:
             f"--to onnx requires a package that is not installed ({error}). Run: pip install 'spar-lightning[onnx]'"
         ) from error
     backbone = student.backbone
-    if backbone.windows is not None and backbone.windows.positions == "windowed":  # a shape that depends on the size
+    if backbone.windowed is not None and backbone.windowed.positions == "windowed":  # a shape that depends on the size
         raise UserError(
             "--to onnx does not support attention.positions: windowed. Allowed: stretched. Or export --to safetensors."
+        )
+    if backbone.windowed is not None and backbone.windowed.reach > LARGEST_REACH:  # each tile gathers k x k keys
+        raise UserError(
+            f"--to onnx needs an attention.reach of at most {LARGEST_REACH}, but got {backbone.windowed.reach:g}. "
+            "Export --to safetensors, or train with a smaller reach."
         )
     patch, side = backbone.patch_size, backbone.window // backbone.patch_size
     free = {0: Dim("batch", min=1, max=4096)}
@@ -94,7 +100,7 @@ def dense(model, pixels):
 
 SIZES: Final = (
     "The graph accepts any batch size, and any height and width that are multiples of the patch size. It adapts the "
-    "positional embedding to the image size as in training."
+    "positional embedding to the image size as in training, and contains windowed attention if the student uses it."
 )
 
 RECIPES: Final[Recipes] = {

@@ -36,8 +36,8 @@ class InferenceConfig:
         upsampler: Upsampling from the patch grid to pixels: `bilinear`; `anyup` (guided by the image, weights of the
             AnyUp paper); `anyup_multi_backbone` (the same, weights for many backbones); or the path of an AnyUp
             weight file.
-        attention: Attention of the single pass: `full` (the paper); `windowed`, in which each patch attends to as many
-            patches as in pretraining; or the settings of `WindowedAttention`, such as {reach: 1, tile: 4}.
+        attention: Attention of the single pass: `full` (the paper), `windowed` (each patch attends to as many patches
+            as in pretraining), or settings such as {reach: 1.25, tile: 4}.
 
     Raises:
         UserError: If a setting is out of range.
@@ -53,12 +53,14 @@ class InferenceConfig:
     attention: Literal["full", "windowed"] | WindowedAttention = "full"
 
     def __post_init__(self) -> None:
-        choices = [("inference", get_args(Inference)), ("patch_fit", get_args(PatchFit))]
-        if not isinstance(self.attention, WindowedAttention):
-            choices.append(("attention", ("full", "windowed")))
-        for name, allowed in choices:
+        for name, allowed in (("inference", get_args(Inference)), ("patch_fit", get_args(PatchFit))):
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} must be {' or '.join(allowed)}, but got {getattr(self, name)!r}.")
+        if not isinstance(self.attention, WindowedAttention) and self.attention not in ("full", "windowed"):
+            raise UserError(
+                f"attention must be full, windowed or WindowedAttention(..), but got {self.attention!r}. In YAML, its "
+                "settings are written as attention: {reach: 1}."
+            )
         check_at_least(1, stride=self.stride, window_batch=self.window_batch)
         if self.refine is not None and not isinstance(self.refine, Refinement):
             raise UserError(f"refine must be a Refinement such as LPOSS(preset='spar'), but got {self.refine!r}.")
@@ -67,7 +69,7 @@ class InferenceConfig:
             check_weights(self.upsampler)
 
     @property
-    def windows(self) -> WindowedAttention | None:
+    def windowed(self) -> WindowedAttention | None:
         """Settings of windowed attention; None for full attention."""
         if isinstance(self.attention, WindowedAttention):
             return self.attention

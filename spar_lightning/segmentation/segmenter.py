@@ -33,7 +33,7 @@ class Segmenter:
         backbone: Network that computes dense features and text embeddings.
         classes: Class names, a mapping from label to several names, or a `TextClassifier`. A classifier without
             classes supports `features` only.
-        config: Inference settings.
+        config: Inference settings; its attention replaces that of the backbone.
         resize: Size of the network's input: bounds of the long and the short side in pixels (aspect ratio preserved),
             or the side of a square of the same area (paper, Figure 3). None keeps the size of the image.
         max_side: Maximum long side of the network's input in pixels; larger images are downscaled. None sets no limit.
@@ -55,7 +55,8 @@ class Segmenter:
         max_side: int | None = None,
         thresholds: Thresholds | None = None,
     ) -> None:
-        backbone = backbone.with_attention(config.windows)
+        # Windows have the native size, at which attention is always full.
+        backbone = backbone.with_attention(config.windowed if config.inference == "single" else None)
         self.backbone, self.config = backbone, config
         if not isinstance(classes, TextClassifier):
             classes = text_classifier(backbone, classes, config.templates)

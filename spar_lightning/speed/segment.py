@@ -7,6 +7,7 @@ from typing import Final
 import torch
 import torch.nn.functional as F
 
+from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.prompts import TextClassifier
 from spar_lightning.segmentation.segmenter import Segmenter
 from spar_lightning.speed.bench import Bench, operations
@@ -25,7 +26,8 @@ def segment(bench: Bench) -> Iterator[Comparison]:
     """Compare the segmenter with the network alone, on accelerators also in sliding windows without stitching."""
     module, (height, width) = bench.module, bench.size
     image = bench.noise(height, width)
-    single = Segmenter(module.student, classifier(bench))
+    config = InferenceConfig(attention=module.config.attention)
+    single = Segmenter(module.student, classifier(bench), config)
     pixels = single.pixels(image)
     with torch.no_grad():
         flops = operations(module.student, lambda net, meta: net(torch.zeros(1, *pixels.shape, device=meta)))

@@ -27,7 +27,8 @@ class Ours:
     def __init__(self, bench: Bench, batches: list[list[Sample]] | list[list[ActivationSample]]) -> None:
         self.bench, self.batches = bench, batches
         of = bench.module
-        self.module = Distillation(bench.student(), of.trainable, of.loss, of.lr, of.weight_decay)
+        arguments = (of.trainable, of.loss, of.lr, of.weight_decay)
+        self.module = Distillation(bench.student(), *arguments, attention=of.config.attention)
         self.module.to(bench.device)
         self.optimizer = published.adamw(self.module.student.parameters(), of.lr, of.weight_decay)
 
@@ -54,7 +55,7 @@ def _single(bench: Bench) -> Comparison:
     cached, target = _activations(bench, sample), sample.features
     whole, rest = _operations(bench, sample), _operations(bench, cached)
     image = bench.module.student.normalize(sample.image)
-    training = published.Training(bench.student(), bench.module.lr, bench.module.weight_decay)
+    training = published.Training(bench.student().with_attention(None), bench.module.lr, bench.module.weight_decay)
     ways = {
         **bench.published(lambda: training.step(image, target), whole),
         f"whole network, {bench.precision}": bench.way(Ours(bench, [[sample]]), whole),

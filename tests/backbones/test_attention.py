@@ -68,7 +68,7 @@ def test_equals_a_mask_over_the_whole_image(windows: WindowedAttention, grids: l
     theirs = torch.autograd.grad(expected, (q, k, v), weights)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=3e-5)
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "CHUNK", {"cpu": 1})
+        patch.setattr(attention, "GATHERED", {"cpu": 1})
         torch.testing.assert_close(attend(q, k, v, grids, prefix, windows, 4), expected, rtol=0, atol=1e-5)
 
 
@@ -87,6 +87,31 @@ def test_equals_full_attention_to_the_bit_in_the_native_grid(family: str, small_
             assert torch.equal(network(image[None]), full(image[None]))
         larger = images(full, (g + 3, g + 1))[0][None]
         assert not torch.equal(network(larger), full(larger))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_equals_full_attention_in_half_precision(dtype: torch.dtype) -> None:
+    full, windowed = Tiny(), Tiny().with_attention(WindowedAttention(positions="windowed"))
+    for h, w in ((8, 8), (5, 8)):
+        image = images(full, (h, w))[0][None]
+        with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+            assert torch.equal(windowed(image), full(image))
+
+
+def test_gradients_of_class_tokens_in_bf16() -> None:
+    """Each is a sum over all tiles, which bf16 could not accumulate."""
+    grid, prefix = (48, 48), 2
+    generator = torch.Generator().manual_seed(0)
+    exact = torch.randn(3, 1, 2, prefix + 48 * 48, 8, generator=generator).bfloat16().float()
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        q, k, v = exact.to(dtype).requires_grad_().unbind()
+        value = v.detach().requires_grad_()
+        attend(q.detach(), k.detach(), value, [grid], prefix, WindowedAttention(), 8).sum().backward()
+        assert value.grad is not None
+        found[dtype] = value.grad[:, :, :prefix].float()
+    error = (found[torch.bfloat16] - found[torch.float32]).norm() / found[torch.float32].norm()
+    assert error < 0.02
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -110,7 +135,7 @@ def test_both_networks_share_parameters_and_text() -> None:
     tiny = Tiny()
     windowed = tiny.with_attention(WindowedAttention())
     assert windowed is not tiny and windowed.with_attention(WindowedAttention()) is windowed
-    assert type(windowed) is Tiny and windowed.windows == WindowedAttention() and tiny.windows is None
+    assert type(windowed) is Tiny and windowed.windowed == WindowedAttention() and tiny.windowed is None
     tiny.encode_text(["disc"])
     assert windowed._text_tower and windowed._text_tower is tiny._text_tower
     with torch.no_grad():
@@ -121,7 +146,7 @@ def test_both_networks_share_parameters_and_text() -> None:
     back = windowed.with_attention(None)
     image = images(tiny, (10, 12))[0][None].double()
     assert torch.equal(back(image), tiny(image))
-    assert copy.deepcopy(windowed).windows == WindowedAttention()
+    assert copy.deepcopy(windowed).windowed == WindowedAttention()
 
 
 def test_windowed_positions_are_the_mean_over_all_windows() -> None:
@@ -146,7 +171,7 @@ class Plain(Tiny):
 def test_a_backbone_without_it_says_so() -> None:
     with pytest.raises(UserError, match=r"Plain does not support windowed attention.*self\.attend"):
         Plain().with_attention(WindowedAttention())
-    assert Plain().with_attention(None).windows is None
+    assert Plain().with_attention(None).windowed is None
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,16 @@ LISTS = {page.stem: commands(page) for page in PAGES if commands(page) and page 
 LISTS["paper"] = [line.replace("--benchmarks all", "--benchmarks voc20") for line in LISTS["paper"]]
 
 
-@pytest.mark.parametrize("lines", [*LISTS.values(), examples()], ids=[*LISTS, "help"])
+SLOW = ("help", "commands", "paper")  # the others have examples of each command, too
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        pytest.param(lines, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name, lines in {**LISTS, "help": examples()}.items()
+    ],
+)
 def test_commands_run(lines: list[str], world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in lines:
         if other := next((place for pattern, place in ELSEWHERE.items() if re.match(pattern, command)), None):

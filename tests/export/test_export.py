@@ -53,7 +53,7 @@ def test_onnx_at_sizes_that_the_export_never_saw(
     family: str, attention: Any, student: Make, in_process: None, tmp_path: Path
 ) -> None:
     made = student(family)
-    windows = InferenceConfig(attention=attention).windows
+    windows = InferenceConfig(attention=attention).windowed
     made = replace(made, backbone=copy.deepcopy(made.backbone).with_attention(windows))
     if isinstance(made.backbone, DINOv3Text):
         del made.backbone.trunk.blocks[3:]  # the smallest model of timm takes half a minute
@@ -71,16 +71,18 @@ def test_onnx_with_windowed_attention(temperature: Any, student: Make, in_proces
 
 
 @pytest.mark.parametrize("library", ["timm", "transformers", "open_clip"])
-def test_a_library_with_full_attention_is_refused(library: str, student: Make, tmp_path: Path) -> None:
+def test_a_library_with_full_attention_is_rejected(library: str, student: Make, tmp_path: Path) -> None:
     windowed = student("OpenCLIP").backbone.with_attention(WindowedAttention())
     with pytest.raises(UserError, match=rf"--to {library}: .*windowed attention.* safetensors, onnx"):
         export(replace(student("OpenCLIP"), backbone=windowed), library, tmp_path / "export")
 
 
-def test_onnx_refuses_windowed_positions(student: Make, tmp_path: Path) -> None:
-    windowed = student("Tiny").backbone.with_attention(WindowedAttention(positions="windowed"))
-    with pytest.raises(UserError, match=r"positions: windowed.*Allowed: stretched"):
-        export(replace(student("Tiny"), backbone=windowed), "onnx", tmp_path / "export")
+def test_onnx_rejects_windowed_positions(student: Make, tmp_path: Path) -> None:
+    cases = {"positions: windowed": WindowedAttention(positions="windowed"), "reach": WindowedAttention(reach=5)}
+    for named, windows in cases.items():
+        made = replace(student("Tiny"), backbone=student("Tiny").backbone.with_attention(windows))
+        with pytest.raises(UserError, match=named):
+            export(made, "onnx", tmp_path / "export")
 
 
 def test_our_own_file_says_what_it_is_of(student: Make, in_process: None, tmp_path: Path) -> None:
