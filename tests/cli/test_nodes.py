@@ -154,6 +154,7 @@ class Job:
         return self.process.wait(30)
 
 
+@pytest.mark.slow
 def test_the_slurm_scripts(small: list[str], tmp_path: Path) -> None:
     """Features from a job of the array, then two tasks of a run that is stopped and requeued three times."""
     variables = {
