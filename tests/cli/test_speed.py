@@ -12,6 +12,7 @@ from tests.conftest import QUICKSTART
 Capture = pytest.CaptureFixture[str]
 
 
+@pytest.mark.slow
 def test_all_parts(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read, "KEYS", read.KEYS[:8])
     path = tmp_path / "b.json"
