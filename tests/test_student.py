@@ -64,6 +64,9 @@ def test_settings_are_those_of_the_run_unless_given(run: Path) -> None:
     assert own.backbone.windowed is None
     windowed = spar.load(run, "disc", attention="windowed")
     assert windowed.backbone.windowed == WindowedAttention()
+    windows = spar.load(run, attention="windowed", inference="sliding")
+    assert windows.backbone.windowed == WindowedAttention() and windows.windows is not None
+    assert isinstance(windows.windows.backbone, Tiny) and windows.windows.backbone.windowed is None
     reach = spar.load(run, "disc", attention=WindowedAttention(reach=2))
     assert reach.backbone.windowed is not None and reach.backbone.windowed.reach == 2
     image = torch.randint(256, (3, 128, 96), dtype=torch.uint8)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from spar_lightning.backbones.base import Backbone, Grid
 from spar_lightning.backbones.pos_embed import positions
+from spar_lightning.errors import UserError
 from spar_lightning.image.resize import check_sides
 
 
@@ -24,7 +25,21 @@ class TimmTrunk(Backbone, ABC):
     windowable = True
 
     def read_facts(self) -> None:
-        """Set the attributes patch_size, grid, window, embed_dim and prefix from the trunk."""
+        """Set the attributes patch_size, grid, window, embed_dim and prefix from the trunk.
+
+        Raises:
+            UserError: The blocks do not have the attention of a plain ViT, which `run_blocks` computes.
+        """
+        from timm.models.vision_transformer import Attention
+
+        for i, block in enumerate(self.trunk.blocks):
+            gated = getattr(block.attn, "gate", None) is not None  # not in all versions of timm
+            if type(block.attn) is not Attention or gated:
+                found = "gated attention" if gated else type(block.attn).__name__
+                raise UserError(
+                    f"{type(self).__name__}: block {i} of the trunk has {found}. Allowed: timm's Attention without a "
+                    "gate. For other models, implement run_blocks in the backbone."
+                )
         self.patch_size, self.grid = self.trunk.patch_embed.patch_size[0], self.trunk.patch_embed.grid_size
         self.window, self.embed_dim = self.grid[0] * self.patch_size, self.trunk.num_features
         self.prefix = self.trunk.num_prefix_tokens

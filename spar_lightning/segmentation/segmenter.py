@@ -55,8 +55,7 @@ class Segmenter:
         max_side: int | None = None,
         thresholds: Thresholds | None = None,
     ) -> None:
-        # Windows have the native size, at which attention is always full.
-        backbone = backbone.with_attention(config.windowed if config.inference == "single" else None)
+        full, backbone = backbone.with_attention(None), backbone.with_attention(config.windowed)
         self.backbone, self.config = backbone, config
         if not isinstance(classes, TextClassifier):
             classes = text_classifier(backbone, classes, config.templates)
@@ -70,7 +69,8 @@ class Segmenter:
                 "thresholds apply to cosine similarities, but refined scores have a different scale. Set either refine "
                 "or thresholds."
             )
-        windows = SlidingWindow(backbone, config.stride, batch_size=config.window_batch)  # also checks the stride
+        # Windows have the native size, at which attention is always full. This also checks the stride.
+        windows = SlidingWindow(full, config.stride, batch_size=config.window_batch)
         self.windows = windows if config.inference == "sliding" else None
         self.upsampler = config.build_upsampler()
         self.similarities: Callable[[Tensor, Tensor], SimilarityMaps]
