@@ -30,7 +30,7 @@ class TimmTrunk(Backbone, ABC):
         Raises:
             UserError: The blocks do not have the attention of a plain ViT, which `run_blocks` computes.
         """
-        from timm.models.vision_transformer import Attention
+        from timm.models.vision_transformer import Attention  # type: ignore[attr-defined]  # not in __all__
 
         for i, block in enumerate(self.trunk.blocks):
             gated = getattr(block.attn, "gate", None) is not None  # not in all versions of timm
