@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from scripts.file_catalogue.case import Case, anything, items
-from scripts.file_catalogue.pictures import saved, scene
+from scripts.file_catalogue.picture import saved, scene
 from spar_lightning.datasets.shard_index import expand, scan_all
 
 Files = Mapping[str, bytes]

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from scripts.file_catalogue.case import Case, Same
-from scripts.file_catalogue.pictures import RGB, image_gray, saved, scene, stacked
+from scripts.file_catalogue.picture import RGB, saved, scene, stacked
+from scripts.file_catalogue.pictures import image_gray
 from spar_lightning.image.inputs import as_pixels
 
 IMAGE = scene(31, 47)

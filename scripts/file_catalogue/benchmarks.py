@@ -28,7 +28,8 @@ from scripts.file_catalogue.labels import (
     read,
     same,
 )
-from scripts.file_catalogue.pictures import RGB, chunk, png, saved
+from scripts.file_catalogue.picture import RGB, saved
+from scripts.file_catalogue.png import chunk, png
 from spar_lightning.evaluation.benchmark import Benchmark
 
 

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 
 import spar_lightning
 from scripts.file_catalogue.case import Case, Ran, SkippedError, WrongError, spar
-from scripts.file_catalogue.pictures import WRITERS, scene
-from scripts.file_catalogue.weights import clip
+from scripts.file_catalogue.picture import scene
+from scripts.file_catalogue.pictures import WRITERS
+from scripts.file_catalogue.weight_files import clip
 
 Classes = Mapping[str, Sequence[str]]
 

@@ -21,7 +21,7 @@ from scripts.file_catalogue.archives import (
     zip_bytes,
 )
 from scripts.file_catalogue.case import Case, Ran, SkippedError, equal, items, spar
-from scripts.file_catalogue.pictures import saved, scene
+from scripts.file_catalogue.picture import saved, scene
 from spar_lightning.datasets.image_table import Images
 from spar_lightning.datasets.shard_index import scan_all
 from spar_lightning.datasets.subset import select

@@ -12,7 +12,9 @@ import numpy as np
 from PIL import Image
 
 from scripts.file_catalogue.case import Case, Ran, Same, SkippedError, WrongError, anything, spar
-from scripts.file_catalogue.pictures import PNG, RGB, WRITERS, Picture, saved, scene, write
+from scripts.file_catalogue.picture import RGB, Picture, saved, scene, write
+from scripts.file_catalogue.pictures import WRITERS
+from scripts.file_catalogue.png import PNG
 from spar_lightning.image.inputs import as_pixels
 
 SIZE = (31, 47)

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scripts.file_catalogue.case import Case, WrongError
-from scripts.file_catalogue.pictures import chunk, png, saved, scene, tiff_file
+from scripts.file_catalogue.picture import saved, scene
+from scripts.file_catalogue.pictures import tiff_file
+from scripts.file_catalogue.png import chunk, png
 from spar_lightning.datasets.samples import IGNORED
 from spar_lightning.evaluation.benchmark import Benchmark
 

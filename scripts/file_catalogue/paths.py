@@ -14,8 +14,8 @@ from scripts.file_catalogue.case import Case, Ran, SkippedError, WrongError, any
 from scripts.file_catalogue.folders import CONFIG, cached
 from scripts.file_catalogue.images import predict
 from scripts.file_catalogue.labels import bands, describe, kind
-from scripts.file_catalogue.pictures import saved, scene
-from scripts.file_catalogue.weights import TINY, tiny, torch_bytes
+from scripts.file_catalogue.picture import saved, scene
+from scripts.file_catalogue.weight_files import TINY, tiny, torch_bytes
 
 NAMES = {
     "plain": "photos",

@@ -6,10 +6,7 @@ Each writer returns the pixels (H, W, 3) that the file shows, and how far a deco
 import io
 import struct
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,89 +14,8 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-RGB = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Content of an image file and the pixels that it shows.
-
-    Attributes:
-        content: Bytes of the file.
-        pixels: Pixels (H, W, 3); None if their range is not known, so that only an error is right.
-        most: Largest difference per value that the encoding justifies.
-        mean: Largest mean difference; 0 does not limit it.
-        lost: Whether the file holds more than one image, or is so dark that a message is due.
-    """
-
-    content: bytes
-    pixels: RGB | None
-    most: int = 0
-    mean: float = 0.0
-    lost: bool = False
-
-
-Writer = Callable[[RGB], Picture]
-
-
-def scene(height: int, width: int, seed: int = 0) -> RGB:
-    """Return smooth pixels (H, W, 3) with all kinds of values."""
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (max(2, height // 12), max(2, width // 12), 3), dtype=np.uint8))
-    return np.array(coarse.resize((width, height), Image.Resampling.BICUBIC))
-
-
-def stacked(channel: NDArray[Any]) -> RGB:
-    """Return a gray image (H, W) as (H, W, 3)."""
-    return np.repeat(channel.astype(np.uint8)[..., None], 3, axis=-1)
-
-
-def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """Return a file written by Pillow."""
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    """Return a chunk of a PNG."""
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-PNG = b"\x89PNG\r\n\x1a\n"
-CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by color type
-ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
-
-
-def png(
-    values: NDArray[Any],
-    color: int,
-    bits: int,
-    before: bytes = b"",
-    after: bytes = b"",
-    interlaced: bool = False,
-) -> bytes:
-    """Return a PNG of raw values (H, W, channels), written without Pillow; `before` are chunks before the pixels."""
-    height, width = values.shape[:2]
-    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
-    rows = b"".join(
-        b"\0" + _packed(row, bits)
-        for top, left, down, right in passes
-        for row in values[top::down, left::right]
-        if row.size
-    )
-    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, int(interlaced))
-    parts = chunk(b"IHDR", header), before, chunk(b"IDAT", zlib.compress(rows)), after, chunk(b"IEND", b"")
-    return PNG + b"".join(parts)
-
-
-def _packed(row: NDArray[Any], bits: int) -> bytes:
-    if bits == 16:
-        return row.astype(">u2").tobytes()
-    if bits == 8:
-        return row.astype(np.uint8).tobytes()
-    digits = (row.reshape(-1, 1) >> np.arange(bits - 1, -1, -1)) & 1
-    return np.packbits(digits.reshape(-1)).tobytes()
+from scripts.file_catalogue.picture import RGB, Picture, Writer, saved, stacked
+from scripts.file_catalogue.png import chunk, packed_bits, png
 
 
 def _gray_png(bits: int, interlaced: bool, image: RGB) -> Picture:
@@ -236,7 +152,7 @@ def _tiff_bits(bits: int, inverted: bool, image: RGB) -> Picture:
     values = image[..., 0] >> (8 - bits)
     shown = stacked(values.astype(np.int64) * (255 // (2**bits - 1)))
     stored = (2**bits - 1 - values) if inverted else values
-    data = b"".join(_packed(row, bits) for row in stored.astype(np.int64))
+    data = b"".join(packed_bits(row, bits) for row in stored.astype(np.int64))
     return Picture(tiff_file(image.shape[0], image.shape[1], bits, 0 if inverted else 1, data), shown)
 
 
@@ -302,7 +218,7 @@ def _bmp(bits: int, image: RGB) -> Picture:
         colors = np.random.default_rng(4).integers(0, 256, (16, 3), dtype=np.uint8)
         values = image[..., 0] >> 4
         shown, table = colors[values], np.pad(colors[:, ::-1], ((0, 0), (0, 1))).tobytes()
-        rows = [_packed(row.astype(np.int64), 4) for row in values]
+        rows = [packed_bits(row.astype(np.int64), 4) for row in values]
     else:  # five bits per color
         five = image.astype(np.int64) >> 3
         shown, table = (five * 255 // 31).astype(np.uint8), b""
@@ -452,10 +368,3 @@ WRITERS: dict[str, tuple[str, Writer]] = {
         ".spider", lambda image: Picture(saved(Image.fromarray(image[..., 0] / np.float32(255)), "spider"), None)
     ),
 }  # fmt: skip
-
-
-def write(folder: Path, name: str, picture: Picture) -> Path:
-    """Write the content of a picture into a file and return its path."""
-    path = folder / name
-    path.write_bytes(picture.content)
-    return path

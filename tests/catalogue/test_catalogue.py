@@ -15,7 +15,8 @@ from PIL import Image
 from scripts.file_catalogue import GROUPS
 from scripts.file_catalogue.case import GOOD, Case, Ran, Same, SkippedError, WrongError, anything, equal, run
 from scripts.file_catalogue.images import upright
-from scripts.file_catalogue.pictures import WRITERS, saved, scene
+from scripts.file_catalogue.picture import saved, scene
+from scripts.file_catalogue.pictures import WRITERS
 from spar_lightning.errors import UserError
 from spar_lightning.image.codec import decode_image
 from spar_lightning.image.inputs import as_pixels
