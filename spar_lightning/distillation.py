@@ -8,9 +8,8 @@ state dict and not visible to DDP, and it is still correct after a resume.
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed
@@ -22,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from spar_lightning import __version__
 from spar_lightning.backbones.base import Backbone
+from spar_lightning.backbones.low_rank import add_low_rank
 from spar_lightning.backbones.packing import dense_features, features_of
 from spar_lightning.backbones.parameter_groups import frozen_blocks, set_trainable
 from spar_lightning.backbones.weights import difference
@@ -32,10 +32,12 @@ from spar_lightning.errors import UserError
 from spar_lightning.evaluation.benchmark_config import BenchmarkConfig
 from spar_lightning.evaluation.protocol import Protocol
 from spar_lightning.feature_cache.extract import Teacher
-from spar_lightning.segmentation.config import Inference, InferenceConfig
+from spar_lightning.losses import ClassSimilarityLoss
+from spar_lightning.random_scale import RandomScale
+from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.segmenter import Segmenter
 from spar_lightning.segmentation.text_embeddings import TextClassifiers
-from spar_lightning.sliding_window import SlidingWindow
+from spar_lightning.sliding_window import SinglePass, SlidingWindow
 
 
 class CosineDecay(LambdaLR):
@@ -63,12 +65,18 @@ class Distillation(LightningModule, Teacher):
         backbone: Pretrained backbone: frozen as the teacher, trained as the student.
         trainable: Parameter groups of the student to train: a list of names or patterns such as blocks.-1 (the last
             block), or `all`.
+        lora_rank: Rank of LoRA: only low-rank updates of the linear layers among `trainable` are trained, and merged
+            when the student is loaded. null trains all parameters of `trainable`.
         loss: Loss between student and teacher features (h, w, d) of an image: MSELoss (the paper), CosineLoss,
-            MSECosineLoss, GramLoss or a class path.
+            MSECosineLoss, GramLoss, ClassSimilarityLoss or a class path.
         lr: Learning rate of AdamW.
         weight_decay: Weight decay of AdamW.
         lr_schedule: Scheduler class that takes the optimizer and the number of optimizer steps of the run, such as
             spar_lightning.distillation.CosineDecay; stepped after every optimizer step. null keeps lr constant.
+        teacher: `sliding` (the paper) or `single`, a single pass over the whole image with full attention.
+        student_scale: Smallest and largest factor by which the image of the student is resized, drawn in each step. Its
+            features are resized to the patch grid of the teacher (multi-resolution distillation, paper, Table 9).
+            data.pack_tokens counts the patches before. [1, 1] keeps the size.
         compile: Compile the teacher and, for validation, the student with torch.compile. Compilation takes minutes at
             the start and supports any image size.
         inference: Settings of `InferenceConfig`: the teacher's windows, and inference during validation.
@@ -81,43 +89,58 @@ class Distillation(LightningModule, Teacher):
         self,
         backbone: Backbone,
         trainable: Sequence[str] = ("blocks.-2", "blocks.-1"),
+        lora_rank: int | None = None,
         loss: nn.Module = lazy_instance(nn.MSELoss),
         lr: float = 2e-5,
         weight_decay: float = 1e-4,
         lr_schedule: Callable[[Optimizer, int], LRScheduler] | None = None,
+        teacher: Literal["sliding", "single"] = "sliding",
+        student_scale: tuple[float, float] = (1.0, 1.0),
         compile: bool = False,
         **inference: Any,
     ) -> None:
         super().__init__()
         if lr <= 0 or weight_decay < 0:
             raise UserError(f"lr must be positive and weight_decay not negative, but got {lr} and {weight_decay}.")
+        if teacher not in ("sliding", "single"):
+            raise UserError(f"teacher must be sliding or single, but got {teacher!r}.")
         self.config = InferenceConfig(**inference)
         backbone = backbone.with_attention(self.config.windowed)
         self.student = backbone
-        self.trainable = list(trainable)
+        self.trainable, self.lora_rank = list(trainable), lora_rank
         self.loss = loss
         self.lr = lr
         self.weight_decay = weight_decay
         self.lr_schedule = lr_schedule
+        self.teacher, self.scale = teacher, RandomScale(*student_scale)
         self.compiled = compile
         if compile:
             backbone.compile(dynamic=True)
-        set_trainable(backbone, backbone.parameter_groups(), self.trainable)
+        chosen = set_trainable(backbone, backbone.parameter_groups(), self.trainable)
+        if lora_rank is not None:
+            add_low_rank(backbone, chosen, lora_rank)
         # Buffers are constant: without their broadcast by DDP, ranks can validate different numbers of images.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
         self._start = {name: p.detach().clone() for name, p in backbone.named_parameters() if p.requires_grad}
         self._teacher: list[SlidingWindow] = []  # in a list, so that it is not registered as a submodule
         self._fitting = True
         self._classifiers = TextClassifiers(backbone, self.config.templates)
-        SlidingWindow(backbone, self.config.stride)  # raises for an invalid stride before data preparation
+        self.sliding_window(backbone)  # raises for an invalid stride before data preparation
 
     def prepare_data(self) -> None:
-        """Load the upsampler's weights, so that a missing file raises before hours of feature extraction."""
+        """Load what training and validation need, so that a missing file raises before hours of feature extraction."""
         self.config.build_upsampler()
+        self._encode_classes()
 
     def setup(self, stage: str) -> None:
         """Record whether the run trains."""
         self._fitting = stage == "fit"
+
+    def _encode_classes(self) -> None:
+        """Encode the class names of the loss, if it has any, once per process."""
+        for part in self.loss.modules():
+            if isinstance(part, ClassSimilarityLoss):
+                part.encode(self._classifiers)
 
     def build_teacher(self) -> SlidingWindow:
         backbone = copy.deepcopy(self.student.with_attention(None))  # windows have the native size
@@ -125,7 +148,13 @@ class Distillation(LightningModule, Teacher):
         backbone.requires_grad_(False)
         if self.compiled:
             backbone.compile(dynamic=True)
-        return SlidingWindow(backbone, self.config.stride, batch_size=self.config.window_batch).to(self.device)
+        return self.sliding_window(backbone).to(self.device)
+
+    def sliding_window(self, backbone: Backbone) -> SlidingWindow:
+        """Return the teacher with this backbone."""
+        if self.teacher == "single":
+            return SinglePass(backbone)
+        return SlidingWindow(backbone, self.config.stride, batch_size=self.config.window_batch)
 
     def teacher_backbone(self) -> Backbone:
         """Return a frozen copy of the backbone as it was before training."""
@@ -144,21 +173,29 @@ class Distillation(LightningModule, Teacher):
 
     @cached_property
     def frozen_blocks(self) -> int:
-        """Number of blocks before the first trainable one."""
+        """Number of blocks before the first trainable one.
+
+        Raises:
+            UserError: If the image of the student is resized in each step.
+        """
+        if not self.scale.keeps_size:
+            raise UserError(
+                "data.cache_activations stores activations of images of one size, but model.student_scale resizes them "
+                "in each step. Set data.cache_activations: false, or model.student_scale: [1, 1]."
+            )
         return frozen_blocks(self.student, self.student.depth)
 
     def segmenter(
-        self, task: BenchmarkConfig, inference: Inference | None = None, backbone: Backbone | None = None
+        self, task: BenchmarkConfig, config: InferenceConfig | None = None, backbone: Backbone | None = None
     ) -> Segmenter:
         """Return a segmenter for a benchmark, according to its protocol; class names are encoded only once.
 
         Args:
             task: Configuration of the benchmark.
-            inference: `single` or `sliding`; None uses the configured mode.
+            config: Inference settings; None uses those of the module.
             backbone: Backbone to use, such as `teacher_backbone()`; None uses the student.
         """
-        config = self.config if inference is None else replace(self.config, inference=inference)
-        return task.segmenter(backbone or self.student, config, self._classifiers)
+        return task.segmenter(backbone or self.student, config or self.config, self._classifiers)
 
     def protocol(self, precision: str) -> Protocol:
         """Return the evaluation protocol of the student.
@@ -201,6 +238,7 @@ class Distillation(LightningModule, Teacher):
 
     def batch_loss(self, batch: list[Sample] | list[ActivationSample]) -> Tensor:
         """Compute the mean loss over the images of a batch."""
+        self._encode_classes()
         students, targets = self._features(batch)
         # The loss is computed in float32 at any precision of the run; images of all sizes have the same weight.
         with torch.autocast(self.device.type, enabled=False):
@@ -218,7 +256,9 @@ class Distillation(LightningModule, Teacher):
         samples = [sample for sample in batch if isinstance(sample, Sample)]
         images = [self.student.normalize(sample.image) for sample in samples]
         targets = [self._target(sample, image) for sample, image in zip(samples, images, strict=True)]
-        return dense_features(self.student, images), targets
+        patch, step, both = self.student.patch_size, self.global_step, zip(samples, images, strict=True)
+        students = dense_features(self.student, [self.scale.image(image, patch, step, s.key) for s, image in both])
+        return [self.scale.features(s, t) for s, t in zip(students, targets, strict=True)], targets
 
     def _weight(self, images: float) -> float | Tensor:
         """Return the loss weight that turns DDP's mean over ranks into a mean over images, for packs of any size."""
@@ -295,6 +335,7 @@ class Distillation(LightningModule, Teacher):
         checkpoint["spar"] = {
             "version": __version__,
             "trainable": self.trainable,
+            "lora_rank": self.lora_rank,
             "attention": self.student.attention_identity(),
             "lr": self.lr,
             "weight_decay": self.weight_decay,
@@ -304,11 +345,16 @@ class Distillation(LightningModule, Teacher):
         """Check a checkpoint; in fit, apply the configured learning rate and weight decay to it.
 
         Raises:
-            ResumeError: If the checkpoint does not match the backbone, `trainable` or `attention`.
+            ResumeError: If the checkpoint does not match the backbone, `trainable`, `lora_rank` or `attention`.
         """
         spar = checkpoint.get("spar")
         if spar is None:
             raise ResumeError("The checkpoint was not written by spar fit: the entry 'spar' is missing.")
+        if (rank := spar.get("lora_rank")) != self.lora_rank:
+            raise ResumeError(
+                f"The checkpoint was trained with model.lora_rank {rank}, but it is {self.lora_rank}. Restore the "
+                "value, or start a new run with another --run_dir."
+            )
         if found := difference(checkpoint["state_dict"], self.state_dict()):
             raise ResumeError(
                 f"The checkpoint does not match {type(self.student).__name__}: {found}. "

@@ -12,6 +12,8 @@ from jsonargparse import lazy_instance  # type: ignore[attr-defined]  # exported
 from torch import Tensor, nn
 
 from spar_lightning.errors import UserError, check_at_least
+from spar_lightning.evaluation.benchmark_config import locate, read
+from spar_lightning.segmentation.text_embeddings import TextClassifiers
 
 
 class CosineLoss(nn.Module):
@@ -83,6 +85,37 @@ class GramLoss(nn.Module):
         rows = slice(None) if self.rows is None or self.rows >= patches else _sample(teacher, patches, self.rows)
         loss = self.weight * gram_difference(student, teacher, rows)
         return loss if self.base is None else self.base(student, teacher) + loss
+
+
+class ClassSimilarityLoss(nn.Module):
+    """Mean squared difference of the patch-class cosine similarities of student and teacher (paper, Table 9).
+
+    The similarities are those of inference: each patch with the text embedding of each class name. They do not change
+    if a feature changes orthogonally to all text embeddings, so the student is only trained for these classes.
+
+    Args:
+        classes: Where the class names come from: the name of a bundled benchmark, such as ade20k or cityscapes, or the
+            path of a YAML file with `classes`, as for a benchmark.
+
+    Raises:
+        UserError: If the file does not exist or contains no classes.
+    """
+
+    def __init__(self, classes: str) -> None:
+        super().__init__()
+        self.classes = read(locate(classes)).names()
+        self._embeddings: Tensor | None = None  # (Q, d), not in the state dict
+
+    def encode(self, classifiers: TextClassifiers) -> None:
+        """Compute the text embeddings of the class names, if that has not been done."""
+        if self._embeddings is None:
+            self._embeddings = classifiers(self.classes).embeddings
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        assert self._embeddings is not None
+        self._embeddings = self._embeddings.to(student)
+        difference = (_directions(student) - _directions(teacher)) @ self._embeddings.T  # (h, w, Q)
+        return difference.square().mean()
 
 
 def gram_difference(student: Tensor, teacher: Tensor, rows: Tensor | slice) -> Tensor:

@@ -13,7 +13,7 @@ Shapes: B images, H x W pixels, h x w patches, windows of k x l pixels, d channe
 import math
 from collections.abc import Iterator
 from itertools import groupby
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -106,9 +106,13 @@ class SlidingWindow(nn.Module):
                 f"have no features. Use a stride from 1 to {self.window}."
             )
 
-    def identity(self) -> dict[str, int]:
+    def identity(self) -> dict[str, Any]:
         """Return the cache key of the stitched features without the backbone; batch_size does not affect them."""
         return {"window": self.window, "stride": self.stride, "algorithm": ALGORITHM}
+
+    def description(self) -> str:
+        """Return window and stride as text."""
+        return f"windows of {self.window} px, stride {self.stride} px"
 
     def count(self, height: int, width: int) -> int:
         """Return the number of windows of an image; height and width are in pixels."""
@@ -170,3 +174,28 @@ class SlidingWindow(nn.Module):
                 total += torch.einsum("yk,kxd->yxd", a_y[i], strip)
         assert total is not None
         return total
+
+
+class SinglePass(SlidingWindow):
+    """Single pass over the whole image, in place of a sliding window.
+
+    Args:
+        backbone: Encoder that is applied to the image.
+    """
+
+    def __init__(self, backbone: DenseEncoder) -> None:
+        super().__init__(backbone, stride=backbone.window)
+
+    def identity(self) -> dict[str, Any]:
+        return {"inference": "single"}
+
+    def description(self) -> str:
+        return "single pass"
+
+    def count(self, height: int, width: int) -> int:
+        """Return the number of windows with the area of the image, at least 1."""
+        return max(1, round(height * width / self.window**2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.backbone(images)
+        return features.to(torch.promote_types(features.dtype, torch.float32))

@@ -1,21 +1,24 @@
 """Tests that each bundled YAML file is accepted by `spar fit` and trains two steps on photographs."""
 
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from spar_lightning.backbones import NaFlex, Tiny
 from spar_lightning.cli import main
+from spar_lightning.configs import shipped
+from spar_lightning.losses import ClassSimilarityLoss
+from tests.test_testing import TABLE_2
 
-CONFIGS = sorted(
-    str(file) for file in resources.files("spar_lightning.configs").iterdir() if file.name.endswith(".yaml")
-)
+CONFIGS = [str(path) for name, path in shipped().items() if not name.startswith("table")]
+ROWS = {name: path for name, path in shipped().items() if name.startswith("table")}
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: Path(path).stem)
+@pytest.mark.parametrize("path", [*map(str, shipped().values())], ids=lambda path: Path(path).stem)
 def test_parses_with_full_class_paths(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         main(["fit", "--config", path, "--print_config"])
@@ -25,6 +28,40 @@ def test_parses_with_full_class_paths(path: str, capsys: pytest.CaptureFixture[s
     for line in Path(path).read_text().splitlines():
         if "class_path:" in line:
             assert "." in line.split("class_path:")[1].split("#")[0]
+
+
+def flat(path: Path) -> dict[str, Any]:
+    """Return the settings of a configuration by dotted name."""
+    content = yaml.safe_load(path.read_text())
+    model, data = content.pop("model"), content.pop("data")["init_args"]
+    return {**content, **{f"model.{k}": v for k, v in model.items()}, **{f"data.{k}": v for k, v in data.items()}}
+
+
+CHANGES = {
+    "table2": {"model.trainable"},
+    "table3": {"data.fraction", "data.seed", "seed_everything", "data.shards", "data.max_images", "data.cache"},
+    "table9": {"model.loss", "model.stride", "model.teacher", "model.student_scale", "data.augmentation", "data.cache"},
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_of_a_table_changes_only_what_the_row_is_about(name: str) -> None:
+    base, row = flat(shipped()["siglip2_vitb16"]), flat(ROWS[name])
+    changed = {key for key in {*base, *row} if base.get(key) != row.get(key)}
+    assert row["run_dir"] == f"runs/{name}"
+    assert changed <= {"run_dir", *CHANGES[name[:6]]}
+    assert len(changed) > 1 or name == "table2_last_two_blocks"
+    # Rows share a cache exactly if they have the same teacher and augmentation.
+    other = {"model.stride", "model.teacher", "data.augmentation", "data.seed", "data.shards"} & changed
+    assert ("data.cache" in changed) == bool(other)
+    if "model.loss" in row:
+        loss = row["model.loss"]
+        assert ClassSimilarityLoss(**loss["init_args"]).classes and loss["class_path"].endswith("ClassSimilarityLoss")
+
+
+def test_table_2_has_a_row_for_each_selection() -> None:
+    rows = {tuple(flat(path)["model.trainable"]) for name, path in ROWS.items() if name.startswith("table2")}
+    assert rows == set(TABLE_2)
 
 
 # Smaller networks of the same families, with random weights.
@@ -58,8 +95,10 @@ def two_steps(config: str, arguments: list[str], photos: str, folder: Path) -> d
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, id=Path(path).stem, marks=[pytest.mark.slow] if "extended" in path else [])
-        for path in CONFIGS
+        pytest.param(
+            path, id=Path(path).stem, marks=[pytest.mark.slow] if "extended" in path or "table9" in path else []
+        )
+        for path in [*CONFIGS, str(ROWS["table9_single_pass_teacher"])]
         if "quickstart" not in path
     ],
 )

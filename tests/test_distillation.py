@@ -248,7 +248,7 @@ def test_processes_with_packs_of_different_length_give_the_gradient_of_all_image
         distillation = module(trainable=("blocks.-1",))
         mean = torch.tensor(sum(map(len, parts)) / len(parts))
         strategy = SimpleNamespace(reduce=lambda tensor, reduce_op: mean)
-        distillation._trainer = SimpleNamespace(world_size=len(parts), strategy=strategy)  # type: ignore[assignment]
+        distillation._trainer = SimpleNamespace(world_size=len(parts), strategy=strategy, global_step=0)  # type: ignore[assignment]
         for part in parts:
             (distillation.training_step(part, 0) / len(parts)).backward()
         return [p.grad for p in distillation.student.parameters() if p.grad is not None]

@@ -17,6 +17,7 @@ ORDER = [
     *(
         "evaluation",
         "datamodules",
+        "random_scale",
         "losses",
         "distillation",
         "header",

@@ -1,7 +1,8 @@
 """Tests of the losses: closed forms, invariances, gradients, the sampled Gram loss, and training with each of them."""
 
 import math
-from itertools import combinations
+from itertools import combinations, product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from spar_lightning.backbones import Tiny
 from spar_lightning.datasets.samples import Sample
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import UserError
-from spar_lightning.losses import CosineLoss, GramLoss, MSECosineLoss, gram_difference
+from spar_lightning.evaluation.benchmark_config import BenchmarkError
+from spar_lightning.losses import ClassSimilarityLoss, CosineLoss, GramLoss, MSECosineLoss, gram_difference
+from spar_lightning.segmentation.text_embeddings import TextClassifiers
 
 ALONE: dict[str, Any] = {"base": None}
 LOSSES = [CosineLoss(), MSECosineLoss(), MSECosineLoss(0.5), GramLoss(), GramLoss(2, rows=3), GramLoss(**ALONE)]
@@ -178,6 +181,41 @@ def test_rows_must_be_positive(rows: int) -> None:
         GramLoss(rows=rows)
 
 
+@pytest.fixture
+def classes(tmp_path: Path) -> str:
+    """Return a YAML file with three names of two classes."""
+    path = tmp_path / "classes.yaml"
+    path.write_text("classes: [{label: round, names: [disc, ring]}, {label: square, names: [square]}]\n")
+    return str(path)
+
+
+def test_class_similarity_is_the_formula(classes: str) -> None:
+    tiny = Tiny()
+    loss = ClassSimilarityLoss(classes)
+    loss.encode(TextClassifiers(tiny, ["{}"]))
+    names = nn.functional.normalize(tiny.encode_text(["disc", "ring", "square"]), dim=-1)
+    student, teacher = features(0, 3, 4, 128), features(1, 3, 4, 128)
+    sums = torch.zeros(())
+    for row, column, name in product(range(3), range(4), range(3)):
+        s, t = (torch.cosine_similarity(x[row, column], names[name], dim=0) for x in (student, teacher))
+        sums += (s - t) ** 2
+    torch.testing.assert_close(loss(student, teacher), sums / 36)
+    torch.testing.assert_close(loss(5 * student, teacher), loss(student, teacher))  # lengths do not matter
+    beside = student - student @ torch.linalg.pinv(names) @ names  # orthogonal to every name
+    assert loss(torch.randn(()) * beside, beside) < 1e-12
+    assert loss(torch.zeros_like(student), teacher).isfinite()
+
+
+@pytest.mark.parametrize(("name", "count"), [("ade20k", 150), ("cityscapes", 19)])
+def test_class_names_of_bundled_benchmarks(name: str, count: int) -> None:
+    assert len(ClassSimilarityLoss(name).classes) == count
+
+
+def test_class_names_that_do_not_exist() -> None:
+    with pytest.raises(BenchmarkError, match=r"'ade20' not found.*ade20k.*the path of a YAML file"):
+        ClassSimilarityLoss("ade20")
+
+
 def configured(*arguments: str) -> nn.Module:
     """Return the loss of a configuration."""
     parser = ArgumentParser()
@@ -190,6 +228,9 @@ def configured(*arguments: str) -> nn.Module:
 OWN = "spar_lightning.losses"
 GRAM = f"{{class_path: {OWN}.GramLoss, init_args: {{weight: 2, rows: 5, base: {{class_path: {OWN}.MSECosineLoss}}}}}}"
 
+NAMES = f"{{class_path: {OWN}.ClassSimilarityLoss, init_args: {{classes: CLASSES}}}}"
+NESTED = f"{{class_path: {OWN}.GramLoss, init_args: {{base: {NAMES}}}}}"
+
 
 @pytest.mark.parametrize(
     ("arguments", "kind"),
@@ -199,10 +240,12 @@ GRAM = f"{{class_path: {OWN}.GramLoss, init_args: {{weight: 2, rows: 5, base: {{
         (["--model.loss", f"{OWN}.MSECosineLoss", "--model.loss.cosine_weight", "0.5"], MSECosineLoss),
         (["--model.loss", GRAM], GramLoss),
         (["--model.loss", f"{OWN}.GramLoss", "--model.loss.base", "null"], GramLoss),
+        (["--model.loss", f"{OWN}.ClassSimilarityLoss", "--model.loss.classes", "CLASSES"], ClassSimilarityLoss),
+        (["--model.loss", NESTED], GramLoss),
     ],
 )
-def test_each_loss_trains(arguments: list[str], kind: type[nn.Module]) -> None:
-    loss = configured(*arguments)
+def test_each_loss_trains(arguments: list[str], kind: type[nn.Module], classes: str) -> None:
+    loss = configured(*(argument.replace("CLASSES", classes) for argument in arguments))
     assert type(loss) is kind
     module = Distillation(Tiny(), loss=loss, lr=5e-6, stride=32)
     optimizer = module.configure_optimizers()

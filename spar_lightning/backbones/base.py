@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from spar_lightning.backbones.attention import WindowedAttention, attend
+from spar_lightning.backbones.low_rank import merged
 from spar_lightning.backbones.tiles import Grid as Grid
 from spar_lightning.errors import UserError
 from spar_lightning.files.hashing import hash_tensors
@@ -217,7 +218,7 @@ class Backbone(nn.Module, ABC):
 
     def weights_digest(self) -> str:
         """Return the SHA-256 hash of the names, dtypes, shapes and values of the vision weights."""
-        return hash_tensors(self.vision_state_dict())
+        return hash_tensors(merged(self.vision_state_dict()))
 
     def identity(self) -> dict[str, Any]:
         """Return the cache key of the dense features; subclasses add settings that the weights do not contain."""

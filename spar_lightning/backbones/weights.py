@@ -2,7 +2,7 @@
 
 Pickled code is never executed (weights_only). Known wrappers are removed, in any order and number: the entries of
 checkpoints in `CONTAINERS`, the name prefixes in `WRAPPERS` of DataParallel, `spar fit`, other trainers and the paper's
-released students, and `_orig_mod.` of torch.compile.
+released students, and `_orig_mod.` of torch.compile. LoRA updates are merged.
 """
 
 import difflib
@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from spar_lightning.backbones.low_rank import merged
 from spar_lightning.errors import UserError
 
 # Entries of a checkpoint that contain the weights; the first one that exists is read. Averaged weights come later.
@@ -94,7 +95,7 @@ def read(source: str, names: Sequence[str] = (), expected: Collection[str] = ())
             f"{path} does not contain named tensors. Pass a state dict, or a checkpoint with a state dict under one of "
             f"the keys {', '.join(CONTAINERS)}."
         )
-    return _unwrapped(tensors, frozenset(expected), path)
+    return merged(_unwrapped(tensors, frozenset(expected), path))
 
 
 def _contained(content: Any, path: Path) -> Any:

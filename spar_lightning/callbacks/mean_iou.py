@@ -33,15 +33,19 @@ from spar_lightning.evaluation.protocol import differences, upgraded
 from spar_lightning.evaluation.timing import timed
 from spar_lightning.files.atomic import naming
 from spar_lightning.formatting import markdown
-from spar_lightning.segmentation.config import Inference
+from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.segmenter import Segmenter
 
 log = logging.getLogger("spar_lightning")
 
-Stage = Literal["before", "teacher", "after"]
+Baseline = Literal["full", "windowed", "tiling"]
+Stage = Literal[Baseline, "before", "teacher", "after"]
 
 TITLES: dict[Stage, str] = {
+    "full": "single pass with full attention, before",
+    "windowed": "single pass with windowed attention, before",
     "before": "single pass, before",
+    "tiling": "sliding window, stride = window (tiling)",
     "teacher": "sliding window (teacher)",
     "after": "single pass, after (SPAR)",
 }
@@ -66,11 +70,14 @@ class Row(TypedDict):
 class MeanIoU(Callback):
     """Callback that measures mIoU on the validation sets.
 
-    trainer.check_val_every_n_epoch and trainer.val_check_interval set when it is measured during training.
+    trainer.check_val_every_n_epoch and trainer.val_check_interval set when it is measured during training. A teacher
+    with a single pass has no row of its own.
 
     Args:
         before: Measure single-pass inference before the first training step.
         teacher: Measure the sliding-window teacher before the first training step; expensive for large images.
+        baselines: What else to measure before the first training step: `full` or `windowed` (a single pass with this
+            attention), `tiling` (a sliding window without overlap, stride = window).
         at_end: Measure single-pass inference at the end of training, as the last row of the printed table.
         benchmarks: Names of the benchmarks in data.benchmarks to measure; null measures all.
         max_images: Number of images per benchmark, spread evenly over it; null uses all.
@@ -84,6 +91,7 @@ class MeanIoU(Callback):
         self,
         before: bool = True,
         teacher: bool = True,
+        baselines: Sequence[Baseline] = (),
         at_end: bool = True,
         benchmarks: Sequence[str] | None = None,
         max_images: int | None = None,
@@ -91,6 +99,7 @@ class MeanIoU(Callback):
         check_at_least(1, **{"mean_iou.max_images": max_images})
         self.before = before
         self.teacher = teacher
+        self.baselines = baselines
         self.at_end = at_end
         self.benchmarks = benchmarks
         self.max_images = max_images
@@ -119,6 +128,8 @@ class MeanIoU(Callback):
         protocol = pl_module.protocol(str(trainer.precision))
         both = [replace(protocol, config=replace(pl_module.config, inference=mode)) for mode in ("single", "sliding")]
         self._protocol = {**both[0].content(), **both[1].content()}
+        for baseline in self.baselines:  # raises before data preparation if the backbone has no such attention
+            pl_module.student.with_attention(inference_of(pl_module, baseline).windowed)
         self._fitting = stage == "fit"
         if self.benchmarks is not None:
             data.benchmarks = [benchmark for benchmark in data.benchmarks if benchmark.name in self.benchmarks]
@@ -129,10 +140,11 @@ class MeanIoU(Callback):
         """Measure the rows before training, unless the run is resumed."""
         if trainer.global_step:
             return
-        if self.before:
-            self._measure(trainer, "before")
-        if self.teacher:
-            self._measure(trainer, "teacher")
+        assert isinstance(pl_module, Distillation)
+        wanted = {"before": self.before, "teacher": self.teacher and pl_module.teacher == "sliding"}
+        for stage in TITLES:
+            if stage in self.baselines or wanted.get(stage):
+                self._measure(trainer, stage)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Create an empty confusion matrix for each benchmark."""
@@ -279,11 +291,23 @@ def _segmenter(trainer: Trainer, stage: Stage, benchmark: Benchmark) -> Segmente
     """Return the segmenter of a row: the student, or the network as it was before training."""
     module = trainer.lightning_module
     assert isinstance(module, Distillation)
-    inference: Inference = "sliding" if stage == "teacher" else "single"
     # Before the first step the student is still that network; a copy would cost memory.
-    start = stage == "teacher" or trainer.global_step > 0
+    start = stage in ("teacher", "tiling") or trainer.global_step > 0
     backbone = module.teacher_backbone() if stage != "after" and start else None
-    return module.segmenter(benchmark.description, inference, backbone)
+    return module.segmenter(benchmark.description, inference_of(module, stage), backbone)
+
+
+def inference_of(module: Distillation, stage: Stage) -> InferenceConfig:
+    """Return the inference settings of a row."""
+    match stage:
+        case "teacher":
+            return replace(module.config, inference="sliding")
+        case "tiling":
+            return replace(module.config, inference="sliding", stride=module.student.window)
+        case "full" | "windowed":
+            return replace(module.config, inference="single", attention=stage)
+        case _:
+            return replace(module.config, inference="single")
 
 
 def _data(trainer: Trainer) -> SA1B:

@@ -12,7 +12,6 @@ from spar_lightning.distillation import Distillation
 from spar_lightning.feature_cache.cost import cost, windows_per_second
 from spar_lightning.feature_cache.index import CacheIndex
 from spar_lightning.formatting import bytes_text, hours_text, markdown
-from spar_lightning.sliding_window import SlidingWindow
 
 IMAGES: Final = (1_000, 25_000, 11_000_000)  # images, one row of the table each
 PROCESSES: Final = (1, 8, 64)  # processes, one column of the table each
@@ -31,7 +30,7 @@ class CachePlan:
     def __init__(self, model: Distillation, datamodule: SA1B, images: Images, rate: float | None = None) -> None:
         self.model, self.datamodule = model, datamodule
         self.given = rate
-        windows = SlidingWindow(model.student, model.config.stride)
+        windows = model.sliding_window(model.student)
         itemsize = torch.tensor([], dtype=getattr(torch, datamodule.cache_dtype)).element_size()
         augmentation, channels = datamodule.augmentation, model.student.embed_dim
         self.cost = cost(images, augmentation, datamodule.seed, windows, channels, itemsize)
@@ -53,13 +52,12 @@ class CachePlan:
             free: Free disk space in bytes.
             processes: Number of processes that share the work.
         """
-        price, module = self.cost, self.model
+        price = self.cost
         lines = [f"{root}: {price.images:,} images to do, {done:,} done"]
         if price.images:
             hours = price.windows / self.rate / 3600 / processes
             lines += [
-                f"  windows  {price.windows:,.0f} of {module.student.window} px with stride {module.config.stride}, "
-                f"{price.windows / price.images:,.0f} per image",
+                f"  windows  {self._windows()}, {price.windows / price.images:,.0f} per image",
                 f"  disk     {bytes_text(price.bytes)}: features {bytes_text(price.feature_bytes)} "
                 f"({self.datamodule.cache_dtype}), images about {bytes_text(price.image_bytes)}; "
                 f"{bytes_text(free)} free",
@@ -77,6 +75,13 @@ class CachePlan:
             hours = price.windows / self.rate / 3600
             rows.append([f"{count:,}", bytes_text(price.bytes), *(hours_text(hours / n) for n in PROCESSES)])
         return markdown([head, *rows])
+
+    def _windows(self) -> str:
+        """Return the work of the teacher, for display."""
+        module, count = self.model, f"{self.cost.windows:,.0f}"
+        if module.teacher == "single":
+            return f"a single pass over the area of {count} windows"
+        return f"{count} of {module.student.window} px with stride {module.config.stride}"
 
     def _origin(self) -> str:
         """Return the origin of the rate, for display."""

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from spar_lightning.cli.help import CommandParser
 from spar_lightning.cli.output import check_new_file
-from spar_lightning.configs import shipped
+from spar_lightning.configs import bundled_names, shipped
 from spar_lightning.errors import UserError, nearest
 
 
@@ -23,14 +24,11 @@ def run(args: Sequence[str]) -> int:
     if given.name is None:
         if given.copy:
             raise UserError("--copy needs a name: spar configs NAME --copy my.yaml. `spar configs` lists the names.")
-        width = max(map(len, shipped()))
-        for name, path in shipped().items():
-            print(f"{name:<{width}}  {_summary(path)}")
+        _list(shipped())
         return 0
     if given.name not in shipped():
         raise UserError(
-            f"No configuration is called {given.name!r}. {nearest(given.name, shipped())}Allowed: "
-            f"{', '.join(shipped())}."
+            f"No configuration is called {given.name!r}. {nearest(given.name, shipped())}Allowed: {bundled_names()}."
         )
     text = shipped()[given.name].read_text(encoding="utf-8")
     if given.copy is None:
@@ -41,6 +39,25 @@ def run(args: Sequence[str]) -> int:
         file.write(text)
     print(f"Wrote {given.copy}. Next: spar fit --config {given.copy}")
     return 0
+
+
+TABLES: Final = {
+    "table2": "Table 2 of the paper: what is trained",
+    "table3": "Table 3 of the paper: training images",
+    "table9": "Table 9 of the paper: other ways of distillation",
+}
+
+
+def _list(files: dict[str, Path]) -> None:
+    """Print the configurations by table; those of models come first."""
+    width = max(map(len, files))
+    before = ""
+    for name, path in files.items():
+        table = TABLES.get(name.partition("_")[0], "")
+        if table != before:
+            print(f"\n{table} (SigLIP2 ViT-B/16)")
+        before = table
+        print(f"{name:<{width}}  {_summary(path)}")
 
 
 def _summary(path: Path) -> str:

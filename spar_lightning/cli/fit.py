@@ -41,7 +41,10 @@ class FitCLI(SparCLI):
     shown = (
         *("seed_everything", "run_dir", "resume", "overwrite", "checkpoint_every_n_steps", "tensorboard"),
         *("stop_signals", "rank_timeout"),
-        *("model.*", *DATA_SHOWN, "mean_iou.*", "pictures.*"),
+        *("model.backbone", "model.trainable", "model.lora_rank", "model.loss", "model.lr", "model.weight_decay"),
+        *("model.lr_schedule", "model.compile", "model.stride", "model.window_batch", "model.templates"),
+        *("model.refine", "model.upsampler", "model.attention"),
+        *(*DATA_SHOWN, "mean_iou.*", "pictures.*"),
     )
     trainer_shown = ("devices", "num_nodes", "strategy", "precision", "max_epochs", "max_steps", "logger")
     examples = (
@@ -87,10 +90,10 @@ class FitCLI(SparCLI):
         module, backbone = self.model, self.model.student
         total = sum(p.numel() for p in backbone.parameters())
         trained = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
+        rank = "" if module.lora_rank is None else f"; LoRA of rank {module.lora_rank}"
         return (
             f"spar_lightning {__version__}: {type(backbone).__name__}, {trained:,} of {total:,} parameters are trained "
-            f"({', '.join(module.trainable)}); teacher: windows of {backbone.window} px, "
-            f"stride {module.config.stride} px\n"
+            f"({', '.join(module.trainable)}{rank}); teacher: {module.sliding_window(backbone).description()}\n"
             f"run folder {self.folder.root}, {type(self.trainer.accelerator).__name__} x {self.trainer.world_size}, "
             f"precision {self.trainer.precision}" + (f", resumed from {self.resumed}" if self.resumed else "")
         )

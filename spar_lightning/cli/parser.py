@@ -18,17 +18,23 @@ from spar_lightning.backbones.attention import WindowedAttention
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.backbones.registry import check_usable, subclasses
 from spar_lightning.cli.help import ShortHelp
-from spar_lightning.configs import shipped
+from spar_lightning.configs import bundled_names, shipped
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.datasets.augmentation import Augmentation
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import nearest
-from spar_lightning.losses import CosineLoss, GramLoss, MSECosineLoss
+from spar_lightning.losses import ClassSimilarityLoss, CosineLoss, GramLoss, MSECosineLoss
 from spar_lightning.refinement.base import Refinement
 from spar_lightning.segmentation.config import InferenceConfig
 
 BASES = {"backbone": Backbone, "data": SA1B, "refine": Refinement}  # by the last part of a key
-LOSSES = (nn.MSELoss, CosineLoss, MSECosineLoss, GramLoss)  # imported, so that their names are known
+LOSSES = (
+    nn.MSELoss,
+    CosineLoss,
+    MSECosineLoss,
+    GramLoss,
+    ClassSimilarityLoss,
+)  # imported, so that their names are known
 
 
 class Parser(ShortHelp, LightningArgumentParser):
@@ -65,10 +71,9 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
     """
     text = " ".join(message.split())
     if found := re.search(r"File does not exist: '(.+?)'", text):
-        names = shipped()
         return (
-            f"No file {found[1]!r} exists. {nearest(found[1], names)}Pass a YAML file, or the name of a bundled one: "
-            f"{', '.join(names)}."
+            f"No file {found[1]!r} exists. {nearest(found[1], shipped())}Pass a YAML file, or the name of a bundled "
+            f"one: {bundled_names()}."
         )
     if found := re.search(r"(?:Option|option) '([^']+)'", text) or re.search(r"[Uu]nrecognized arguments: (\S+)", text):
         given = found[1].lstrip("-").split("=")[0]

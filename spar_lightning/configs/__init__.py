@@ -6,9 +6,15 @@ from pathlib import Path
 
 
 def shipped() -> dict[str, Path]:
-    """Return the paths of the bundled configurations by name, sorted."""
+    """Return the paths of the bundled configurations by name: those of models, then those of rows of tables."""
     folder = Path(str(resources.files("spar_lightning.configs")))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for place in (folder, folder / "tables") for path in sorted(place.glob("*.yaml"))}
+
+
+def bundled_names() -> str:
+    """Return the names of the bundled configurations for an error message."""
+    models = [name for name in shipped() if not name.startswith("table")]
+    return f"{', '.join(models)}, or a row of one of the paper's tables (spar configs lists them)"
 
 
 def find(given: str) -> str:

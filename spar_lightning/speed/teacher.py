@@ -5,6 +5,7 @@ from typing import Final
 
 import torch
 
+from spar_lightning.errors import UserError
 from spar_lightning.sliding_window import window_starts
 from spar_lightning.speed import published
 from spar_lightning.speed.bench import Bench, operations
@@ -17,6 +18,8 @@ IMAGE: Final = (768, 1152)  # height and width on an accelerator: about the mean
 def teacher(bench: Bench) -> Iterator[Comparison]:
     """Compare the teacher with the network alone, which gets the same windows, cut beforehand, in the same batches."""
     module = bench.module
+    if module.teacher == "single":
+        raise UserError("spar speed teacher measures sliding windows, but model.teacher is single. Set it to sliding.")
     windows = module.build_teacher()
     backbone, window, stride, patch = module.student, windows.window, module.config.stride, module.student.patch_size
     height, width = IMAGE

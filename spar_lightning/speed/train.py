@@ -27,8 +27,9 @@ class Ours:
     def __init__(self, bench: Bench, batches: list[list[Sample]] | list[list[ActivationSample]]) -> None:
         self.bench, self.batches = bench, batches
         of = bench.module
-        arguments = (of.trainable, of.loss, of.lr, of.weight_decay)
-        self.module = Distillation(bench.student(), *arguments, attention=of.config.attention)
+        self.module = Distillation(bench.student(), loss=of.loss, attention=of.config.attention)
+        for ours, theirs in zip(self.module.student.parameters(), of.student.parameters(), strict=True):
+            ours.requires_grad_(theirs.requires_grad)  # of `trainable` or of LoRA
         self.module.to(bench.device)
         self.optimizer = published.adamw(self.module.student.parameters(), of.lr, of.weight_decay)
 

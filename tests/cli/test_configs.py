@@ -16,11 +16,12 @@ Capture = pytest.CaptureFixture[str]
 def test_each_has_a_line(capsys: Capture) -> None:
     assert main(["configs"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(shipped())
-    assert (
-        "quickstart               The complete method at small scale: two CPU cores, no download, a few minutes"
-        in lines
-    )
+    listed = [line for line in lines if line and not line.startswith("Table ")]
+    assert [line.split()[0] for line in listed] == list(shipped())
+    text = "\n".join(" ".join(line.split()) for line in lines)
+    assert "\nquickstart The complete method at small scale: two CPU cores, no download, a few minutes\n" in text
+    assert "\nTable 2 of the paper: what is trained (SigLIP2 ViT-B/16)\ntable2_all Trains all parameters" in text
+    assert text.count("\nTable ") == 3
 
 
 def test_shown_and_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
