@@ -43,8 +43,8 @@ Stage = Literal[Baseline, "before", "teacher", "after"]
 
 TITLES: dict[Stage, str] = {
     "full": "single pass with full attention, before",
-    "windowed": "single pass with windowed attention, before",
     "before": "single pass, before",
+    "windowed": "single pass with windowed attention, before",
     "tiling": "sliding window, stride = window (tiling)",
     "teacher": "sliding window (teacher)",
     "after": "single pass, after (SPAR)",
