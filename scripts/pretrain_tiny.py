@@ -6,11 +6,6 @@ the class names in random prompt templates; the target is the fraction of each c
 Pretraining took 53 minutes on two CPU cores that were also used by other processes.
 
     python scripts/pretrain_tiny.py            # writes spar_lightning/backbones/tiny.safetensors
-    python scripts/pretrain_tiny.py --level image --out runs/measured/image_level.safetensors
-
-With `--level image`, no patch has a label. As SigLIP2, the network is trained with a sigmoid loss between an image and
-texts: attention pooling averages the features of all patches, and each class name says whether it is in the image.
-`Tiny(pretrained=FILE)` loads the network without the pooling, so its dense features are the values that were pooled.
 """
 
 import argparse
@@ -24,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from open_clip import OPENAI_IMAGENET_TEMPLATES
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from spar_lightning.backbones.tiny import Tiny, WordEncoder
 from spar_lightning.datasets.scene_renderer import CLASSES, render
@@ -77,40 +72,6 @@ def prompts() -> list[str]:
     return [template.format(name) for name in CLASSES]
 
 
-class PatchLoss(nn.Module):
-    """Cross-entropy between patches and class names."""
-
-    def forward(self, features: Tensor, texts: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss and the accuracy.
-
-        Args:
-            features: Features of the patches (B, h, w, d).
-            texts: Unit vectors of the class names (C, d), multiplied by the scale.
-            shares: Fraction of each class in each patch (B, h, w, C).
-        """
-        logits = F.normalize(features, dim=-1) @ texts.T  # (B, h, w, C)
-        accuracy = (logits.argmax(-1) == shares.argmax(-1)).float().mean()
-        return F.cross_entropy(logits.flatten(0, 2), shares.flatten(0, 2)), accuracy
-
-
-class ImageLoss(nn.Module):
-    """Sigmoid loss between images and class names, with attention pooling over the patches."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.attention = nn.Linear(dim, 1)
-        self.bias = nn.Parameter(torch.tensor(-1.0))
-
-    def forward(self, features: Tensor, texts: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss and the accuracy; see `PatchLoss`. A class is in an image that has one patch of it."""
-        patches = features.flatten(1, 2)  # (B, N, d)
-        weights = self.attention(patches).softmax(1)  # (B, N, 1)
-        logits = F.normalize((weights * patches).sum(1), dim=-1) @ texts.T + self.bias  # (B, C)
-        present = shares.sum((1, 2)) >= 1
-        accuracy = ((logits > 0) == present).float().mean()
-        return F.binary_cross_entropy_with_logits(logits, present.float()), accuracy
-
-
 def main() -> None:
     """Pretrain and write the vocabulary and the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -119,13 +80,11 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=4000)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--level", choices=("patch", "image"), default="patch", help="what has labels")
     parser.add_argument("--out", type=Path, default=PACKAGE / "tiny.safetensors")
     args = parser.parse_args()
     torch.manual_seed(SEED)
     torch.set_num_threads(args.threads)
     (PACKAGE / "tiny_words.txt").write_text("\n".join(vocabulary()) + "\n", encoding="ascii")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
 
     start = time.perf_counter()
     images, labels = render_bank(args.scenes)
@@ -134,21 +93,23 @@ def main() -> None:
     vision = Tiny(pretrained=None)
     text = WordEncoder(vision.embed_dim, vision.heads, depth=1)
     log_scale = torch.nn.Parameter(torch.tensor(2.3))
-    objective = PatchLoss() if args.level == "patch" else ImageLoss(vision.embed_dim)
-    parameters = [*vision.parameters(), *text.parameters(), log_scale, *objective.parameters()]
+    parameters = [*vision.parameters(), *text.parameters(), log_scale]
     optimizer = torch.optim.AdamW(parameters, args.lr, weight_decay=0.02, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.steps, pct_start=0.1)
 
     for step in range(1, args.steps + 1):
         image, label = crops(images, labels, args.batch, vision.window)
-        texts = log_scale.exp() * F.normalize(text(prompts()), dim=-1)
-        loss, accuracy = objective(vision(vision.normalize(image)), texts, patch_shares(label, vision.patch_size))
+        features = F.normalize(vision(vision.normalize(image)), dim=-1)
+        logits = log_scale.exp() * features @ F.normalize(text(prompts()), dim=-1).T  # (B, h, w, C)
+        shares = patch_shares(label, vision.patch_size)
+        loss = F.cross_entropy(logits.flatten(0, 2), shares.flatten(0, 2))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         if step % 100 == 0 or step == args.steps:
+            accuracy = (logits.argmax(-1) == shares.argmax(-1)).float().mean()
             rate = step / (time.perf_counter() - start)
             left = (args.steps - step) / rate / 60
             print(

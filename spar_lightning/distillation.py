@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from spar_lightning import __version__
 from spar_lightning.backbones.base import Backbone
-from spar_lightning.backbones.low_rank import add_low_rank
+from spar_lightning.backbones.low_rank import add_low_rank, merge
 from spar_lightning.backbones.packing import dense_features, features_of
 from spar_lightning.backbones.parameter_groups import frozen_blocks, set_trainable
 from spar_lightning.backbones.weights import difference
@@ -125,7 +125,7 @@ class Distillation(LightningModule, Teacher):
         self._teacher: list[SlidingWindow] = []  # in a list, so that it is not registered as a submodule
         self._fitting = True
         self._classifiers = TextClassifiers(backbone, self.config.templates)
-        self.sliding_window(backbone)  # raises for an invalid stride before data preparation
+        SlidingWindow(backbone, self.config.stride)  # raises for an invalid stride before data preparation
 
     def prepare_data(self) -> None:
         """Load what training and validation need, so that a missing file raises before hours of feature extraction."""
@@ -138,13 +138,15 @@ class Distillation(LightningModule, Teacher):
 
     def _encode_classes(self) -> None:
         """Encode the class names of the loss, if it has any, once per process."""
-        for part in self.loss.modules():
-            if isinstance(part, ClassSimilarityLoss):
-                part.encode(self._classifiers)
+        with torch.autocast(self.device.type, enabled=False):  # equal on ranks that encode and on those that read
+            for part in self.loss.modules():
+                if isinstance(part, ClassSimilarityLoss):
+                    part.encode(self._classifiers)
 
     def build_teacher(self) -> SlidingWindow:
         backbone = copy.deepcopy(self.student.with_attention(None))  # windows have the native size
         backbone.load_state_dict(self._start, strict=False)
+        merge(backbone)
         backbone.requires_grad_(False)
         if self.compiled:
             backbone.compile(dynamic=True)
@@ -161,6 +163,14 @@ class Distillation(LightningModule, Teacher):
         backbone = self.build_teacher().backbone
         assert isinstance(backbone, Backbone)
         return backbone
+
+    def plain_student(self) -> Backbone:
+        """Return the student without LoRA, as other commands load it: a copy with merged weights, or the student."""
+        if self.lora_rank is None:
+            return self.student
+        student = copy.deepcopy(self.student)
+        merge(student)
+        return student
 
     def teacher_identity(self) -> dict[str, Any]:
         teacher = self.build_teacher()

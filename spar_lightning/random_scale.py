@@ -5,6 +5,7 @@ factor depends only on the step and the key of the image, so it is the same on e
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch.nn.functional as F
@@ -38,11 +39,15 @@ class RandomScale:
         rng = np.random.default_rng(list(hash_bytes(f"{step}/{key}".encode())))
         factor = self.low * (self.high / self.low) ** rng.uniform()
         size = [max(1, round(side * factor / patch)) * patch for side in image.shape[-2:]]
-        return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+        return _resized(image, size).to(image.dtype)
 
     def features(self, features: Tensor, like: Tensor) -> Tensor:
-        """Resize features (h, w, d) (bilinear, antialiased) to the patch grid of other features."""
+        """Resize features (h, w, d) (bilinear, antialiased) to the patch grid of other features; returns float32."""
         if self.keeps_size:
             return features
-        maps = features.permute(2, 0, 1)[None]  # (1, d, h, w)
-        return F.interpolate(maps, like.shape[:2], mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+        return _resized(features.permute(2, 0, 1), like.shape[:2]).permute(1, 2, 0)
+
+
+def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize maps (C, H, W) in float32; antialiasing has no half-precision kernel on CPUs."""
+    return F.interpolate(maps[None].float(), tuple(size), mode="bilinear", antialias=True)[0]

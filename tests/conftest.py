@@ -55,6 +55,7 @@ def small() -> list[str]:
         "--trainer.check_val_every_n_epoch", "1",
         "--model.lr_schedule", "null",
         "--trainer.log_every_n_steps", "1",
+        "--mean_iou.baselines", "[]",
         "--pictures.images", "0",  # they take a third of such a run's time; tests/cli/test_fit.py covers them
     ]  # fmt: skip
 

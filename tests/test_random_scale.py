@@ -49,6 +49,15 @@ def test_a_teacher_with_a_single_pass() -> None:
     assert module(teacher="single").batch_loss([sample()]) == 0  # nothing to learn at the same size
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    scale, image = RandomScale(0.5, 0.6), torch.randn(3, 64, 48)
+    small = scale.image(image.to(dtype), 8, 0, "sa_1")
+    assert small.dtype == dtype and small.shape[1:] != image.shape[1:]
+    torch.testing.assert_close(small.float(), scale.image(image, 8, 0, "sa_1"), rtol=0, atol=0.03)
+    assert scale.features(small.permute(1, 2, 0), image.permute(1, 2, 0)).dtype == torch.float32
+
+
 def test_settings_that_cannot_be_used() -> None:
     for factors in ((0.0, 1.0), (2.0, 1.0), (1.0, float("inf"))):
         with pytest.raises(UserError, match="student_scale must be two numbers above 0, the smaller first"):

@@ -67,13 +67,29 @@ def add_low_rank(network: nn.Module, chosen: Collection[nn.Parameter], rank: int
 
 def merged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return named weights with all low-rank updates added, under the names of the plain network."""
-    result = {}
-    for name, tensor in tensors.items():
-        if PLACE not in name:
-            result[name] = tensor
-        elif name.endswith(ORIGINAL):
-            place = name.removesuffix(ORIGINAL)
-            up, down = tensors[place + UP], tensors[place + DOWN]
-            # An unchanged weight stays equal to the bit: W + 0 would turn -0 into 0.
-            result[place.replace(PLACE, "")] = tensor + up @ down if torch.count_nonzero(up) else tensor
+    result = dict(tensors)
+    for place in [name.removesuffix(UP) for name in tensors if PLACE in name and name.endswith(UP)]:
+        weight, up, down = (result.pop(place + part) for part in (ORIGINAL, UP, DOWN))
+        result[place.replace(PLACE, "")] = _sum(weight, up, down)
     return result
+
+
+def merge(network: nn.Module) -> None:
+    """Turn a network with low-rank updates into a plain one with the same features.
+
+    Unlike `remove_parametrizations` of torch, it can be used on a copy. A module and its copy share a class, from which
+    torch would remove the weight.
+    """
+    for module in [module for module in network.modules() if parametrize.is_parametrized(module)]:
+        weights = {}
+        for name, parts in module.parametrizations.items():  # type: ignore[union-attr, operator]
+            weights[name] = nn.Parameter(_sum(parts.original, parts[0].up, parts[0].down).detach(), requires_grad=False)
+        del module.parametrizations
+        module.__class__ = type(module).__bases__[0]
+        for name, weight in weights.items():
+            module.register_parameter(name, weight)
+
+
+def _sum(weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """Return the updated weight; an unchanged one stays equal to the bit, because W + 0 would turn -0 into 0."""
+    return weight + up @ down if torch.count_nonzero(up) else weight

@@ -22,6 +22,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
+from spar_lightning.backbones.base import Backbone
 from spar_lightning.callbacks.run_loggers import log_table
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
@@ -71,7 +72,8 @@ class MeanIoU(Callback):
     """Callback that measures mIoU on the validation sets.
 
     trainer.check_val_every_n_epoch and trainer.val_check_interval set when it is measured during training. A teacher
-    with a single pass has no row of its own.
+    with a single pass has no row of its own: its row is `before`, or `full` if model.attention is windowed. A baseline
+    that equals the row `before` is not repeated.
 
     Args:
         before: Measure single-pass inference before the first training step.
@@ -128,8 +130,12 @@ class MeanIoU(Callback):
         protocol = pl_module.protocol(str(trainer.precision))
         both = [replace(protocol, config=replace(pl_module.config, inference=mode)) for mode in ("single", "sliding")]
         self._protocol = {**both[0].content(), **both[1].content()}
-        for baseline in self.baselines:  # raises before data preparation if the backbone has no such attention
-            pl_module.student.with_attention(inference_of(pl_module, baseline).windowed)
+        if stage == "fit" and "windowed" in self.baselines and not pl_module.student.windowable:
+            log.warning(
+                "mean_iou.baselines: windowed is left out, because %s does not support windowed attention.",
+                type(pl_module.student).__name__,
+            )
+            self.baselines = [baseline for baseline in self.baselines if baseline != "windowed"]
         self._fitting = stage == "fit"
         if self.benchmarks is not None:
             data.benchmarks = [benchmark for benchmark in data.benchmarks if benchmark.name in self.benchmarks]
@@ -141,9 +147,10 @@ class MeanIoU(Callback):
         if trainer.global_step:
             return
         assert isinstance(pl_module, Distillation)
+        same = "windowed" if pl_module.config.windowed else "full"  # as the row `before`
         wanted = {"before": self.before, "teacher": self.teacher and pl_module.teacher == "sliding"}
         for stage in TITLES:
-            if stage in self.baselines or wanted.get(stage):
+            if wanted.get(stage, stage in self.baselines and not (stage == same and self.before)):
                 self._measure(trainer, stage)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -215,7 +222,14 @@ class MeanIoU(Callback):
         last, images = list(self.rows[-1]["images"].items())[-1]
         benchmark = next(benchmark for benchmark in _data(trainer).benchmarks if benchmark.name == last)
         device = trainer.strategy.root_device
-        segmenters = [_segmenter(trainer, row["stage"], benchmark) for row in self.rows]
+        module = trainer.lightning_module
+        assert isinstance(module, Distillation)
+        start, student = module.teacher_backbone(), module.plain_student()
+        networks = [student if row["stage"] == "after" else start for row in self.rows]
+        segmenters = [
+            _segmenter(trainer, row["stage"], benchmark, network)
+            for row, network in zip(self.rows, networks, strict=True)
+        ]
         times: list[list[float]] = [[] for _ in self.rows]
         for i in range(min(TIMED_IMAGES, images)):
             pixels = benchmark[i].image.to(device)
@@ -287,14 +301,15 @@ def named(results: Mapping[str, Result]) -> dict[str, float]:
     return {**values, "mIoU/mean": statistics.fmean(values.values())} if values else {}
 
 
-def _segmenter(trainer: Trainer, stage: Stage, benchmark: Benchmark) -> Segmenter:
-    """Return the segmenter of a row: the student, or the network as it was before training."""
+def _segmenter(trainer: Trainer, stage: Stage, benchmark: Benchmark, network: Backbone | None = None) -> Segmenter:
+    """Return the segmenter of a row, by default with the student or a copy of the network as it was before training."""
     module = trainer.lightning_module
     assert isinstance(module, Distillation)
     # Before the first step the student is still that network; a copy would cost memory.
     start = stage in ("teacher", "tiling") or trainer.global_step > 0
-    backbone = module.teacher_backbone() if stage != "after" and start else None
-    return module.segmenter(benchmark.description, inference_of(module, stage), backbone)
+    if network is None and stage != "after" and start:
+        network = module.teacher_backbone()
+    return module.segmenter(benchmark.description, inference_of(module, stage), network)
 
 
 def inference_of(module: Distillation, stage: Stage) -> InferenceConfig:
@@ -304,8 +319,10 @@ def inference_of(module: Distillation, stage: Stage) -> InferenceConfig:
             return replace(module.config, inference="sliding")
         case "tiling":
             return replace(module.config, inference="sliding", stride=module.student.window)
-        case "full" | "windowed":
-            return replace(module.config, inference="single", attention=stage)
+        case "full":
+            return replace(module.config, inference="single", attention="full")
+        case "windowed":
+            return replace(module.config, inference="single", attention=module.config.windowed or "windowed")
         case _:
             return replace(module.config, inference="single")
 

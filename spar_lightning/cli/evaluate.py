@@ -111,6 +111,7 @@ class EvaluateCLI(SparCLI):
 
     def instantiate_classes(self) -> None:
         """Create model and data; skip pretrained weights if --weights replaces them."""
+        self.drop_training()
         # A sweep also measures the configured backbone, so it needs the pretrained weights.
         with without_weights() if self.weights and not (self.strides or self.areas) else nullcontext():
             super().instantiate_classes()

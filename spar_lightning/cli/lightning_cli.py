@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric import Fabric
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -217,6 +218,12 @@ class SparCLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, MeanIoU):
                 callback.check(self.datamodule)
+
+    def drop_training(self) -> None:
+        """Reset settings of training that a measurement does not need: weights of a run contain its LoRA merged."""
+        model = self.config[self.subcommand].model
+        model.lora_rank = None
+        model.loss = Namespace(class_path="torch.nn.MSELoss")  # type: ignore[no-untyped-call]
 
     def settings(self) -> dict[str, Any]:
         """Return the complete configuration of the command, as plain YAML types."""

@@ -55,6 +55,7 @@ class ValidateCLI(SparCLI):
 
     def instantiate_classes(self) -> None:
         """Create model and data; load the weights of --weights if given."""
+        self.drop_training()
         with without_weights() if self.config.validate.weights else nullcontext():
             super().instantiate_classes()
         if self.config.validate.weights:

@@ -8,6 +8,7 @@ import torch
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.datasets.samples import ActivationSample, Sample
 from spar_lightning.distillation import Distillation
+from spar_lightning.errors import UserError
 from spar_lightning.speed import published
 from spar_lightning.speed.bench import PHOTO, Bench, operations
 from spar_lightning.speed.comparison import Comparison
@@ -45,6 +46,8 @@ class Ours:
 
 def train(bench: Bench) -> Iterator[Comparison]:
     """Compare steps on one image, then steps on several images, one by one and packed."""
+    if not bench.module.scale.keeps_size:
+        raise UserError("spar speed train measures images of one size. Set model.student_scale to [1, 1].")
     yield _single(bench)
     yield _packs(bench)
 

@@ -1,6 +1,7 @@
 """LoRA: unchanged features at the start, only the updates train, and readers of weights get the merged network."""
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 import spar_lightning as spar
 from spar_lightning.backbones import Tiny
-from spar_lightning.backbones.low_rank import add_low_rank, merged
+from spar_lightning.backbones.low_rank import add_low_rank, merge, merged
 from spar_lightning.backbones.weights import read
 from spar_lightning.cli import main
 from spar_lightning.errors import UserError
@@ -60,6 +61,23 @@ def test_the_teacher_and_its_cache_key_are_those_without_lora() -> None:
     assert torch.equal(lora.build_teacher()(pixels), plain.build_teacher()(pixels))
 
 
+def test_a_merged_copy_leaves_the_network_as_it_is() -> None:
+    network = Tiny()
+    add_low_rank(network, list(network.parameters()), 2)
+    nn.init.ones_(network.blocks[3].mlp.fc1.parametrizations.weight[0].up)  # type: ignore[union-attr, index]
+    images = torch.randn(1, 3, 24, 16, generator=torch.Generator().manual_seed(0))
+    expected, copied = network(images), copy.deepcopy(network)
+    merge(copied)
+    assert copied.state_dict().keys() == Tiny().state_dict().keys()
+    assert type(copied.blocks[3].mlp.fc1) is nn.Linear  # type: ignore[union-attr]
+    assert torch.equal(copied(images), expected) and torch.equal(network(images), expected)
+
+
+def test_other_parametrizations_keep_their_names() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+    assert merged(layer.state_dict()).keys() == layer.state_dict().keys()
+
+
 @pytest.mark.parametrize("rank", [0, -1])
 def test_a_rank_below_one(rank: int) -> None:
     with pytest.raises(UserError, match=f"model.lora_rank must be at least 1, but got {rank}"):
@@ -93,6 +111,16 @@ def test_fit_resume_load_and_export(
     assert weights.keys() == start.keys()
     assert not torch.equal(weights["blocks.0.attn.qkv.weight"], start["blocks.0.attn.qkv.weight"])
     assert torch.equal(weights["blocks.0.norm1.weight"], start["blocks.0.norm1.weight"])
+    # Commands that take the configuration of the run build the plain network.
+    results = json.loads((run / "results.json").read_text())[-1]["miou"]
+    last = str(run / "checkpoints" / "last.ckpt")
+    assert main(["validate", "--weights", last, "--config", str(run / "config.yaml")]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"{miou:.1f}" in shown for miou in results.values())
+    benchmark = ["--benchmarks", str(scenes / "seed-0" / "scenes_64"), "--weights", str(run)]
+    assert main(["evaluate", *benchmark, "--out", str(tmp_path / "evaluated")]) == 0
+    sweep = ["--strides", "64", "--repeats", "1", "--warm_ups", "0", "--out", str(tmp_path / "sweep")]
+    assert main(["evaluate", *benchmark, *sweep]) == 0
     exported = tmp_path / "student.safetensors"
     assert main(["export", "--weights", str(run), "--to", "safetensors", "--out", str(exported)]) == 0
     image = sample(96, 80).image

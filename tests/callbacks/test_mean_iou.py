@@ -7,9 +7,12 @@ import pytest
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from spar_lightning.backbones import Backbone, Tiny
 from spar_lightning.callbacks import mean_iou
 from spar_lightning.callbacks.mean_iou import MeanIoU
 from spar_lightning.cli import main
+from spar_lightning.datamodules import RenderedScenes
+from spar_lightning.distillation import Distillation
 from spar_lightning.evaluation.benchmark import Benchmark
 from spar_lightning.segmentation.label_map import SimilarityMaps
 from spar_lightning.segmentation.segmenter import Segmenter
@@ -72,6 +75,41 @@ def test_a_resume_with_another_refinement(
     assert 'measured with other settings (refine: {"name": "LPOSS", "gamma": 1.0' in caplog.text
 
 
+@pytest.mark.parametrize(("attention", "rows"), [
+    ("full", ["before", "windowed", "tiling", "teacher", "after"]),
+    ("windowed", ["full", "before", "tiling", "teacher", "after"]),
+])  # fmt: skip
+def test_baselines(small: list[str], scenes: Path, tmp_path: Path, attention: str, rows: list[str]) -> None:
+    """Each mode is measured once, with the numbers of `spar evaluate`."""
+    run = tmp_path / "run"
+    more = ["--data.root", str(scenes), "--run_dir", str(run), "--trainer.max_epochs", "1"]
+    baselines = ["--mean_iou.baselines", "[full,windowed,tiling]", "--model.attention", attention]
+    assert main(["fit", *small, *more, *baselines]) == 0
+    results = {row["stage"]: row for row in json.loads((run / "results.json").read_text())}
+    assert list(results) == rows and all(row["ms"] > 0 for row in results.values())
+    benchmark = str(scenes / "seed-0" / "scenes_96")
+    for stage, options in (
+        ("tiling", ["--inference", "sliding", "--stride", "64"]),
+        (rows[0], ["--attention", "full"]),
+    ):
+        out = tmp_path / stage
+        config = ["--config", "quickstart", "--benchmarks", benchmark, "--out", str(out)]
+        assert main(["evaluate", *config, *options]) == 0
+        miou = json.loads((out / "results.json").read_text())["benchmarks"]["scenes_96"]["mIoU"]
+        assert miou == pytest.approx(results[stage]["miou"]["scenes_96"])
+
+
+def test_a_baseline_that_the_backbone_does_not_have(caplog: pytest.LogCaptureFixture) -> None:
+    backbone = Tiny()
+    backbone.windowable = False
+    trainer, callback = Trainer(logger=False), MeanIoU(baselines=["windowed", "tiling"])
+    trainer.datamodule = RenderedScenes(val_sizes=())  # type: ignore[attr-defined]
+    callback.setup(trainer, Distillation(backbone), "validate")
+    assert callback.baselines == ["windowed", "tiling"] and not caplog.text  # not measured there
+    callback.setup(trainer, Distillation(backbone), "fit")
+    assert callback.baselines == ["tiling"] and "mean_iou.baselines: windowed is left out" in caplog.text
+
+
 def test_nothing_at_the_end(small: list[str], scenes: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     args = ["--mean_iou.before", "false", "--mean_iou.teacher", "false", "--mean_iou.at_end", "false"]
@@ -99,8 +137,8 @@ def test_the_last_validation_counts_and_all_rows_are_timed_in_alternation(
         measure(self, trainer, stage)
 
     def with_names(self: MeanIoU, trainer: Trainer) -> None:
-        def named(trainer: Trainer, stage: mean_iou.Stage, benchmark: Benchmark) -> Segmenter:
-            made = segmenter(trainer, stage, benchmark)
+        def named(trainer: Trainer, stage: mean_iou.Stage, benchmark: Benchmark, network: Backbone) -> Segmenter:
+            made = segmenter(trainer, stage, benchmark, network)
             similarities = made.similarities
 
             def spy(image: Tensor, embeddings: Tensor) -> SimilarityMaps:
