@@ -136,12 +136,15 @@ class Distillation(LightningModule, Teacher):
         """Record whether the run trains."""
         self._fitting = stage == "fit"
 
+    def on_fit_start(self) -> None:
+        """Encode the class names of the loss on all ranks, outside of autocast."""
+        self._encode_classes()
+
     def _encode_classes(self) -> None:
         """Encode the class names of the loss, if it has any, once per process."""
-        with torch.autocast(self.device.type, enabled=False):  # equal on ranks that encode and on those that read
-            for part in self.loss.modules():
-                if isinstance(part, ClassSimilarityLoss):
-                    part.encode(self._classifiers)
+        for part in self.loss.modules():
+            if isinstance(part, ClassSimilarityLoss):
+                part.encode(self._classifiers)
 
     def build_teacher(self) -> SlidingWindow:
         backbone = copy.deepcopy(self.student.with_attention(None))  # windows have the native size
@@ -163,14 +166,6 @@ class Distillation(LightningModule, Teacher):
         backbone = self.build_teacher().backbone
         assert isinstance(backbone, Backbone)
         return backbone
-
-    def plain_student(self) -> Backbone:
-        """Return the student without LoRA, as other commands load it: a copy with merged weights, or the student."""
-        if self.lora_rank is None:
-            return self.student
-        student = copy.deepcopy(self.student)
-        merge(student)
-        return student
 
     def teacher_identity(self) -> dict[str, Any]:
         teacher = self.build_teacher()

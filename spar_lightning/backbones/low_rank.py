@@ -6,9 +6,10 @@ changes its code. peft is not used. It replaces `nn.Linear` modules, but network
 as `in_proj_weight` of open_clip's attention, of which MaskCLIP uses only the rows of the values.
 """
 
+import copy
 import math
 from collections.abc import Collection, Mapping
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from spar_lightning.errors import UserError, check_at_least
 WEIGHTS: Final = {nn.Linear: "weight", nn.MultiheadAttention: "in_proj_weight"}
 PLACE: Final = "parametrizations."
 ORIGINAL, UP, DOWN = ".original", ".0.up", ".0.down"  # names that torch gives to the tensors of an updated weight
+
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class LowRank(nn.Module):
@@ -88,6 +92,15 @@ def merge(network: nn.Module) -> None:
         module.__class__ = type(module).__bases__[0]
         for name, weight in weights.items():
             module.register_parameter(name, weight)
+
+
+def plain(network: Network) -> Network:
+    """Return a copy with merged updates, or the network itself if it has none."""
+    if not any(parametrize.is_parametrized(module) for module in network.modules()):
+        return network
+    merged_network = copy.deepcopy(network)
+    merge(merged_network)
+    return merged_network
 
 
 def _sum(weight: Tensor, up: Tensor, down: Tensor) -> Tensor:

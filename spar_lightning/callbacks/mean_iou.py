@@ -23,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
 from spar_lightning.backbones.base import Backbone
+from spar_lightning.backbones.low_rank import plain
 from spar_lightning.callbacks.run_loggers import log_table
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
@@ -224,7 +225,7 @@ class MeanIoU(Callback):
         device = trainer.strategy.root_device
         module = trainer.lightning_module
         assert isinstance(module, Distillation)
-        start, student = module.teacher_backbone(), module.plain_student()
+        start, student = module.teacher_backbone(), plain(module.student)
         networks = [student if row["stage"] == "after" else start for row in self.rows]
         segmenters = [
             _segmenter(trainer, row["stage"], benchmark, network)
