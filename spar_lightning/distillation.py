@@ -357,8 +357,8 @@ class Distillation(LightningModule, Teacher):
             raise ResumeError("The checkpoint was not written by spar fit: the entry 'spar' is missing.")
         if (rank := spar.get("lora_rank")) != self.lora_rank:
             raise ResumeError(
-                f"The checkpoint was trained with model.lora_rank {rank}, but it is {self.lora_rank}. Restore the "
-                "value, or start a new run with another --run_dir."
+                f"The checkpoint was trained with model.lora_rank {rank or 'null'}, but it is "
+                f"{self.lora_rank or 'null'}. Restore the value, or start a new run with another --run_dir."
             )
         if found := difference(checkpoint["state_dict"], self.state_dict()):
             raise ResumeError(

@@ -99,7 +99,7 @@ def test_fit_resume_load_and_export(
     assert main([*fit, *lora, "--trainer.max_epochs", "1"]) == 0
     assert main([*fit, *lora, "--resume", "auto"]) == 0
     assert main([*fit, "--model.trainable", "[blocks.*]", "--resume", "auto"]) == 2
-    assert "trained with model.lora_rank 4, but it is None" in capsys.readouterr().err
+    assert "trained with model.lora_rank 4, but it is null" in capsys.readouterr().err
 
     content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     start = Tiny().state_dict()

@@ -50,7 +50,7 @@ ELSEWHERE = {
     r"spar backbones check SigLIP2 ": ("tests/docs/test_reader.py", "examples()"),
 }
 # Weights or packages that are not available here: these commands are only parsed.
-PARSED = ("WandbLogger", "--model.backbone NaFlex", "--config table")
+PARSED = ("WandbLogger", "--model.backbone NaFlex")
 
 
 def config(backbone: dict[str, object], data: dict[str, object], run: str, **model: object) -> str:

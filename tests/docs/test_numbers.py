@@ -46,7 +46,7 @@ def test_tiling_and_the_cost_of_the_teacher(page: str) -> None:
     tiling, windowed, student = (ROWS[TITLES[stage]] for stage in ("tiling", "windowed", "after"))
     assert f"({tiling[1]} % mIoU)" in text and float(tiling[1]) > float(student[1])
     assert f"({windowed[1]} %)" in text and float(windowed[1]) > float(student[1])
-    assert 0.4 < float(tiling[2]) / float(student[2]) < 0.6 and "about half the time of the student" in text
+    assert float(tiling[2]) < float(student[2]) and "takes less time than the student" in text
     ratio = re.search(r"takes ([\d.]+) times as long", (DOCS / "quickstart.md").read_text())
     assert ratio is not None and f"about {float(ratio[1]):.0f} times as long" in text
 
