@@ -84,7 +84,7 @@ def merge(network: nn.Module) -> None:
     Unlike `remove_parametrizations` of torch, it can be used on a copy. A module and its copy share a class, from which
     torch would remove the weight.
     """
-    for module in [module for module in network.modules() if parametrize.is_parametrized(module)]:
+    for module in _updated(network):
         weights = {}
         for name, parts in module.parametrizations.items():  # type: ignore[union-attr, operator]
             weights[name] = nn.Parameter(_sum(parts.original, parts[0].up, parts[0].down).detach(), requires_grad=False)
@@ -96,11 +96,17 @@ def merge(network: nn.Module) -> None:
 
 def plain(network: Network) -> Network:
     """Return a copy with merged updates, or the network itself if it has none."""
-    if not any(parametrize.is_parametrized(module) for module in network.modules()):
+    if not _updated(network):
         return network
     merged_network = copy.deepcopy(network)
     merge(merged_network)
     return merged_network
+
+
+def _updated(network: nn.Module) -> list[nn.Module]:
+    """Return the modules with low-rank updates; a plugin may have parametrizations of its own."""
+    modules = [module for module in network.modules() if parametrize.is_parametrized(module)]
+    return [module for module in modules if any(isinstance(part, LowRank) for part in module.modules())]
 
 
 def _sum(weight: Tensor, up: Tensor, down: Tensor) -> Tensor:

@@ -28,13 +28,8 @@ from spar_lightning.refinement.base import Refinement
 from spar_lightning.segmentation.config import InferenceConfig
 
 BASES = {"backbone": Backbone, "data": SA1B, "refine": Refinement}  # by the last part of a key
-LOSSES = (
-    nn.MSELoss,
-    CosineLoss,
-    MSECosineLoss,
-    GramLoss,
-    ClassSimilarityLoss,
-)  # imported, so that their names are known
+# Imported, so that their names are known.
+LOSSES = (nn.MSELoss, CosineLoss, MSECosineLoss, GramLoss, ClassSimilarityLoss)
 
 
 class Parser(ShortHelp, LightningArgumentParser):

@@ -10,7 +10,7 @@ from torch import nn
 
 import spar_lightning as spar
 from spar_lightning.backbones import Tiny
-from spar_lightning.backbones.low_rank import add_low_rank, merge, merged
+from spar_lightning.backbones.low_rank import add_low_rank, merge, merged, plain
 from spar_lightning.backbones.weights import read
 from spar_lightning.cli import main
 from spar_lightning.errors import UserError
@@ -76,6 +76,8 @@ def test_a_merged_copy_leaves_the_network_as_it_is() -> None:
 def test_other_parametrizations_keep_their_names() -> None:
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
     assert merged(layer.state_dict()).keys() == layer.state_dict().keys()
+    assert plain(layer) is layer
+    assert plain(Tiny()).state_dict().keys() == Tiny().state_dict().keys()
 
 
 @pytest.mark.parametrize("rank", [0, -1])
