@@ -91,6 +91,7 @@ def test_a_selection_without_linear_layers() -> None:
         module(trainable=["pos_embed"], lora_rank=4)
 
 
+@pytest.mark.slow
 def test_fit_resume_load_and_export(
     small: list[str], scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,7 +59,9 @@ def whole(fit: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize(("numbers", "code"), [(["SIGINT"] * 2, 130), (["SIGTERM", "SIGUSR1"], 143)])
+@pytest.mark.parametrize(("numbers", "code"), [
+    pytest.param(["SIGINT"] * 2, 130, marks=pytest.mark.slow), (["SIGTERM", "SIGUSR1"], 143),
+])  # fmt: skip
 def test_a_stopped_run_continues_bit_identically(
     numbers: list[str], code: int, fit: list[str], whole: Path, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import spar_lightning as spar
@@ -17,6 +18,7 @@ def last(run: Path) -> dict[str, Any]:
     return loaded
 
 
+@pytest.mark.slow
 def test_an_averaged_student(small: list[str], scenes: Path, tmp_path: Path) -> None:
     fit = ["fit", *small, "--data.root", str(scenes), "--mean_iou.before", "false", "--mean_iou.teacher", "false"]
     assert main([*fit, "--run_dir", str(tmp_path / "plain")]) == 0

@@ -63,7 +63,8 @@ def test_onnx_at_sizes_that_the_export_never_saw(
     assert (tmp_path / "export" / "README.md").read_text().count("| dense") == 5
 
 
-@pytest.mark.parametrize("temperature", [pytest.param("none", marks=pytest.mark.slow), "log"])
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", ["none", "log"])
 def test_onnx_with_windowed_attention(temperature: Any, student: Make, in_process: None, tmp_path: Path) -> None:
     windows = WindowedAttention(reach=1.25, temperature=temperature)
     made = replace(student("Tiny"), backbone=student("Tiny").backbone.with_attention(windows))
