@@ -225,12 +225,10 @@ class MeanIoU(Callback):
         device = trainer.strategy.root_device
         module = trainer.lightning_module
         assert isinstance(module, Distillation)
-        start, student = module.teacher_backbone(), plain(module.student)
-        networks = [student if row["stage"] == "after" else start for row in self.rows]
-        segmenters = [
-            _segmenter(trainer, row["stage"], benchmark, network)
-            for row, network in zip(self.rows, networks, strict=True)
-        ]
+        stages = [row["stage"] for row in self.rows]
+        networks = {"after": plain(module.student)} if "after" in stages else {}
+        start = module.teacher_backbone() if stages != ["after"] else None  # one copy for all rows before training
+        segmenters = [_segmenter(trainer, stage, benchmark, networks.get(stage, start)) for stage in stages]
         times: list[list[float]] = [[] for _ in self.rows]
         for i in range(min(TIMED_IMAGES, images)):
             pixels = benchmark[i].image.to(device)
