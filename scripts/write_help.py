@@ -13,7 +13,7 @@ from pathlib import Path
 import spar_lightning.cli
 from spar_lightning.cli import COMMANDS
 
-ACTIONS = {"cache": ("info", "verify"), "backbones": ("list", "show", "check")}
+ACTIONS = {"cache": ("info", "verify"), "backbones": ("list", "show", "check"), "probe": ("linear", "knn", "panoptic")}
 FOLDER = Path(spar_lightning.cli.__file__).parent / "help_texts"
 
 

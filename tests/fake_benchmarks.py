@@ -58,7 +58,7 @@ def voc(root: Path, sizes: list[tuple[int, int]]) -> None:
         palette_png(folder / "SegmentationClass" / f"2007_{i:06d}.png", labels(i, height, width, [0, 1, 7, 20, 255]))
     jpg(folder / "JPEGImages" / "2009_000000.jpg", image(9, 8, 8))  # a training image
     split = folder / "ImageSets" / "Segmentation" / "val.txt"
-    split.parent.mkdir(parents=True)
+    split.parent.mkdir(parents=True, exist_ok=True)
     split.write_text("".join(f"2007_{i:06d} \n" for i in range(len(sizes))) + "\n")
 
 
@@ -103,3 +103,40 @@ def all_six(root: Path, sizes: list[tuple[int, int]]) -> None:
     """Write all six benchmarks."""
     for write in (voc, cityscapes, ade20k, context):
         write(root, sizes)
+
+
+def training(root: Path, sizes: list[tuple[int, int]]) -> None:
+    """Write the training images of PASCAL VOC, Cityscapes and ADE20K, with images of these sizes."""
+    voc, city, ade = root / "VOCdevkit" / "VOC2012", root / "cityscapes", root / "ade" / "ADEChallengeData2016"
+    for i, (height, width) in enumerate(sizes):
+        picture = image(400 + i, height, width)
+        jpg(voc / "JPEGImages" / f"2008_{i:06d}.jpg", picture)
+        palette_png(voc / "SegmentationClass" / f"2008_{i:06d}.png", labels(i, height, width, [0, 1, 7, 20, 255]))
+        stem = f"aachen_000000_{i:06d}"
+        path = city / "leftImg8bit" / "train" / "aachen" / f"{stem}_leftImg8bit.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+        raw = labels(i, height, width, [0, 3, 7, 24, 26, 33, 30])
+        grey_png(city / "gtFine" / "train" / "aachen" / f"{stem}_gtFine_labelIds.png", raw)
+        jpg(ade / "images" / "training" / f"ADE_train_{i:08d}.jpg", picture)
+        grey_png(ade / "annotations" / "training" / f"ADE_train_{i:08d}.png", labels(i, height, width, [0, 1, 77, 150]))
+    split = voc / "ImageSets" / "Segmentation" / "train.txt"
+    split.parent.mkdir(parents=True, exist_ok=True)
+    split.write_text("".join(f"2008_{i:06d}\n" for i in range(len(sizes))))
+
+
+def instances(root: Path) -> None:
+    """Write instance maps for the validation images of Cityscapes (two instances per thing) and ADE20K."""
+    for path in (root / "cityscapes" / "gtFine" / "val").glob("*/*_labelIds.png"):
+        values = np.array(Image.open(path)).astype(np.uint16)
+        halves = np.arange(values.shape[0])[:, None] * 2 // values.shape[0]
+        values = np.where(values >= 24, 1000 * values + halves, values).astype(np.uint16)
+        Image.fromarray(values).save(path.with_name(path.name.replace("labelIds", "instanceIds")))
+    folder = root / "ade" / "ADEChallengeData2016"
+    for path in (folder / "annotations" / "validation").glob("*.png"):
+        values = np.array(Image.open(path))
+        colors = np.zeros((*values.shape, 3), np.uint8)
+        colors[values == 77] = 43, 1, 0  # the 43rd category, of another class than the label
+        target = folder / "annotations_instance" / "validation" / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(colors).save(target)

@@ -16,6 +16,7 @@ ORDER = [
     *("sliding_window", "testing", "refinement", "segmentation", "datasets", "feature_cache", "visualization"),
     *(
         "evaluation",
+        "probes",
         "datamodules",
         "random_scale",
         "losses",

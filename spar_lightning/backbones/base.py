@@ -175,6 +175,17 @@ class Backbone(nn.Module, ABC):
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
         return self.run_blocks(self.embed(images), [grid], stop=stop)
 
+    def final_norm(self) -> nn.Module:
+        """Return the norm after the last block, which `spar probe --features trunk` applies.
+
+        Raises:
+            UserError: The class does not define it.
+        """
+        raise UserError(
+            f"{type(self).__name__} does not define final_norm, the norm after its last block. Use --features dense, "
+            "or define it in the class."
+        )
+
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Return text embeddings (Q, d) of the prompts on the CPU, without L2 normalization."""

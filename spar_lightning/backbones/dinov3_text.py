@@ -117,6 +117,10 @@ class DINOv3Text(Backbone):
         features: Tensor = self.trunk.norm(patch_tokens(tokens, grids, self.prefix))
         return features
 
+    def final_norm(self) -> nn.Module:
+        norm: nn.Module = self.trunk.norm
+        return norm
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         trunk = self.trunk
         groups = {

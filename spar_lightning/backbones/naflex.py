@@ -93,6 +93,10 @@ class NaFlex(Backbone):
         features: Tensor = values + head.mlp(head.layernorm(values))
         return features
 
+    def final_norm(self) -> nn.Module:
+        norm: nn.Module = self.vision_model.post_layernorm
+        return norm
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         model = self.vision_model
         groups = {

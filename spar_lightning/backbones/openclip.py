@@ -86,6 +86,10 @@ class OpenCLIP(OpenClipModel):
         features: Tensor = self.visual.ln_post(patch_tokens(tokens, grids, self.prefix)) @ self.visual.proj
         return features
 
+    def final_norm(self) -> nn.Module:
+        norm: nn.Module = self.visual.ln_post
+        return norm
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         visual = self.visual
         groups = {

@@ -69,6 +69,10 @@ class TimmTrunk(Backbone, ABC):
             tokens = tokens + block.ls2(block.mlp(block.norm2(tokens)))
         return tokens
 
+    def final_norm(self) -> nn.Module:
+        norm: nn.Module = self.trunk.norm
+        return norm
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         trunk = self.trunk
         groups = {"patch_embed": list(trunk.patch_embed.parameters()), "pos_embed": [trunk.pos_embed]}

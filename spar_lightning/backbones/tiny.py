@@ -181,6 +181,9 @@ class Tiny(Backbone):
         features: Tensor = self.head(self.norm(tokens))
         return features
 
+    def final_norm(self) -> nn.Module:
+        return self.norm
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         groups = {"patch_embed": list(self.patch_embed.parameters()), "pos_embed": [self.pos_embed]}
         for i, block in enumerate(self.blocks):

@@ -9,10 +9,15 @@ from tqdm import tqdm
 
 
 class FitProgress(ProgressBar):
-    """Progress bars (tqdm) that count the training batches of the whole run instead of one epoch."""
+    """Progress bars (tqdm) that count the training batches of the whole run instead of one epoch.
 
-    def __init__(self) -> None:
+    Args:
+        title: Title of the bar for training.
+    """
+
+    def __init__(self, title: str = "distilling") -> None:
         super().__init__()
+        self._title = title
         self._enabled = True
         self._fit: tqdm[Any] | None = None
         self._validation: tqdm[Any] | None = None
@@ -38,7 +43,7 @@ class FitProgress(ProgressBar):
         """Open the bar of the run."""
         loop = trainer.fit_loop.epoch_loop
         total = self._total(trainer, loop.batch_idx + 1)
-        self._fit = self._bar("distilling", total or float("inf"), "step", leave=True, initial=loop.total_batch_idx + 1)
+        self._fit = self._bar(self._title, total or float("inf"), "step", leave=True, initial=loop.total_batch_idx + 1)
 
     @staticmethod
     def _total(trainer: Trainer, finished: int) -> int | None:

@@ -27,6 +27,7 @@ COMMANDS = {
     "cache": "Compute the teacher's features, on any number of processes; inspect and verify a cache.",
     "validate": "Measure the mIoU of a backbone or a trained student on the configuration's validation sets.",
     "evaluate": "Measure mIoU by the paper's protocol, also over strides and sizes; check benchmarks, compare results.",
+    "probe": "Probe frozen features on labels: linear layer, nearest neighbors, panoptic quality of known masks.",
     "predict": "Segment images: segmentation maps, overlays, scores, features, PCA pictures.",
     "export": "Write a student for open_clip, timm, transformers or ONNX, checked by that library.",
     "speed": "Measure the speed of teacher, training, segmentation and reading against the published procedure.",

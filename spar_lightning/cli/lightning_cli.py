@@ -6,12 +6,10 @@ of the model, so LightningCLI adds none.
 
 import logging
 import os
-import re
 import stat
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,10 +25,10 @@ from spar_lightning.backbones.registry import plugins
 from spar_lightning.callbacks.mean_iou import MeanIoU
 from spar_lightning.callbacks.progress_bar import FitProgress
 from spar_lightning.callbacks.run_plots import RunPlots
-from spar_lightning.cli.contact import contact
 from spar_lightning.cli.help import GroupHelp
+from spar_lightning.cli.lightning_messages import silence
 from spar_lightning.cli.parser import Parser
-from spar_lightning.cli.processes import Processes
+from spar_lightning.cli.ranks import connected, without_signal_handlers
 from spar_lightning.configs import find
 from spar_lightning.configs.renamed import check_renamed, upgraded, written_by_a_run
 from spar_lightning.datamodules.sa1b import SA1B
@@ -38,7 +36,7 @@ from spar_lightning.distillation import Distillation
 from spar_lightning.errors import UserError
 from spar_lightning.files.home import expand_home
 from spar_lightning.segmentation.config import InferenceConfig
-from spar_lightning.stopping import GRACE, Stopped, signals
+from spar_lightning.stopping import signals
 
 log = logging.getLogger("spar_lightning")
 
@@ -78,7 +76,7 @@ class SparCLI(LightningCLI):
     examples: Sequence[str] = ()
 
     def __init__(self, args: Sequence[str]) -> None:
-        _silence()
+        silence()
         command = next(iter(self.subcommands()))
         self.prepared = prepared = prepare(args)
         plugins()  # classes have short names after their import
@@ -168,48 +166,12 @@ class SparCLI(LightningCLI):
         config = self.config_init[self.subcommand].trainer
         if config.use_distributed_sampler:
             log.warning("trainer.use_distributed_sampler is ignored: it would repeat images to even out the ranks.")
-        trainer = super().instantiate_trainer(**{"use_distributed_sampler": False, **kwargs})
-        # Lightning's handler of SIGTERM waits in a collective, and its handler of SIGUSR1 writes a checkpoint in the
-        # middle of a step; `stopping` and LastCheckpoint take their place.
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-        return trainer
+        return without_signal_handlers(super().instantiate_trainer(**{"use_distributed_sampler": False, **kwargs}))
 
-    @contextmanager
-    def ranks(self, fabric: Fabric | None = None) -> Iterator[None]:
-        """Start the other processes of this machine if no launcher has, and keep contact with all ranks in the block.
-
-        All processes end together, with one message, if one of them fails (see `cli.contact`).
-
-        Args:
-            fabric: Fabric that the command uses instead of the Trainer, not launched yet.
-        """
-        strategy, config = self.trainer.strategy, self.config[self.subcommand]
-        environment = getattr(strategy.launcher, "cluster_environment", None)
-        if environment is None:  # one process, or a strategy such as ddp_spawn that forks Python itself
-            yield
-            return
-        devices, nodes = self.trainer.num_devices, self.trainer.num_nodes
-        environment.validate_settings(num_devices=devices, num_nodes=nodes)
-        processes = None
-        if not environment.creates_processes_externally:
-            processes = Processes([str(self.subcommand), *self.prepared], devices, nodes)
-            signals.checks.append(processes.check)
-        try:
-            connected: Any = fabric or self.trainer
-            (fabric.launch if fabric else strategy.setup_environment)()
-            where = str(self.subcommand), connected.global_rank, connected.world_size, environment.main_address
-            with contact(*where, connected.strategy.broadcast, config.rank_timeout):
-                yield
-            if processes:
-                processes.wait()
-        except Stopped:
-            if processes:
-                processes.wait(GRACE)
-            raise
-        finally:
-            if processes:
-                signals.checks.remove(processes.check)
-                processes.close()
+    def ranks(self, fabric: Fabric | None = None) -> AbstractContextManager[None]:
+        """Return a context with contact between all ranks, see `cli.ranks.connected`."""
+        timeout = self.config[self.subcommand].rank_timeout
+        return connected([str(self.subcommand), *self.prepared], self.trainer, timeout, fabric)
 
     def instantiate_classes(self) -> None:
         """Instantiate all classes, then check settings of one against another."""
@@ -321,25 +283,3 @@ def progress(config: Any) -> list[Callback]:
     """Return our progress bar, unless the configuration of the Trainer has another or disables it."""
     others = any(isinstance(callback, ProgressBar) for callback in config.callbacks or [])
     return [] if others or config.enable_progress_bar is False else [FitProgress()]
-
-
-def _worth_reading(record: logging.LogRecord) -> bool:
-    """Return whether a record is useful: drop advertisements (litlogger, litmodels) and lists of accelerators."""
-    return not re.match(r".*(litlogger|litmodels)|Seed set to|[GTH]PU available", record.getMessage())
-
-
-def _silence() -> None:
-    """Hide Lightning's hints about other products and about settings that this package decides."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).addFilter(_worth_reading)
-    for message in (
-        r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6 with torch 2.15: utilities/_pytree.py
-        "Found .* module.* in eval mode",  # a backbone is always in eval mode
-        "The '.*_dataloader' does not have many workers",
-        ".*does not have a `val_dataloader`",
-        "Total length of .* across ranks is zero",  # no validation sets are configured
-        "It is recommended to use `self.log.*sync_dist=True",  # MeanIoU logs values that are summed over ranks
-        "LightningCLI's args parameter is intended to run from within Python",  # main(args) is that
-        ".*Checkpoint directory .* exists and is not empty",  # RunFolder handles that
-    ):
-        warnings.filterwarnings("ignore", message)

@@ -31,7 +31,7 @@ from spar_lightning.evaluation.label_file import check_size, read_label_file
 from spar_lightning.evaluation.label_values import class_ids
 from spar_lightning.files.hashing import sha256
 from spar_lightning.files.home import expand_home
-from spar_lightning.image.codec import ImageError, decode_image, exif_orientation
+from spar_lightning.image.codec import ImageError, decode_image, exif_orientation, image_size
 
 log = logging.getLogger("spar_lightning")
 
@@ -74,10 +74,29 @@ class Benchmark(Dataset[LabelledImage]):
             BenchmarkError: If the YAML file, the data folder or the list of images is missing or invalid, or if an
                 image is listed twice.
         """
-        self._digests = []
         file = locate(self.source)
         self.description = read(file)
         self.folder = self._folder(file)
+        self._list()
+
+    def training(self) -> "Benchmark":
+        """Return the training images of an opened benchmark, as a benchmark that is also opened.
+
+        Raises:
+            BenchmarkError: Its YAML file names no training images, or they cannot be listed.
+        """
+        other = copy.copy(self)
+        other.name = f"{self.name} (training)"
+        try:
+            other.description = self.description.training()
+        except ValueError as error:
+            raise BenchmarkError(f"{locate(self.source)}: {error}.") from error
+        other._list()
+        return other
+
+    def _list(self) -> None:
+        """List the images of the description."""
+        self._digests = []
         patterns = self.description.images
         if self.description.split is None:
             found = sorted({item for pattern in patterns for item in matches(self.folder, pattern)})
@@ -217,6 +236,27 @@ class Benchmark(Dataset[LabelledImage]):
                 f"({', '.join(map(str, ignored))}). Check `labels` in its YAML file."
             )
         return counts.results()
+
+    @property
+    def paths(self) -> list[Path]:
+        """Paths of the images."""
+        return list(self._images)
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Return height and width of an image, upright, from the header of its file.
+
+        Raises:
+            BenchmarkError: If the file cannot be read.
+        """
+        path = self._images[index]
+        try:
+            with path.open("rb") as file:
+                size = image_size(file, upright=True)
+        except OSError as error:
+            raise BenchmarkError(f"{self.name}: {path} cannot be read: {error}. Restore the file.") from error
+        if not all(size):
+            raise BenchmarkError(f"{self.name}: {path} cannot be read as an image. Restore the file.")
+        return size
 
     def has_labels(self, stem: str) -> bool:
         """Return True if the label map of an image exists."""

@@ -77,6 +77,25 @@ class LabelFiles:
 
 
 @dataclass(frozen=True)
+class InstanceFiles:
+    """Format of instance maps, for `spar probe panoptic`.
+
+    Attributes:
+        file: Pattern of the instance map paths.
+        things: Labels of the classes with instances; all others are stuff.
+        first: Smallest value of an instance. Pixels of things with a smaller value are not counted.
+        categories: For instance maps in color: label of the class for each red value from 1; green is the number of the
+            instance, from 1. Instances replace the labels of their pixels. null: one channel, and the
+            class is that of the label map.
+    """
+
+    file: str
+    things: list[str]
+    first: int = 1
+    categories: list[str] | None = None
+
+
+@dataclass(frozen=True)
 class BenchmarkConfig:
     """Labeled images and the protocol of their evaluation.
 
@@ -88,6 +107,9 @@ class BenchmarkConfig:
             matter.
         labels: Formats of the label maps; each image uses the first format that has a file for it.
         split: Text file with one image name per line; null uses all files that match `images`.
+        train: Replacements in `images`, `labels` and `split` that give the training images of `spar probe`, such as
+            {/val/: /train/}; null if the benchmark has only images for evaluation.
+        instances: Format of instance maps; null if all classes are stuff.
         expected_images: Number of images of the complete benchmark; null if it is not known.
         resize: Maximum long and short side of the resized image, in pixels; or one number, the side of a square with
             the area of the resized image; null keeps the size.
@@ -101,6 +123,8 @@ class BenchmarkConfig:
     images: list[str] = field(default_factory=lambda: [f"images/{{}}.{suffix}" for suffix in SUFFIXES])
     labels: list[LabelFiles] = field(default_factory=lambda: [LabelFiles("labels/{}.png")])
     split: str | None = None
+    train: dict[str, str] | None = None
+    instances: InstanceFiles | None = None
     expected_images: int | None = None
     resize: Resize = None
     background: bool = False
@@ -110,6 +134,31 @@ class BenchmarkConfig:
     def names(self) -> dict[str, tuple[str, ...]]:
         """Return the names of each class by its label, in the order of the class ids."""
         return {entry.label: tuple(entry.names) for entry in self.classes}
+
+    def training(self) -> "BenchmarkConfig":
+        """Return the description of the training images.
+
+        Raises:
+            ValueError: `train` is missing, or does not lead to other images.
+        """
+        if self.train is None:
+            raise ValueError("train is missing, which names the training images, such as train: {/val/: /train/}")
+
+        def path(text: str) -> str:
+            for old, new in (self.train or {}).items():
+                text = text.replace(old, new)
+            return text
+
+        changed = replace(
+            self,
+            images=[path(pattern) for pattern in self.images],
+            labels=[replace(kind, file=path(kind.file)) for kind in self.labels],
+            split=None if self.split is None else path(self.split),
+            train=None,
+        )
+        if (changed.images, changed.split) == (self.images, self.split):
+            raise ValueError(f"train: {self.train} replaces nothing in images or split, so it names the same images")
+        return changed
 
     def segmenter(self, backbone: Backbone, config: InferenceConfig, classifiers: TextClassifiers) -> Segmenter:
         """Return a segmenter that follows the protocol of this benchmark.
@@ -202,6 +251,11 @@ def read(path: Path) -> BenchmarkConfig:
         raise BenchmarkError(f"{path}: {' '.join(str(error).split())}. Allowed keys are {keys}.") from error
     _check(description, path)
     try:
+        if description.train is not None:
+            description.training()
+    except ValueError as error:
+        raise BenchmarkError(f"{path}: {error}.") from error
+    try:
         return replace(description, labels=[kind.resolved(len(classes)) for kind in description.labels])
     except ValueError as error:
         raise BenchmarkError(f"{path}: labels: {error}.") from error
@@ -230,7 +284,15 @@ def _check(description: BenchmarkConfig, path: Path) -> None:
     for words, what in ((labels, "label"), (names, "name")):
         if twice := sorted(word for word, count in Counter(words).items() if count > 1):
             raise BenchmarkError(f"{path}: two classes have the {what} {', '.join(twice)}. A {what} must be unique.")
-    for pattern in [*description.images, *(kind.file for kind in description.labels)]:
+    instances = description.instances
+    named = {*instances.things, *(instances.categories or ())} if instances else set()
+    if unknown := sorted(named - {*labels}):
+        raise BenchmarkError(
+            f"{path}: instances: {unknown[0]!r} is not the label of a class. {nearest(unknown[0], labels)}"
+            f"Allowed: {', '.join(labels)}."
+        )
+    patterns = [*description.images, *(kind.file for kind in description.labels)]
+    for pattern in [*patterns, *([instances.file] if instances else [])]:
         if pattern.count("{}") != 1:
             raise BenchmarkError(f"{path}: the pattern {pattern!r} must contain {{}} exactly once, for the image name.")
     if not description.folder or not description.images or not description.labels:

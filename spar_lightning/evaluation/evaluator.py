@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import torch
 from lightning.fabric import Fabric
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
@@ -35,7 +36,7 @@ SAVE_EVERY: Final = 30.0  # seconds
 
 
 def count(
-    segmenter: Segmenter,
+    segmenter: Callable[[Tensor], Tensor],
     images: Iterable[LabelledImage],
     indices: Iterable[int],
     counts: ConfusionMatrix,
@@ -45,7 +46,7 @@ def count(
     """Segment images and add them to the counts, one image per step of the iterator.
 
     Args:
-        segmenter: Segmenter with its backbone on `device`.
+        segmenter: Segmenter, or another function from pixels to a segmentation map, on `device`.
         images: Images of a benchmark.
         indices: Index of each image in the benchmark.
         counts: Confusion matrix that is updated in place.

@@ -46,7 +46,7 @@ class Report:
     def _earlier(self) -> dict[str, Any]:
         """Return the results of this network and protocol that are already in the folder."""
         if not self.path.exists():
-            check_ours(self.folder, self.path.name, ("table.md", "per_class"))
+            check_ours(self.folder, self.path.name, ("table.md", "per_class"), "spar evaluate")
             return {}
         try:
             found = read(self.path)
@@ -116,12 +116,10 @@ class Report:
                 writer.writerow([label, "; ".join(names), "" if math.isnan(iou) else f"{iou:.4f}", pixels, predicted])
 
 
-def check_ours(folder: Path, marker: str, patterns: Iterable[str]) -> None:
+def check_ours(folder: Path, marker: str, patterns: Iterable[str], command: str) -> None:
     """Raise UserError if a folder contains files with names of results, but not `marker`, which is written first."""
     if theirs := sorted(path for pattern in patterns for path in folder.glob(pattern)):
-        raise UserError(
-            f"{theirs[0]} was not written by spar evaluate: {folder} contains no {marker}. Set another --out."
-        )
+        raise UserError(f"{theirs[0]} was not written by {command}: {folder} contains no {marker}. Set another --out.")
 
 
 def table(content: dict[str, Any]) -> str:

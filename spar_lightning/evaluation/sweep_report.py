@@ -48,7 +48,7 @@ class SweepReport:
                 if other := differences(earlier[part], identity[part]):
                     raise UserError(f"{folder} contains a different sweep: {'; '.join(other)}. Set another --out.")
         else:
-            check_ours(folder, "sweep.json", ("sweep.md", *FIGURES))
+            check_ours(folder, "sweep.json", ("sweep.md", *FIGURES), "spar evaluate")
 
     def add(self, point: dict[str, Any]) -> None:
         """Add a point.

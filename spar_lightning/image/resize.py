@@ -54,6 +54,15 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     return pixels.round().clamp(0, 255).to(torch.uint8)
 
 
+def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a label map (H, W): each pixel of the result gets the label at its center."""
+    centers = [
+        ((torch.arange(target, dtype=torch.float64, device=labels.device) + 0.5) * source / target).long()
+        for source, target in zip(labels.shape, size, strict=True)
+    ]
+    return labels[centers[0][:, None], centers[1]]
+
+
 def at_most(image: Tensor, side: int) -> Tensor:
     """Limit the long side of an image (3, H, W) uint8 to `side` pixels: shrink with antialiasing, never enlarge."""
     if max(image.shape[-2:]) <= side:

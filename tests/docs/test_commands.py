@@ -135,6 +135,16 @@ def adapted(command: str) -> list[str]:
         return [*args, "--print_config"]
     if args[0] == "fit" and "--resume" not in args and "--print_config" not in args:
         args.append("--overwrite")
+    if args[0] == "probe":
+        small = {
+            "siglip2": "runs/siglip2_vitb16",
+            "5000000": "1000",
+            "512": "64",
+            "512,640,800,1024": "64,96",
+            "512,800": "64",
+        }
+        args = [small.get(arg, arg) for arg in args]
+        args += ["--steps", "2", "--batch_size", "2"] if args[1] == "linear" and "--help" not in args else []
     if args[0] == "speed":
         args += ["--repeats", "1", "--height", "64", "--width", "64"]
         args = [{"9": "1", "bf16-mixed": "32-true"}.get(arg, arg) for arg in args]
