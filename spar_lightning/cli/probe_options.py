@@ -1,4 +1,4 @@
-"""What the probes of `spar probe` share: options, benchmarks, and what a result depends on."""
+"""Shared parts of the probes of `spar probe`: options, benchmarks, and what a result depends on."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -41,7 +41,7 @@ class PanopticQuality:
         count = len(self.is_thing)
         merged = torch.zeros(count, dtype=torch.long).index_add_(0, predicted, areas)  # (C)
         whole = torch.where(self.is_thing[predicted], areas, merged[predicted])  # area of the predicted segment
-        iou = areas.double() / whole  # a true segment lies inside the predicted one
+        iou = areas.double() / whole  # a true segment is part of the predicted one
         match = (predicted == classes) & (iou > 0.5)
         self.iou.index_add_(0, classes[match], iou[match])
         self.matched += classes[match].bincount(minlength=count)

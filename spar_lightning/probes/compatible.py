@@ -1,4 +1,4 @@
-"""What the usual open implementation of kNN segmentation does differently, for numbers that must be compared with it.
+"""Differences of the usual open implementation of kNN segmentation, for numbers that must be compared with it.
 
 - Unlabeled pixels of training images are counted as class 0 (background in PASCAL VOC, but road in Cityscapes).
 - If the value 0 is unlabeled (ADE20K), it is a class that can be predicted, but never occurs.
