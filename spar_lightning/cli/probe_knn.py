@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -65,8 +65,6 @@ def parser() -> Parser:
     add("--seeds", type=int, default=1, help="Number of seeds for the samples; results are averaged")
     add("--compatible", action="store_true", help="Count unlabeled pixels and absent classes as the usual open "
         "implementation does, and reassign classes; only to compare numbers with it")  # fmt: skip
-    add("--precision", type=Literal["32-true", "16-mixed", "bf16-mixed"], default="32-true",
-        help="Precision of the network")  # fmt: skip
     add("--device", type=str, help="Device such as cpu, cuda or cuda:1; a GPU by default, if available")
     add_inference(parser)
     return parser

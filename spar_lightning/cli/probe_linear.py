@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.fabric import Fabric
 from lightning.pytorch import Trainer
@@ -47,8 +47,6 @@ def parser() -> Parser:
     parser.add_class_arguments(Linear)
     add("--seed", type=int, default=0, help="Seed of the layer, the order of images and their augmentation; results of "
         "several seeds are collected in one folder")  # fmt: skip
-    add("--precision", type=Literal["32-true", "16-mixed", "bf16-mixed"], default="32-true",
-        help="Precision of training and evaluation")  # fmt: skip
     add("--accelerator", type=str, default="auto", help="Device type: auto, cpu, gpu, ...")
     add("--devices", type=int, default=1, help="Number of devices per machine, each with a process")
     add("--num_nodes", type=int, default=1, help="Number of machines")

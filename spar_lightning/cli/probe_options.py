@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from spar_lightning.cli.parser import Parser
 from spar_lightning.distributed import world_size
@@ -42,6 +42,8 @@ def probe_parser(name: str, description: str, examples: tuple[str, ...], trained
             "`dense`: features in the text embedding space")  # fmt: skip
     add("--max_images", type=int | None, help="Number of images to segment, spread evenly over the benchmark; all by "
         "default")  # fmt: skip
+    add("--precision", type=Literal["32-true", "16-mixed", "bf16-mixed"], default="32-true",
+        help="Precision of the network and of training")  # fmt: skip
     add("--num_workers", type=int, default=2, help="Number of processes that read images")
     add("--config", type=str, help="YAML file of the run, if the weights do not name their network")
     add("--out", type=str | None, help=f"Folder for the results; by default {OUT}/{name}-BENCHMARK-HASH")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch.nn.functional as F
 from lightning.fabric import Fabric
@@ -73,8 +73,6 @@ def parser() -> Parser:
         "separated by commas, one result for each; native keeps the size")  # fmt: skip
     add("--pooling", type=Pooling, default="area", help="`area`: a patch counts by the fraction that a segment covers. "
         "`binary`: resized masks, as in FC-CLIP, in which small segments can vanish")  # fmt: skip
-    add("--precision", type=Literal["32-true", "16-mixed", "bf16-mixed"], default="32-true",
-        help="Precision of the network")  # fmt: skip
     add("--device", type=str, help="Device such as cpu, cuda or cuda:1; a GPU by default, if available")
     add_inference(parser, "templates")
     return parser

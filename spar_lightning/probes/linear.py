@@ -19,7 +19,7 @@ from spar_lightning.evaluation.benchmark import Benchmark
 from spar_lightning.evaluation.confusion import ConfusionMatrix
 from spar_lightning.probes.augmentation import square_starts
 from spar_lightning.probes.encoder import PatchEncoder
-from spar_lightning.probes.training_images import Positions, TrainingImages
+from spar_lightning.probes.training_images import TrainingImages
 from spar_lightning.refinement.base import BAND
 from spar_lightning.segmentation.label_map import StoredMaps, Thresholds, label_map
 from spar_lightning.sliding_window import interpolation_matrix
@@ -200,15 +200,22 @@ class LinearProbe(LightningModule):
         settings = self._settings
         start = self.trainer.global_step
         stop = min((start // settings.check_every + 1) * settings.check_every, settings.steps)
-        part = start * settings.batch_size, stop * settings.batch_size
-        return self._loader(self._images, Positions(*part, self.trainer.global_rank, self.trainer.world_size))
+        return self._loader(self._images, self.positions(start, stop))
+
+    def positions(self, start: int, stop: int) -> range:
+        """Return this rank's positions in the training images for the optimizer steps start..stop-1.
+
+        A step covers the same positions for any number of ranks that divides its batch.
+        """
+        batch, trainer = self._settings.batch_size, self.trainer
+        return range(start * batch + trainer.global_rank, stop * batch, trainer.world_size)
 
     def val_dataloader(self) -> DataLoader[LabelledImage]:
         """Return the images of the benchmark that this rank evaluates."""
         mine = range(self.trainer.global_rank, len(self._benchmark), self.trainer.world_size)
         return self._loader(Subset(self._benchmark, mine), None)
 
-    def _loader(self, images: Dataset[LabelledImage], sampler: Positions | None) -> DataLoader[LabelledImage]:
+    def _loader(self, images: Dataset[LabelledImage], sampler: range | None) -> DataLoader[LabelledImage]:
         return DataLoader(
             images, sampler=sampler, collate_fn=list, num_workers=self._workers, worker_init_fn=in_loader_process
         )

@@ -1,10 +1,9 @@
 """Training images of the linear probe: an endless sequence, the same for any number of ranks and restarts."""
 
-from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from spar_lightning.datasets.samples import LabelledImage
 from spar_lightning.probes.augmentation import augmented
@@ -32,25 +31,3 @@ class TrainingImages(Dataset[LabelledImage]):
 @lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, 0, epoch]).permutation(count)
-
-
-class Positions(Sampler[int]):
-    """Positions of one rank within a part of training.
-
-    Every optimizer step covers the same positions for any number of ranks that divides its batch.
-
-    Args:
-        start: First position of the part.
-        stop: Position after the last one.
-        rank: Index of this rank.
-        ranks: Number of ranks.
-    """
-
-    def __init__(self, start: int, stop: int, rank: int, ranks: int) -> None:
-        self._range = range(start + rank, stop, ranks)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._range)
-
-    def __len__(self) -> int:
-        return len(self._range)

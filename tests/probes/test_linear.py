@@ -1,6 +1,7 @@
 """Tests of the linear probe: images of each step, a separable set, resume."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from spar_lightning.evaluation.benchmark import Benchmark
 from spar_lightning.probes import linear
 from spar_lightning.probes.encoder import PatchEncoder
 from spar_lightning.probes.linear import Linear, LinearProbe
-from spar_lightning.probes.training_images import Positions, TrainingImages
+from spar_lightning.probes.training_images import TrainingImages
 from spar_lightning.segmentation.config import InferenceConfig
 
 
@@ -34,16 +35,6 @@ def test_every_pass_has_all_images_in_an_order_of_its_own() -> None:
     passes = [[images[position].key for position in range(7 * i, 7 * i + 7)] for i in range(4)]
     assert all(sorted(each) == [str(i) for i in range(7)] for each in passes) and len({*map(tuple, passes)}) > 1
     assert [TrainingImages(Numbered(), 7, None, seed=2)[i].key for i in range(7)] != passes[0]
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_a_step_has_the_same_images_for_any_number_of_ranks(ranks: int) -> None:
-    parts = [list(Positions(40, 72, rank, ranks)) for rank in range(ranks)]
-    assert {len(part) for part in parts} == {32 // ranks} == {len(Positions(40, 72, 0, ranks))}
-    of_a_step = 8 // ranks
-    for step in range(4):
-        together = sorted(p for part in parts for p in part[step * of_a_step : (step + 1) * of_a_step])
-        assert together == list(range(40 + 8 * step, 48 + 8 * step))
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +60,20 @@ def textures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Benchmark, Bench
     benchmark = Benchmark(str(root))
     benchmark.open()
     return benchmark, benchmark.training()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_a_step_has_the_same_images_for_any_number_of_ranks(ranks: int, textures: tuple[Benchmark, Benchmark]) -> None:
+    probe = LinearProbe(PatchEncoder(Tiny(), InferenceConfig()), *textures, Linear(batch_size=8))
+    parts = []
+    for rank in range(ranks):
+        probe._trainer = SimpleNamespace(global_rank=rank, world_size=ranks)  # type: ignore[assignment]
+        parts.append(list(probe.positions(5, 9)))
+    of_a_step = 8 // ranks
+    assert {len(part) for part in parts} == {4 * of_a_step}
+    for step in range(4):
+        together = sorted(p for part in parts for p in part[step * of_a_step : (step + 1) * of_a_step])
+        assert together == list(range(40 + 8 * step, 48 + 8 * step))
 
 
 @pytest.mark.parametrize("crop_size", [None, 48])
