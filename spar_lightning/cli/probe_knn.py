@@ -1,12 +1,13 @@
 """`spar probe knn`: k-nearest-neighbor segmentation with a memory bank of training patches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from spar_lightning.cli.backbone_arguments import split_backbone_arguments
@@ -22,6 +23,7 @@ from spar_lightning.cli.probe_options import (
     parsed,
     probe_parser,
 )
+from spar_lightning.datasets.loader import one_by_one
 from spar_lightning.datasets.samples import LabelledImage
 from spar_lightning.errors import UserError, check_at_least
 from spar_lightning.evaluation.benchmark import Benchmark
@@ -40,7 +42,6 @@ from spar_lightning.probes.encoder import PatchEncoder
 from spar_lightning.probes.knn import KNN, KNNSegmenter, fill
 from spar_lightning.probes.memory_bank import MemoryBank
 from spar_lightning.probes.report import FILES, ProbeReport
-from spar_lightning.stopping import in_loader_process
 from spar_lightning.student import load_student, usable_device
 
 DESCRIPTION = """Segment the images of a benchmark by nearest neighbors: each patch gets the classes of the most similar
@@ -150,7 +151,8 @@ def _bank(
     place = _place(MemoryBank.bytes_of(capacity, encoder.width, classes), device)
     bank = MemoryBank(capacity, encoder.width, classes, place)
     images: Dataset[LabelledImage] = CompatibleImages(training, True) if given.compatible else training
-    steps = fill(bank, encoder, _loaded(images, chosen, given.num_workers), per_image, generator)
+    loaded = chain.from_iterable(one_by_one(images, given.num_workers, chosen))
+    steps = fill(bank, encoder, loaded, per_image, generator)
     with fabric.autocast():
         for _ in tqdm(steps, f"memory bank (seed {seed})", number, unit="image"):
             pass
@@ -206,16 +208,8 @@ def _segment(
     counts = ConfusionMatrix(classes, device)
     indices = list(range(len(benchmark)))
     images: Dataset[LabelledImage] = CompatibleImages(benchmark, False) if given.compatible else benchmark
-    loaded = _loaded(images, indices, given.num_workers)
+    loaded = chain.from_iterable(one_by_one(images, given.num_workers))
     steps = count(segmenter, loaded, indices, counts, device, fabric.autocast)
     for _ in tqdm(steps, benchmark.name, len(benchmark), unit="image"):
         pass
     return counts
-
-
-def _loaded(images: Dataset[LabelledImage], chosen: Sequence[int], workers: int) -> Iterator[LabelledImage]:
-    """Yield images that are read by other processes."""
-    loader = DataLoader(
-        Subset(images, chosen), collate_fn=list, num_workers=workers, worker_init_fn=in_loader_process
-    )  # fmt: skip
-    return (image for batch in loader for image in batch)

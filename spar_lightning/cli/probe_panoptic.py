@@ -1,13 +1,13 @@
 """`spar probe panoptic`: panoptic segmentation with the masks of the ground truth and predicted classes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch.nn.functional as F
 from lightning.fabric import Fabric
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from spar_lightning.cli.backbone_arguments import split_backbone_arguments
@@ -23,6 +23,7 @@ from spar_lightning.cli.probe_options import (
     parsed,
     probe_parser,
 )
+from spar_lightning.datasets.loader import one_by_one
 from spar_lightning.errors import UserError, check_at_least
 from spar_lightning.evaluation.benchmark import Benchmark
 from spar_lightning.evaluation.environment import environment
@@ -33,7 +34,6 @@ from spar_lightning.probes.mask_pooling import Pooling, areas, pooled
 from spar_lightning.probes.report import FILES, ProbeReport
 from spar_lightning.segmentation.prompts import TextClassifier
 from spar_lightning.segmentation.text_embeddings import text_classifier
-from spar_lightning.stopping import in_loader_process
 from spar_lightning.student import load_student, usable_device
 
 DESCRIPTION = """Classify the segments of the ground truth by their mean dense feature and the text embeddings of the
@@ -98,7 +98,12 @@ def run(args: Sequence[str]) -> int:
     report = ProbeReport(Path(given.out or OUT / folder_name(found)), found, environment(fabric), row="size")
     for size in (size for size in sizes if size not in report.rows):
         quality = PanopticQuality(is_thing(benchmark))
-        for image, segments in tqdm(_loaded(given, benchmark), f"size {size}", len(benchmark), unit="image"):
+        for image, segments in tqdm(
+            chain.from_iterable(one_by_one(SegmentedImages(benchmark), given.num_workers)),
+            f"size {size}",
+            len(benchmark),
+            unit="image",
+        ):
             with fabric.autocast():
                 features = encoder(_resized(image.to(device), size))
             predicted = classify(features, segments, classifier, given.pooling)
@@ -143,11 +148,3 @@ def _resized(image: Tensor, size: str) -> Tensor:
         return image
     square = (int(size), int(size))
     return F.interpolate(image[None].cpu(), square, mode="bilinear", antialias=True)[0].to(image.device)
-
-
-def _loaded(given: Any, benchmark: Benchmark) -> Iterator[tuple[Tensor, Segments]]:
-    """Yield images and segments that are read by other processes."""
-    loader = DataLoader(
-        SegmentedImages(benchmark), collate_fn=list, num_workers=given.num_workers, worker_init_fn=in_loader_process
-    )
-    return (image for batch in loader for image in batch)

@@ -24,6 +24,7 @@ from spar_lightning.datamodules.packed_sampler import PackOrder
 from spar_lightning.datamodules.samplers import EpochOrder, RankSlice, StreamOrder
 from spar_lightning.datasets.augmentation import PRESETS, Augmentation
 from spar_lightning.datasets.image_table import Images, find
+from spar_lightning.datasets.loader import one_by_one
 from spar_lightning.datasets.samples import LabelledImage
 from spar_lightning.datasets.shard_index import expand, scan_all
 from spar_lightning.datasets.shard_stream import is_streamed
@@ -39,7 +40,6 @@ from spar_lightning.feature_cache.dataset import CachedFeatures
 from spar_lightning.feature_cache.extract import Dtype, Teacher, TeacherFeatures
 from spar_lightning.files.hashing import sha256
 from spar_lightning.files.home import expand_home
-from spar_lightning.stopping import in_loader_process
 
 SHORT_PACK = 16  # images per step of a dry run with sequence packing
 
@@ -300,13 +300,7 @@ class SA1B(LightningDataModule):
                     "Each rank needs at least one: use fewer devices or more images."
                 )
         return [
-            DataLoader(
-                benchmark,
-                sampler=RankSlice(len(benchmark), rank, world_size),
-                collate_fn=list,
-                num_workers=self.num_workers,
-                worker_init_fn=in_loader_process,
-            )
+            one_by_one(benchmark, self.num_workers, RankSlice(len(benchmark), rank, world_size))
             for benchmark in self.benchmarks
         ]
 

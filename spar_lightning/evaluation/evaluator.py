@@ -8,16 +8,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from spar_lightning.backbones.base import Backbone
+from spar_lightning.datasets.loader import one_by_one
 from spar_lightning.datasets.samples import LabelledImage
 from spar_lightning.evaluation.benchmark import Benchmark
 from spar_lightning.evaluation.confusion import ConfusionMatrix
@@ -30,7 +31,6 @@ from spar_lightning.files.hashing import hash_json
 from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.segmenter import Segmenter
 from spar_lightning.segmentation.text_embeddings import TextClassifiers
-from spar_lightning.stopping import in_loader_process
 
 SAVE_EVERY: Final = 30.0  # seconds
 
@@ -138,13 +138,7 @@ class Evaluator:
         mine = [i for i in range(len(benchmark)) if i not in done][rank :: self.fabric.world_size]
         title = benchmark.name + (f" ({len(done)} already counted)" if done else "")
         share = ConfusionMatrix(stored.classes, device)
-        loader = DataLoader(
-            Subset(benchmark, mine),
-            collate_fn=list,
-            num_workers=self.num_workers,
-            worker_init_fn=in_loader_process,
-        )
-        images = (image for batch in loader for image in batch)
+        images = chain.from_iterable(one_by_one(benchmark, self.num_workers, mine))
         steps = count(segmenter, images, mine, share, device, self.fabric.autocast)
         saved = time.monotonic()
         for _ in tqdm(steps, title, len(mine), unit="image", disable=rank != 0):

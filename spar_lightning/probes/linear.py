@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader
 
+from spar_lightning.datasets.loader import one_by_one
 from spar_lightning.datasets.samples import IGNORED, LabelledImage
 from spar_lightning.errors import UserError, check_at_least
 from spar_lightning.evaluation.benchmark import Benchmark
@@ -23,7 +24,6 @@ from spar_lightning.probes.training_images import TrainingImages
 from spar_lightning.refinement.base import BAND
 from spar_lightning.segmentation.label_map import StoredMaps, Thresholds, label_map
 from spar_lightning.sliding_window import interpolation_matrix
-from spar_lightning.stopping import in_loader_process
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class LinearProbe(LightningModule):
         settings = self._settings
         start = self.trainer.global_step
         stop = min((start // settings.check_every + 1) * settings.check_every, settings.steps)
-        return self._loader(self._images, self.positions(start, stop))
+        return one_by_one(self._images, self._workers, self.positions(start, stop))
 
     def positions(self, start: int, stop: int) -> range:
         """Return this rank's positions in the training images for the optimizer steps start..stop-1.
@@ -213,12 +213,7 @@ class LinearProbe(LightningModule):
     def val_dataloader(self) -> DataLoader[LabelledImage]:
         """Return the images of the benchmark that this rank evaluates."""
         mine = range(self.trainer.global_rank, len(self._benchmark), self.trainer.world_size)
-        return self._loader(Subset(self._benchmark, mine), None)
-
-    def _loader(self, images: Dataset[LabelledImage], sampler: range | None) -> DataLoader[LabelledImage]:
-        return DataLoader(
-            images, sampler=sampler, collate_fn=list, num_workers=self._workers, worker_init_fn=in_loader_process
-        )
+        return one_by_one(self._benchmark, self._workers, mine)
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
