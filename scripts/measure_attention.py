@@ -11,7 +11,6 @@ with full and windowed attention in alternation, and its peak memory in separate
 import argparse
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from spar_lightning.backbones.attention import WindowedAttention
 from spar_lightning.datamodules.rendered_scenes import VALIDATION
 from spar_lightning.datasets.scene_renderer import CLASSES, render
 from spar_lightning.evaluation.confusion import ConfusionMatrix
+from spar_lightning.evaluation.timing import Peak
 from spar_lightning.formatting import markdown
 from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.segmenter import Segmenter
@@ -145,8 +145,9 @@ def main() -> None:
         attention, h, w = args.peak[0], int(args.peak[1]), int(args.peak[2])
         backbone = network(args.size, attention)
         with torch.no_grad():
+            memory = Peak(torch.device("cpu"))
             backbone(torch.zeros(1, 3, h * backbone.patch_size, w * backbone.patch_size))
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(memory.mebibytes())
         return
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next(line.split(": ")[1] for line in lines if line.startswith("model name"))

@@ -9,7 +9,6 @@ the segmentation; the other segments. The network is a convolution with the dime
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from spar_lightning.backbones import Tiny
+from spar_lightning.evaluation.timing import Peak
 from spar_lightning.formatting import markdown
 from spar_lightning.segmentation.config import Inference, InferenceConfig
 from spar_lightning.segmentation.prompts import TextClassifier
@@ -49,7 +49,7 @@ def work(what: str, inference: Inference, classes: int, side: int, stride: int) 
     text = nn.functional.normalize(torch.randn(classes, 768), dim=-1)
     classifier = TextClassifier(tuple(map(str, range(classes))), text, torch.arange(classes))
     segmenter = Segmenter(network, classifier, InferenceConfig(inference, stride))
-    start = time.perf_counter()
+    memory, start = Peak(torch.device("cpu")), time.perf_counter()
     if what == "segment":
         segmenter(image)
     elif inference == "single":
@@ -57,8 +57,7 @@ def work(what: str, inference: Inference, classes: int, side: int, stride: int) 
     else:
         for _ in SlidingWindow(network, stride).maps(segmenter.pixels(image)):
             pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(peak, time.perf_counter() - start)
+    print(memory.mebibytes(), time.perf_counter() - start)
 
 
 def main() -> None:

@@ -1,22 +1,19 @@
-"""Measure the probes on synthetic images, their cost and their memory, and write docs/probes.md.
+"""Measure the probes on synthetic images, and write docs/probes.md.
 
     python scripts/measure_probes.py                     # after scripts/measure_quickstart.py, whose students it uses
     python scripts/measure_probes.py --reuse             # write the page again from finished results
 
-Each row of the accuracy table is one `spar probe` command. Cost and peak memory are measured in separate processes.
+Each cell of the table is one `spar probe` command. `python -m benchmarks.probes` measures time and memory.
 """
 
 import argparse
 import json
 import os
 import platform
-import resource
 import shlex
 import shutil
-import statistics
 import subprocess
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
 
@@ -25,15 +22,11 @@ import yaml
 from PIL import Image
 
 from spar_lightning.datasets.scene_renderer import CLASSES, render
-from spar_lightning.formatting import bytes_text, markdown
-from spar_lightning.probes.memory_bank import MemoryBank
+from spar_lightning.formatting import markdown
 
 ROOT = Path(__file__).parents[1]
 FIRST = 3_000_000  # index of the first image; training and validation of the quickstart use others
 SIDE, TRAIN, VAL = 192, 50, 40
-WIDTH, NAMES = 768, 150  # ViT-B on ADE20K
-SIZES = (62_500, 125_000, 250_000, 500_000, 1_000_000)
-QUERIES = 2352  # patches of an image of 672 x 896 pixels
 
 
 COLUMNS = {
@@ -96,50 +89,6 @@ def accuracy(seed: int, runs: Path) -> list[list[str]]:
     return found
 
 
-def cost(patches: int) -> dict[str, float]:
-    """Fill a memory bank with random patches and label an image; return seconds and bytes."""
-    torch.set_num_threads(os.cpu_count() or 1)
-    generator = torch.Generator().manual_seed(0)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    bank = MemoryBank(patches, WIDTH, NAMES)
-    for start in range(0, patches, QUERIES):
-        count = min(QUERIES, patches - start)
-        counts = torch.zeros(count, NAMES, dtype=torch.long)
-        counts[:, start % NAMES] = 256
-        bank.add(torch.randn(count, WIDTH, generator=generator), counts)
-    queries = torch.randn(QUERIES, WIDTH, generator=generator)
-    times = []
-    for _ in range(3):
-        start_time = time.perf_counter()
-        bank.label(queries, 30, 0.02)
-        times.append(time.perf_counter() - start_time)
-    peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    size = MemoryBank.bytes_of(patches, WIDTH, NAMES)
-    return {"seconds": statistics.median(times), "peak": peak, "size": size}
-
-
-def costs(runs: Path) -> list[list[str]]:
-    """Return the table of cost by the size of the memory bank, each size in a process of its own."""
-    path = runs / "probe-cost.json"
-    if not path.exists():
-        found = {}
-        for patches in SIZES:
-            code = f"import json; from scripts.measure_probes import cost; print(json.dumps(cost({patches})))"
-            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-            done = subprocess.run(
-                [sys.executable, "-c", code], check=True, env=environment, stdout=subprocess.PIPE, text=True
-            )
-            found[patches] = json.loads(done.stdout)
-        path.write_text(json.dumps(found))
-    lines = [["patches", "bank", "peak memory", "seconds per image", "seconds per image and million patches"]]
-    for patches, row in json.loads(path.read_text()).items():
-        memory = [bytes_text(row["size"]), bytes_text(row["peak"])]
-        lines.append(
-            [f"{int(patches):,}", *memory, f"{row['seconds']:.1f}", f"{1e6 * row['seconds'] / int(patches):.1f}"]
-        )
-    return lines
-
-
 def main() -> None:
     """Measure and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -151,19 +100,14 @@ def main() -> None:
     if not args.reuse:
         for path in args.runs.glob("probes-*"):
             shutil.rmtree(path)
-        (args.runs / "probe-cost.json").unlink(missing_ok=True)
     head = ["seed", "inference", *COLUMNS]
     table = markdown([head, *(row for seed in args.seeds for row in accuracy(seed, args.runs))])
     template = (ROOT / "scripts" / "probes_page.md").read_text()
     text = template.format(
         accuracy=table,
-        cost=markdown(costs(args.runs)),
         train=TRAIN,
         val=VAL,
         side=SIDE,
-        queries=QUERIES,
-        width=WIDTH,
-        names=NAMES,
         hardware=f"{platform.machine()}, {os.cpu_count()} CPU cores, CUDA devices: {torch.cuda.device_count()}",
         packages=", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "lightning")),
     )

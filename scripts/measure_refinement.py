@@ -10,7 +10,6 @@ Results are written by `spar evaluate` to runs/refinement. Results that exist ar
 import argparse
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import torch
 
 from spar_lightning.cli import main as spar
 from spar_lightning.evaluation.report import read
+from spar_lightning.evaluation.timing import Peak
 from spar_lightning.formatting import markdown
 from spar_lightning.refinement import LPOSS, AnyUp
 from spar_lightning.segmentation.label_map import Thresholds, label_map
@@ -82,17 +82,13 @@ def work(what: str, height: int, width: int) -> None:
     torch.manual_seed(0)
     maps, upsampler = torch.rand(NAMES, height // PATCH, width // PATCH), AnyUp(None)
     features, image = torch.randn(height // PATCH, width // PATCH, CHANNELS), torch.rand(3, height, width)
-    before, start = peak(), time.perf_counter()
+    memory, start = Peak(torch.device("cpu")), time.perf_counter()
+    before = memory.mebibytes()
     if what == "LPOSS":
         LPOSS()(features, maps, PATCH)
     elif what == "AnyUp":
         label_map(GuidedMaps(upsampler, image, maps), torch.arange(NAMES), (height, width), Thresholds())
-    print(peak(), before, time.perf_counter() - start)
-
-
-def peak() -> float:
-    """Return the peak memory of this process in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(memory.mebibytes(), before, time.perf_counter() - start)
 
 
 def costs() -> str:
