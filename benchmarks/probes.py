@@ -18,11 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
-from PIL import Image
 
 from benchmarks.growth import fit
-from spar_lightning.datasets.scene_renderer import CLASSES, render
+from scripts.measure_probes import render_benchmark
 from spar_lightning.evaluation.timing import Peak
 from spar_lightning.formatting import bytes_text, markdown
 from spar_lightning.probes.memory_bank import MemoryBank
@@ -45,32 +43,12 @@ print(peak.mebibytes())
 sys.exit(status)"""
 
 
-def benchmark(folder: Path, train: int, val: int, side: int) -> Path:
-    """Write images with labels and the YAML file of a benchmark."""
-    for split, count, first in (("train", train, 0), ("val", val, train)):
-        for kind in ("images", "labels"):
-            (folder / split / kind).mkdir(parents=True)
-        for i in range(count):
-            scene = render(0, first + i, side, side)
-            for kind, pixels in (("images", scene.image), ("labels", scene.labels)):
-                Image.fromarray(pixels).save(folder / split / kind / f"{i:04d}.png", compress_level=1)
-    content = {
-        "classes": [{"label": name, "names": [name]} for name in CLASSES],
-        "images": "val/images/{}.png",
-        "labels": [{"file": "val/labels/{}.png"}],
-        "train": {"val/": "train/"},
-    }
-    path = folder / "benchmark.yaml"
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
-    return path
-
-
 def run(probe: str, images: int, side: int) -> tuple[float, int]:
     """Run a probe on some images; return seconds and the peak memory of its process in bytes."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         train, val = (0, images) if probe == "panoptic" else (images, FIXED)
-        path = benchmark(folder, train, val, side)
+        path = render_benchmark(folder, 0, 0, train, val, side)
         options = ["--weights", "tiny", "--attention", "windowed", "--benchmark", str(path), "--num_workers", "0"]
         if probe == "linear":  # every training image once
             steps = str(images // 8)

@@ -47,16 +47,13 @@ def rows(student: Path) -> dict[str, str]:
     }
 
 
-def render_benchmark(seed: int, folder: Path) -> Path:
-    """Write training and validation images with labels, and the YAML file, unless they exist."""
-    path = folder / "benchmark.yaml"
-    if path.exists():
-        return path
-    for split, count in (("train", TRAIN), ("val", VAL)):
+def render_benchmark(folder: Path, seed: int, first: int, train: int, val: int, side: int) -> Path:
+    """Write training and validation images with labels, from the index `first` on, and return their YAML file."""
+    for split, count, start in (("train", train, first), ("val", val, first + train)):
         for kind in ("images", "labels"):
             (folder / split / kind).mkdir(parents=True, exist_ok=True)
         for i in range(count):
-            scene = render(seed, FIRST + i + TRAIN * (split == "val"), SIDE, SIDE)
+            scene = render(seed, start + i, side, side)
             for kind, pixels in (("images", scene.image), ("labels", scene.labels)):
                 Image.fromarray(pixels).save(folder / split / kind / f"{i:04d}.png", compress_level=1)
     content = {
@@ -65,6 +62,7 @@ def render_benchmark(seed: int, folder: Path) -> Path:
         "labels": [{"file": "val/labels/{}.png"}],
         "train": {"val/": "train/"},
     }
+    path = folder / "benchmark.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
@@ -72,7 +70,7 @@ def render_benchmark(seed: int, folder: Path) -> Path:
 def accuracy(seed: int, runs: Path) -> list[list[str]]:
     """Return the mIoU of all rows for a seed."""
     student = runs / f"quickstart-seed-{seed}"
-    benchmark = render_benchmark(seed, runs / f"probe-scenes-{seed}")
+    benchmark = render_benchmark(runs / f"probe-scenes-{seed}", seed, FIRST, TRAIN, VAL, SIDE)
     found = []
     for i, (name, arguments) in enumerate(rows(student).items()):
         cells = [str(seed), name]
