@@ -98,12 +98,8 @@ def run(args: Sequence[str]) -> int:
     report = ProbeReport(Path(given.out or OUT / folder_name(found)), found, environment(fabric), row="size")
     for size in (size for size in sizes if size not in report.rows):
         quality = PanopticQuality(is_thing(benchmark))
-        for image, segments in tqdm(
-            chain.from_iterable(one_by_one(SegmentedImages(benchmark), given.num_workers)),
-            f"size {size}",
-            len(benchmark),
-            unit="image",
-        ):
+        loaded = chain.from_iterable(one_by_one(SegmentedImages(benchmark), given.num_workers))
+        for image, segments in tqdm(loaded, f"size {size}", len(benchmark), unit="image"):
             with fabric.autocast():
                 features = encoder(_resized(image.to(device), size))
             predicted = classify(features, segments, classifier, given.pooling)
