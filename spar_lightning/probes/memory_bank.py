@@ -1,7 +1,7 @@
 """Memory bank of patches: features with the classes of their pixels, and exact search for the nearest ones.
 
 The search computes all similarities, a block of the bank at a time, so that its memory does not depend on the size of
-the bank. docs/probes.md compares it with faiss, which needs twice the memory or takes longer.
+the bank. docs/performance.md compares it with faiss, which needs twice the memory or takes longer.
 
 Shapes: M patches in the bank, D channels, C classes, N queries.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from spar_lightning.datasets.samples import IGNORED
 from spar_lightning.image.resize import resize_labels
 
-BLOCK: Final = 8192  # patches of the bank that are compared at once
+BLOCK: Final = 4096  # patches of the bank that are compared at once
 QUERIES: Final = 2048  # patches of an image that are compared at once
 
 
