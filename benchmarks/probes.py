@@ -1,6 +1,6 @@
 """Benchmark of the growth of the probes' time and memory with the number of images and of patches.
 
-    python -m benchmarks.probes                # about 15 minutes on two cores
+    python -m benchmarks.probes                # about 30 minutes on two cores
     python -m benchmarks.probes --repeats 1
 
 Whole `spar probe` commands with `Tiny` and windowed attention on synthetic images, each at five sizes. Sizes are
@@ -87,7 +87,7 @@ def search(patches: int) -> None:
     """Fill a memory bank with random patches and label an image; print seconds and the peak memory of that in bytes."""
     generator = torch.Generator().manual_seed(0)
     memory = Peak(torch.device("cpu"))
-    before = memory.mebibytes() or 0
+    before = memory.mebibytes()
     bank = MemoryBank(patches, WIDTH, NAMES)
     for start in range(0, patches, QUERIES):
         count = min(QUERIES, patches - start)
@@ -100,7 +100,10 @@ def search(patches: int) -> None:
         started = time.perf_counter()
         bank.label(queries, 30, 0.02)
         times.append(time.perf_counter() - started)
-    print(statistics.median(times), round(2**20 * ((memory.mebibytes() or 0) - before)))
+    after = memory.mebibytes()
+    assert before is not None
+    assert after is not None
+    print(statistics.median(times), round(2**20 * (after - before)))
 
 
 def banks() -> None:

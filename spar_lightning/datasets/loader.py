@@ -14,6 +14,6 @@ def one_by_one(items: Dataset[Any], num_workers: int, order: Iterable[int] | Non
     Args:
         items: Dataset with a length.
         num_workers: Number of processes that read; 0 reads in this one.
-        order: Indices of the items, in order; null for all.
+        order: Indices of the items, in order; None for all.
     """
     return DataLoader(items, sampler=order, collate_fn=list, num_workers=num_workers, worker_init_fn=in_loader_process)
