@@ -27,9 +27,9 @@ PAGE = """# Why the single pass of Tiny loses accuracy
 
 Written by `python scripts/attention_reach.py`: {images} synthetic images of {side} x {side} px (seed {seed}) and
 the pretrained `Tiny` (window 64 px, 8 x 8 patches), without training. mIoU in percent over all classes, and
-the mean IoU of the {textures} textures and of the {shapes} shapes.
+the mean IoU of the {textures} textures and of the {objects} objects.
 
-| single pass over the whole image, with | mIoU | textures | shapes |
+| single pass over the whole image, with | mIoU | textures | objects |
 | --- | --- | --- | --- |
 {rows}
 
@@ -107,14 +107,14 @@ def main() -> None:
             predicted = segment(torch.from_numpy(scene.image).permute(2, 0, 1))
             counts.update(predicted, torch.from_numpy(scene.labels), i)
         result = counts.results()
-        textures, shapes = result.per_class[: len(TEXTURES)], result.per_class[len(TEXTURES) :]
-        means = [result.miou, sum(textures) / len(textures), sum(shapes) / len(shapes)]
+        textures, objects = result.per_class[: len(TEXTURES)], result.per_class[len(TEXTURES) :]
+        means = [result.miou, sum(textures) / len(textures), sum(objects) / len(objects)]
         rows.append(f"| {name} | " + " | ".join(f"{mean:.1f}" for mean in means) + " |")
         print(rows[-1], flush=True)
     n = len(TEXTURES)
     args.out.write_text(
         PAGE.format(
-            images=args.images, side=side, seed=args.seed, rows="\n".join(rows), textures=n, shapes=len(CLASSES) - n
+            images=args.images, side=side, seed=args.seed, rows="\n".join(rows), textures=n, objects=len(CLASSES) - n
         ),
         encoding="utf-8",
     )

@@ -60,7 +60,7 @@ LPOSS: Final = {
     "old": ["--refine", "lposs_spar"],
     "new": ["--refine", "LPOSS", "--refine.preset", "spar"],
 }
-CLASSES: Final = "disc; ring; square, diamond; background: plain, grain, waves, checks"
+CLASSES: Final = "red dot; blue dot; yellow dot, white dot; background: plain, grain, waves, checks"
 
 
 def run_all(checkout: Path, folder: Path, spelling: str, quickstart: bool) -> None:

@@ -45,6 +45,7 @@ MODES = {
     "windowed, reach 1.25, log temperature, windowed positions": InferenceConfig(attention=WIDE),
     "sliding window, stride 64 (tiling)": InferenceConfig("sliding", stride=64),
     TEACHER: InferenceConfig("sliding", stride=16),
+    "sliding window, stride 16, blend hann": InferenceConfig("sliding", stride=16, blend="hann"),
 }
 SIDES = (64, 192, 320)
 GRIDS = {"SigLIP2": ((32, 32), (48, 48), (64, 64), (64, 128), (128, 128)), "Tiny": ((8, 8), (16, 16), (16, 32))}

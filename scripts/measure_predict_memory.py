@@ -51,7 +51,7 @@ def write(path: Path, side: int) -> None:
 
 def peak(image: Path, out: Path) -> int:
     """Return the peak resident memory in bytes of `spar predict` on one image."""
-    args = ["predict", str(image), "--weights", "tiny", "--classes", "disc; ring; plain", "--max_side", "1024"]
+    args = ["predict", str(image), "--weights", "tiny", "--classes", "red dot; blue dot; plain", "--max_side", "1024"]
     command = [sys.executable, "-c", PREDICT, *args, "--out", str(out)]
     said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     assert Image.open(out / "labels" / f"{image.stem}.png").size == Image.open(image).size
@@ -69,7 +69,7 @@ def calls(count: int, sizes: int) -> tuple[list[int], int]:
     Returns:
         Resident memory after each tenth of the calls, and at the end after malloc has returned what it does not use.
     """
-    segmenter = spar.load("tiny", classes=["disc", "ring", "plain"])
+    segmenter = spar.load("tiny", classes=["red dot", "blue dot", "plain"])
     generator, found = torch.Generator().manual_seed(sizes), []
     shapes = torch.randint(32, 400, (sizes, 2), generator=generator).tolist()
     for i in range(count):

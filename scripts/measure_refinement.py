@@ -67,7 +67,7 @@ def scores(run: Path, scenes: Path, results: Path) -> str:
         for title, refine in REFINEMENTS.items():
             if title == "none, on the patch grid" and "sliding" not in way:
                 continue  # a single pass is always on the patch grid
-            given = [*options, str(run)] if options == ["--weights"] else options
+            given = [*options, str(run / "checkpoints" / "last.ckpt")] if options == ["--weights"] else options
             out = results / f"{way} {title}".replace(", ", "-").replace(" ", "_")
             evaluate(run, scenes, out, *given, "--refine", *refine)
             found = read(out)["benchmarks"]

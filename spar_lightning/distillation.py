@@ -17,7 +17,7 @@ from jsonargparse import lazy_instance  # type: ignore[attr-defined]  # exported
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 
 from spar_lightning import __version__
 from spar_lightning.backbones.base import Backbone
@@ -25,6 +25,7 @@ from spar_lightning.backbones.low_rank import add_low_rank, merge
 from spar_lightning.backbones.packing import dense_features, features_of
 from spar_lightning.backbones.parameter_groups import frozen_blocks, set_trainable
 from spar_lightning.backbones.weights import difference
+from spar_lightning.cosine_decay import CosineDecay as CosineDecay
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.datamodules.samplers import ResumeError as ResumeError
 from spar_lightning.datasets.samples import ActivationSample, LabelledImage, Sample
@@ -38,20 +39,6 @@ from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.segmenter import Segmenter
 from spar_lightning.segmentation.text_embeddings import TextClassifiers
 from spar_lightning.sliding_window import SinglePass, SlidingWindow
-
-
-class CosineDecay(LambdaLR):
-    """Cosine decay from the learning rate to zero at the end of the run.
-
-    Unlike torch's CosineAnnealingLR, it uses the closed form, because a resumed run may end at a different step.
-
-    Args:
-        optimizer: Wrapped optimizer.
-        total_steps: Number of optimizer steps of the run.
-    """
-
-    def __init__(self, optimizer: Optimizer, total_steps: int) -> None:
-        super().__init__(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / total_steps, 1))))
 
 
 class DivergenceError(UserError):
@@ -72,7 +59,7 @@ class Distillation(LightningModule, Teacher):
         lr: Learning rate of AdamW.
         weight_decay: Weight decay of AdamW.
         lr_schedule: Scheduler class that takes the optimizer and the number of optimizer steps of the run, such as
-            spar_lightning.distillation.CosineDecay; stepped after every optimizer step. null keeps lr constant.
+            spar_lightning.cosine_decay.CosineDecay; stepped after every optimizer step. null keeps lr constant.
         teacher: `sliding` (the paper) or `single`, a single pass over the whole image with full attention.
         student_scale: Smallest and largest factor by which the image of the student is resized, drawn in each step. Its
             features are resized to the patch grid of the teacher (multi-resolution distillation, paper, Table 9).
@@ -109,9 +96,7 @@ class Distillation(LightningModule, Teacher):
         self.student = backbone
         self.trainable, self.lora_rank = list(trainable), lora_rank
         self.loss = loss
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.lr_schedule = lr_schedule
+        self.lr, self.weight_decay, self.lr_schedule = lr, weight_decay, lr_schedule
         self.teacher, self.scale = teacher, RandomScale(*student_scale)
         self.compiled = compile
         if compile:
@@ -159,7 +144,7 @@ class Distillation(LightningModule, Teacher):
         """Return the teacher with this backbone."""
         if self.teacher == "single":
             return SinglePass(backbone)
-        return SlidingWindow(backbone, self.config.stride, batch_size=self.config.window_batch)
+        return SlidingWindow(backbone, self.config.stride, batch_size=self.config.window_batch, blend=self.config.blend)
 
     def teacher_backbone(self) -> Backbone:
         """Return a frozen copy of the backbone as it was before training."""

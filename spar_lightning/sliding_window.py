@@ -1,11 +1,11 @@
 """Sliding-window inference: a backbone on overlapping windows, stitched on the patch grid of the image.
 
-These are the numerics of the teacher (paper, section 3). If the stride s is not a multiple of the patch
-size P, windows start between patches. Each window's feature map is then upsampled by r = P / gcd(P, s)
-(bilinear), the maps are averaged where they overlap, and the average is resized to the patch grid
-(bilinear). All these steps, including the overlap counts, are linear and separable in y and x. The
-contribution of a window is therefore A_y map A_x^T with two small matrices, and the upsampled canvas is
-never allocated.
+These are the numerics of the teacher (paper, section 3). If the stride s is not a multiple of the patch size
+P, windows start between patches. Each window's feature map is then upsampled by r = P / gcd(P, s) (bilinear),
+the maps are averaged where they overlap, with equal weights or more weight near the center of a window, and
+the average is resized to the patch grid (bilinear). All these steps, including the overlap counts, are linear
+and separable in y and x. The contribution of a window is therefore A_y map A_x^T with two small matrices, and
+the upsampled canvas is never allocated.
 
 Shapes: B images, H x W pixels, h x w patches, windows of k x l pixels, d channels.
 """
@@ -13,7 +13,7 @@ Shapes: B images, H x W pixels, h x w patches, windows of k x l pixels, d channe
 import math
 from collections.abc import Iterator
 from itertools import groupby
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ ALGORITHM = 1  # increase if the same backbone, window and stride give different
 # Patches per forward pass. More would exceed the caches of a CPU; a GPU needs matrices with this many rows.
 PATCHES_ON_CPU: Final = 4096
 PATCHES_ELSEWHERE: Final = 65536
+
+
+Blend = Literal["mean", "hann"]
 
 
 class DenseEncoder(Protocol):
@@ -49,7 +52,17 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
-def stitch_matrices(length: int, window: int, stride: int, patch: int) -> Tensor:
+def window_weights(side: int, blend: Blend) -> Tensor:
+    """Return the float64 weights (side,) of the positions of a window along one axis.
+
+    `mean` gives equal weights. `hann` is the Hann window sin²: most weight at the center, above 0 at the borders.
+    """
+    if blend == "mean":
+        return torch.ones(side, dtype=torch.float64)
+    return torch.sin(math.pi * (torch.arange(side, dtype=torch.float64) + 0.5) / side) ** 2
+
+
+def stitch_matrices(length: int, window: int, stride: int, patch: int, blend: Blend = "mean") -> Tensor:
     """Return float64 matrices (n, length/P, window/P) that map each of n windows to the patches of one axis.
 
     All arguments are in pixels. The window is clamped to the axis. Each row sums to 1 over all windows, so
@@ -58,13 +71,13 @@ def stitch_matrices(length: int, window: int, stride: int, patch: int) -> Tensor
     window = min(window, length)
     r = patch // math.gcd(patch, stride)
     fine, k = length // patch * r, window // patch
-    up = interpolation_matrix(k, k * r)
+    up = interpolation_matrix(k, k * r) * window_weights(k * r, blend)[:, None]
     starts = [start * r // patch for start in window_starts(length, window, stride)]
     placed = torch.zeros(len(starts), fine, k, dtype=torch.float64)
     for matrix, start in zip(placed, starts, strict=True):
         matrix[start : start + k * r] = up
-    count = placed.sum(dim=(0, 2))  # windows per upsampled position, because rows of `up` sum to 1
-    return interpolation_matrix(fine, fine // r) @ (placed / count[:, None])
+    total = placed.sum(dim=(0, 2))  # weights per upsampled position, because rows of a bilinear matrix sum to 1
+    return interpolation_matrix(fine, fine // r) @ (placed / total[:, None])
 
 
 def interpolation_matrix(source: int, target: int) -> Tensor:
@@ -81,19 +94,25 @@ class SlidingWindow(nn.Module):
         stride: Step between windows in pixels. It does not have to be a multiple of the patch size.
         window: Side of a window in pixels, a multiple of the patch size; null uses the native size of the backbone.
         batch_size: Number of windows per forward pass; null selects it by device.
+        blend: Weights of overlapping windows (see `window_weights`).
 
     Raises:
         UserError: An argument is out of range, or the stride is larger than the window.
     """
 
     def __init__(
-        self, backbone: DenseEncoder, stride: int = 24, window: int | None = None, batch_size: int | None = None
+        self,
+        backbone: DenseEncoder,
+        stride: int = 24,
+        window: int | None = None,
+        batch_size: int | None = None,
+        blend: Blend = "mean",
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.stride = stride
         self.window = backbone.window if window is None else window
-        self.batch_size = batch_size
+        self.batch_size, self.blend = batch_size, blend
         if stride < 1 or (batch_size is not None and batch_size < 1):
             raise UserError(f"stride and batch_size must be at least 1, but got {stride} and {batch_size}.")
         if self.window < 1 or self.window % backbone.patch_size:
@@ -108,11 +127,13 @@ class SlidingWindow(nn.Module):
 
     def identity(self) -> dict[str, Any]:
         """Return the cache key of the stitched features without the backbone; batch_size does not affect them."""
-        return {"window": self.window, "stride": self.stride, "algorithm": ALGORITHM}
+        blend = {} if self.blend == "mean" else {"blend": self.blend}
+        return {"window": self.window, "stride": self.stride, **blend, "algorithm": ALGORITHM}
 
     def description(self) -> str:
         """Return window and stride as text."""
-        return f"windows of {self.window} px, stride {self.stride} px"
+        blend = "" if self.blend == "mean" else f", {self.blend} weights"
+        return f"windows of {self.window} px, stride {self.stride} px{blend}"
 
     def count(self, height: int, width: int) -> int:
         """Return the number of windows of an image; height and width are in pixels."""
@@ -160,8 +181,8 @@ class SlidingWindow(nn.Module):
     def _stitch(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
         patch = self.backbone.patch_size
-        a_y = stitch_matrices(height, self.window, self.stride, patch)  # (rows, h, k/P)
-        a_x = stitch_matrices(width, self.window, self.stride, patch)  # (columns, w, l/P)
+        a_y = stitch_matrices(height, self.window, self.stride, patch, self.blend)  # (rows, h, k/P)
+        a_x = stitch_matrices(width, self.window, self.stride, patch, self.blend)  # (columns, w, l/P)
         total: Tensor | None = None
         for i, columns, part in self.maps(image):
             if total is None:

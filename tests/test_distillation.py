@@ -16,7 +16,7 @@ from spar_lightning.backbones.parameter_groups import SelectorError
 from spar_lightning.backbones.weights import WeightsError
 from spar_lightning.datamodules.samplers import ResumeError
 from spar_lightning.datasets.samples import Sample
-from spar_lightning.distillation import CosineDecay, Distillation, DivergenceError
+from spar_lightning.distillation import Distillation, DivergenceError
 from spar_lightning.errors import UserError
 from spar_lightning.segmentation.segmenter import Segmenter
 from spar_lightning.sliding_window import SlidingWindow
@@ -206,25 +206,6 @@ def test_no_hyperparameters_are_saved() -> None:
     assert not distillation.hparams and "hyper_parameters" not in saved
 
 
-def test_cosine_decay_follows_the_end_of_the_run() -> None:
-    def rates(steps: int, state: dict[str, Any] | None = None) -> tuple[list[float], dict[str, Any]]:
-        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
-        schedule = CosineDecay(optimizer, steps)
-        if state:
-            schedule.load_state_dict(state)
-        seen = []
-        for _ in range(4):
-            optimizer.step()
-            schedule.step()
-            seen.append(optimizer.param_groups[0]["lr"])
-        return seen, schedule.state_dict()
-
-    first, state = rates(4)
-    assert first[1] == pytest.approx(1.0) and first[3] == pytest.approx(0.0)
-    extended, _ = rates(8, state)  # resumed with twice the steps: second half of the longer curve
-    assert extended == pytest.approx([math.cos(math.pi * step / 8) + 1 for step in (5, 6, 7, 8)])
-
-
 def test_a_checkpoint_of_another_backbone_names_the_tensor() -> None:
     old = module()
     saved = checkpoint(old, old.configure_optimizers())
@@ -273,7 +254,7 @@ def test_windowed_attention_changes_the_student_and_not_the_teacher() -> None:
     assert windowed.teacher_identity() == full.teacher_identity()
     assert windowed.teacher_backbone().windowed is None and windowed.student.windowed == WindowedAttention()
     assert windowed.batch_loss([sample()]) != full.batch_loss([sample()])
-    before = Segmenter(windowed.teacher_backbone(), ["disc"], windowed.config)
+    before = Segmenter(windowed.teacher_backbone(), ["red dot"], windowed.config)
     assert before.backbone.windowed == WindowedAttention()  # the single pass before training has the same attention
 
 

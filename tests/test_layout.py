@@ -18,6 +18,7 @@ ORDER = [
         "evaluation",
         "probes",
         "datamodules",
+        "cosine_decay",
         "random_scale",
         "losses",
         "distillation",

@@ -185,7 +185,7 @@ def test_rows_must_be_positive(rows: int) -> None:
 def classes(tmp_path: Path) -> str:
     """Return a YAML file with three names of two classes."""
     path = tmp_path / "classes.yaml"
-    path.write_text("classes: [{label: round, names: [disc, ring]}, {label: square, names: [square]}]\n")
+    path.write_text("classes: [{label: round, names: [red dot, blue dot]}, {label: wavy, names: [waves]}]\n")
     return str(path)
 
 
@@ -193,7 +193,7 @@ def test_class_similarity_is_the_formula(classes: str) -> None:
     tiny = Tiny()
     loss = ClassSimilarityLoss(classes)
     loss.encode(TextClassifiers(tiny, ["{}"]))
-    names = nn.functional.normalize(tiny.encode_text(["disc", "ring", "square"]), dim=-1)
+    names = nn.functional.normalize(tiny.encode_text(["red dot", "blue dot", "waves"]), dim=-1)
     student, teacher = features(0, 3, 4, 128), features(1, 3, 4, 128)
     sums = torch.zeros(())
     for row, column, name in product(range(3), range(4), range(3)):

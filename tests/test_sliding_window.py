@@ -1,6 +1,7 @@
 """Windows cover the image, and stitching with matrices equals averaging on an upsampled canvas."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from spar_lightning.backbones import Tiny
 from spar_lightning.errors import UserError
-from spar_lightning.sliding_window import SlidingWindow, stitch_matrices, window_starts
+from spar_lightning.sliding_window import Blend, SlidingWindow, stitch_matrices, window_starts
 from tests.rounding import assert_rounded
 
 
@@ -29,7 +30,16 @@ class Local(nn.Module):
         return (maps * (1 + images.mean((1, 2, 3), keepdim=True))).permute(0, 2, 3, 1)
 
 
-def stitch_on_canvas(encoder: Local, image: Tensor, stride: int, window: int) -> Tensor:
+def blended(height: int, width: int, blend: Blend) -> Tensor:
+    """Return the weights (height, width) of a window: equal, or the product of two periodic Hann windows."""
+    if blend == "mean":
+        return torch.ones(height, width, dtype=torch.float64)
+    # A periodic Hann window of twice the length has its values between ours at the even places.
+    rows, columns = (torch.hann_window(2 * n, dtype=torch.float64)[1::2] for n in (height, width))
+    return rows[:, None] * columns
+
+
+def stitch_on_canvas(encoder: Local, image: Tensor, stride: int, window: int, blend: Blend) -> Tensor:
     """Stitch by definition: upsample each map, average all maps on a canvas, and resize to the patch grid."""
     patch = encoder.patch_size
     r = patch // math.gcd(patch, stride)
@@ -42,8 +52,9 @@ def stitch_on_canvas(encoder: Local, image: Tensor, stride: int, window: int) ->
             features = encoder(image[None, :, y : y + k, x : x + l]).permute(0, 3, 1, 2)
             fine = F.interpolate(features, scale_factor=r, mode="bilinear", align_corners=False)
             top, left = y * r // patch, x * r // patch
-            canvas[:, :, top : top + fine.shape[2], left : left + fine.shape[3]] += fine
-            count[:, :, top : top + fine.shape[2], left : left + fine.shape[3]] += 1
+            weights = blended(fine.shape[2], fine.shape[3], blend)
+            canvas[:, :, top : top + fine.shape[2], left : left + fine.shape[3]] += weights * fine
+            count[:, :, top : top + fine.shape[2], left : left + fine.shape[3]] += weights
     mean = canvas / count
     size = (height // patch, width // patch)
     return F.interpolate(mean, size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
@@ -58,17 +69,17 @@ geometry = st.tuples(
 )
 
 
-@given(geometry, st.integers(1, 7))
-@settings(max_examples=60, deadline=None)
-def test_equals_the_canvas(sizes: tuple[int, int, int, int, float], batch_size: int) -> None:
+@given(geometry, st.integers(1, 7), st.sampled_from(get_args(Blend)))
+@settings(max_examples=80, deadline=None)
+def test_equals_the_canvas(sizes: tuple[int, int, int, int, float], batch_size: int, blend: Blend) -> None:
     patch, k, h, w, share = sizes
     window = k * patch
     stride = max(1, min(window, round(share * window)))
     encoder = Local(patch, window)
     generator = torch.Generator().manual_seed(h * 100 + w)
     image = torch.randn(3, h * patch, w * patch, dtype=torch.float64, generator=generator)
-    stitched = SlidingWindow(encoder, stride, batch_size=batch_size)(image[None])[0]
-    torch.testing.assert_close(stitched, stitch_on_canvas(encoder, image, stride, window), rtol=0, atol=1e-10)
+    stitched = SlidingWindow(encoder, stride, batch_size=batch_size, blend=blend)(image[None])[0]
+    torch.testing.assert_close(stitched, stitch_on_canvas(encoder, image, stride, window, blend), rtol=0, atol=1e-10)
 
 
 @given(st.integers(1, 400), st.integers(1, 200), st.integers(1, 200))

@@ -18,7 +18,7 @@ from spar_lightning.refinement import LPOSS
 from spar_lightning.student import load_student
 
 IMAGE = render(seed=3, index=0, height=64, width=88).image
-CLASSES = "disc; ring; background: plain, grain"
+CLASSES = "red dot; blue dot; background: plain, grain"
 
 
 @pytest.fixture(scope="module")
@@ -44,30 +44,32 @@ def test_sources_give_the_same_student(run: Path, tmp_path: Path) -> None:
     loaded = [
         spar.load(run, CLASSES),
         spar.load(str(run / "checkpoints" / "last.ckpt"), CLASSES.split(";")),
-        spar.load(weights, {"disc": ["disc"], "ring": ["ring"], "background": ["plain", "grain"]}, config=config),
+        spar.load(
+            weights, {"red dot": ["red dot"], "blue dot": ["blue dot"], "background": ["plain", "grain"]}, config=config
+        ),
     ]
     labels = loaded[0](IMAGE)
-    assert loaded[0].classifier.labels == ("disc", "ring", "background")
+    assert loaded[0].classifier.labels == ("red dot", "blue dot", "background")
     assert all(torch.equal(each(IMAGE), labels) for each in loaded)
     base = spar.load("tiny", CLASSES, templates=["{}"])
     assert torch.equal(base.features(IMAGE), -loaded[0].features(IMAGE))
 
 
 def test_settings_are_those_of_the_run_unless_given(run: Path) -> None:
-    own = spar.load(run, "disc")
+    own = spar.load(run, "red dot")
     assert own.windows is None
-    sliding = spar.load(run, "disc; plain", inference="sliding", max_side=80)
+    sliding = spar.load(run, "red dot; plain", inference="sliding", max_side=80)
     assert sliding.windows is not None and sliding.windows.stride == 32 and sliding.max_side == 80
-    other = spar.load(run, "disc", inference="sliding", stride=16, refine=LPOSS(k=5))
+    other = spar.load(run, "red dot", inference="sliding", stride=16, refine=LPOSS(k=5))
     assert other.windows is not None and other.windows.stride == 16
     assert not any(parameter.requires_grad for parameter in own.backbone.parameters())
     assert own.backbone.windowed is None
-    windowed = spar.load(run, "disc", attention="windowed")
+    windowed = spar.load(run, "red dot", attention="windowed")
     assert windowed.backbone.windowed == WindowedAttention()
     windows = spar.load(run, attention="windowed", inference="sliding")
     assert windows.backbone.windowed == WindowedAttention() and windows.windows is not None
     assert isinstance(windows.windows.backbone, Tiny) and windows.windows.backbone.windowed is None
-    reach = spar.load(run, "disc", attention=WindowedAttention(reach=2))
+    reach = spar.load(run, "red dot", attention=WindowedAttention(reach=2))
     assert reach.backbone.windowed is not None and reach.backbone.windowed.reach == 2
     image = torch.randint(256, (3, 128, 96), dtype=torch.uint8)
     assert not torch.equal(windowed.features(image), own.features(image))
@@ -77,7 +79,7 @@ def test_the_text_tower_goes_when_the_names_are_read(run: Path, monkeypatch: pyt
     built: list[Tiny] = []
     build = Tiny.build_text_tower
     monkeypatch.setattr(Tiny, "build_text_tower", lambda tiny: built.append(tiny) or build(tiny))  # type: ignore[func-returns-value]
-    segmenter = spar.load(run, "disc; ring")
+    segmenter = spar.load(run, "red dot; blue dot")
     assert len(built) == 1 and not segmenter.backbone._text_tower
     assert spar.load(run).features(IMAGE).shape == (8, 11, 128) and len(built) == 1
 
@@ -133,8 +135,8 @@ def test_what_does_not_fit_is_a_sentence(run: Path, tmp_path: Path) -> None:
     refused(lambda: spar.load(run, config=tmp_path / "broken.yaml"), "broken.yaml")
     refused(lambda: spar.load("tini"), "tini", "mean Tiny")
     refused(lambda: spar.load(run, config=tmp_path / "no.yaml"), "no.yaml")
-    refused(lambda: spar.load(run, "disc", stride=100), "stride 100")
-    refused(lambda: spar.load(run, "disc", max_side=0), "max_side")
+    refused(lambda: spar.load(run, "red dot", stride=100), "stride 100")
+    refused(lambda: spar.load(run, "red dot", max_side=0), "max_side")
     refused(lambda: spar.load(run, backbone={"size": 3}), "'size'")
     refused(lambda: spar.load(run)(IMAGE), "classes")
     refused(lambda: spar.load(run, "zebra"), "'zebra'")

@@ -40,7 +40,7 @@ CUT = (
     ),
 )
 PLACES = (4, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97, -12, -1)  # bytes that are left: a number, a fraction, or all but some
-CLASSES = "disc; ring; triangle; plain, grain"
+CLASSES = "red dot; blue dot; black dot; plain, grain"
 
 
 def cases(seed: int) -> Iterator[Case]:

@@ -21,7 +21,7 @@ from spar_lightning.evaluation.benchmark import Benchmark
 
 Labels = NDArray[np.integer[Any]]
 SIZE = (24, 36)
-WORDS = ("disc", "ring", "triangle", "diamond", "cross", "square", "stripe", "grain", "toy", "sculpture", "origami")
+WORDS = ("dot", "red", "green", "blue", "yellow", "white", "black", "grain", "toy", "sculpture", "origami")
 
 
 def bands(values: Sequence[int], height: int = SIZE[0], width: int = SIZE[1]) -> Labels:

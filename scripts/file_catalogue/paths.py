@@ -127,7 +127,7 @@ def _names() -> Iterator[Case]:
             return _wanted(predict(folder, folder / "a.png", options=options), folder, "a.png")
 
         def classes(name: str, folder: Path) -> Ran:
-            fill({"a.png": PNG, f"{name}.txt": b"disc\nring\n"}, folder)
+            fill({"a.png": PNG, f"{name}.txt": b"red dot\nblue dot\n"}, folder)
             options = ("--classes", folder / f"{name}.txt")
             return _wanted(predict(folder, folder / "a.png", options=options), folder, "a.png")
 
@@ -299,7 +299,7 @@ def _outputs() -> Iterator[Case]:
     def other_classes(folder: Path) -> Ran:
         fill({"photos/a.png": PNG}, folder)
         predict(folder, folder / "photos")
-        return predict(folder, folder / "photos", options=("--classes", "disc; grain"))
+        return predict(folder, folder / "photos", options=("--classes", "red dot; grain"))
 
     def longest_name(folder: Path) -> Ran:
         name = "n" * 251

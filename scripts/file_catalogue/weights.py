@@ -378,7 +378,7 @@ def _sources() -> Iterator[Case]:
 
         def named(folder: Path, name: str = name) -> object:
             image = write(folder, "a.png", WRITERS["png gray 8 bit"][1](scene(31, 47)))
-            return spar("predict", image, "--weights", name, "--classes", "disc; ring", "--out", folder / "out")
+            return spar("predict", image, "--weights", name, "--classes", "red dot; blue dot", "--out", folder / "out")
 
         yield Case("weights", f"predict --weights {name!r}", named, None, (name,))
 

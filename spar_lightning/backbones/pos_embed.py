@@ -46,6 +46,8 @@ def placed(resize: Callable[[Grid], Tensor], grid: Grid, native: Grid, windows: 
     """
     if windows is None or windows.positions == "stretched":
         return resize(grid)
+    if any(isinstance(n, torch.SymInt) for n in grid):
+        return _placed_when_traced(resize, grid, native)
     window = (min(grid[0], native[0]), min(grid[1], native[1]))  # windows are clamped to the image
     table = resize(window)  # (1, window h * window w, D)
     if window == grid:
@@ -54,6 +56,27 @@ def placed(resize: Callable[[Grid], Tensor], grid: Grid, native: Grid, windows: 
     with torch.autocast(table.device.type, enabled=False):
         mean = torch.einsum("ip,jq,bpqd->bijd", rows, columns, table.float().unflatten(1, window))
     return mean.flatten(1, 2).to(table.dtype)
+
+
+def _placed_when_traced(resize: Callable[[Grid], Tensor], grid: Grid, native: Grid) -> Tensor:
+    """Return the average over native windows for a grid whose sides are not known yet, as in an export.
+
+    A graph has no branches, so each axis computes both cases, the clamped window and the average, and selects one.
+    """
+    (h, w), (g, f) = grid, native
+    device = resize(native).device
+    short, narrow = ((torch.arange(m, device=device) < n).sum() < m for n, m in ((h, g), (w, f)))
+    rows, columns = _shares(h, g, device), _shares(w, f, device)  # not a number on a shorter axis, and not selected
+
+    def square(height: int, width: int) -> Tensor:
+        table: Tensor = resize((height, width)).unflatten(1, (height, width))
+        return table
+
+    def tall(width: int) -> Tensor:  # (1, h, width, D)
+        return torch.where(short, square(h, width), torch.einsum("ip,bpjd->bijd", rows, square(g, width)))
+
+    embedding: Tensor = torch.where(narrow, tall(w), torch.einsum("jq,biqd->bijd", columns, tall(f)))
+    return embedding.flatten(1, 2)
 
 
 def _shares(n: int, window: int, device: torch.device) -> Tensor:

@@ -38,8 +38,8 @@ class CacheCLI(SparCLI):
     `spar cache info DIR` shows what a cache contains, `spar cache verify DIR` checks all checksums."""
     shown = (
         *("plan_only", "windows_per_second", "recompute", "stop_signals"),
-        *("model.backbone", "model.trainable", "model.compile", "model.stride", "model.window_batch"),
-        "model.attention",
+        *("model.backbone", "model.trainable", "model.compile", "model.stride", "model.blend"),
+        *("model.window_batch", "model.attention"),
         *("data.shards", "data.cache*", "data.augmentation.preset", "data.max_images", "data.fraction", "data.keys"),
         *("data.num_workers", "data.seed"),
     )

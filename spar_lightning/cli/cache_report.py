@@ -81,7 +81,7 @@ class CachePlan:
         module, count = self.model, f"{self.cost.windows:,.0f}"
         if module.teacher == "single":
             return f"a single pass over the area of {count} windows"
-        return f"{count} of {module.student.window} px with stride {module.config.stride}"
+        return f"{count} ({module.sliding_window(module.student).description()})"
 
     def _origin(self) -> str:
         """Return the origin of the rate, for display."""

@@ -15,8 +15,8 @@ features with those of the student at five image sizes. If they differ, nothing 
 
 Arguments of the backbone are passed as --model.backbone.NAME VALUE."""
 EXAMPLES = (
-    "spar export --weights runs/quickstart --to timm --out exports/timm",
-    "spar export --weights tiny --to safetensors --out exports/tiny",
+    "spar export --weights runs/quickstart --to safetensors --out exports/quickstart",
+    "spar export --weights tiny --to timm --out exports/tiny",
 )
 
 

@@ -42,7 +42,7 @@ class FitCLI(SparCLI):
         *("seed_everything", "run_dir", "resume", "overwrite", "checkpoint_every_n_steps", "tensorboard"),
         *("stop_signals", "rank_timeout"),
         *("model.backbone", "model.trainable", "model.lora_rank", "model.loss", "model.lr", "model.weight_decay"),
-        *("model.lr_schedule", "model.compile", "model.stride", "model.window_batch", "model.templates"),
+        *("model.lr_schedule", "model.compile", "model.stride", "model.blend", "model.window_batch", "model.templates"),
         *("model.refine", "model.upsampler", "model.attention"),
         *(*DATA_SHOWN, "mean_iou.*", "pictures.*"),
     )

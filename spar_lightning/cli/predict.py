@@ -39,7 +39,7 @@ A class is a name, or `label: name, name` for a class with several names. Settin
 run. Arguments of the backbone that differ from those of the run are passed as --model.backbone.NAME VALUE."""
 # They follow `spar fit --config quickstart`.
 EXAMPLES = (
-    'spar predict data/scenes/seed-0/scenes_192/images --weights runs/quickstart --classes "disc; ring; plain"',
+    'spar predict data/scenes/seed-0/scenes_192/images --weights runs/quickstart --classes "red dot; blue dot"',
     "spar predict data/scenes/seed-0/scenes_192/images/0000.png --weights runs/quickstart --pca --features",
 )
 

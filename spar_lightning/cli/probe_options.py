@@ -14,7 +14,7 @@ from spar_lightning.probes.encoder import Features, PatchEncoder
 from spar_lightning.segmentation.config import InferenceConfig
 
 OUT: Final = Path("runs") / "probe"
-INFERENCE: Final = ("inference", "stride", "window_batch", "attention")  # others concern similarities
+INFERENCE: Final = ("inference", "stride", "blend", "window_batch", "attention")  # others concern similarities
 
 
 def probe_parser(name: str, description: str, examples: tuple[str, ...], trained: bool = True) -> Parser:

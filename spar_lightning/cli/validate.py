@@ -20,6 +20,7 @@ from spar_lightning.cli.lightning_cli import (
     with_run_config,
 )
 from spar_lightning.formatting import markdown
+from spar_lightning.sliding_window import SlidingWindow
 
 
 class ValidateCLI(SparCLI):
@@ -70,7 +71,8 @@ class ValidateCLI(SparCLI):
         results = next(c.results for c in self.trainer.callbacks if isinstance(c, MeanIoU))  # type: ignore[attr-defined]
         if self.trainer.is_global_zero:
             config = self.model.config
-            kinds = {"single": "single pass", "sliding": f"sliding window, stride {config.stride}"}
+            windows = SlidingWindow(self.model.student, config.stride, blend=config.blend)
+            kinds = {"single": "single pass", "sliding": f"sliding window, {windows.description()}"}
             print(f"\n{kinds[config.inference]}, {self.config.validate.weights or 'the backbone as configured'}\n")
             rows = [[name, str(result.images), f"{result.miou:.1f}"] for name, result in results.items()]
             print(markdown([["benchmark", "images", "mIoU"], *rows]))

@@ -25,7 +25,7 @@ from spar_lightning.files.home import expand_home
 
 IMAGES_PER_TAR = 256
 MIN_CANVAS = 8  # px
-FORMAT = 2  # version of the folder's layout
+FORMAT = 3  # version of the images and of the folder's layout
 VALIDATION = 1_000_000  # index of the first validation image; training images are counted from 1
 
 

@@ -1,31 +1,41 @@
 """Synthetic images with exact labels, rendered from a seed.
 
-A canvas is divided into regions of four textures. Shapes of eight kinds are drawn on it at any rotation, in sizes from
-two patches of the `Tiny` backbone to more than its window. Colors are random, so a class is recognized only by its
-form, and most forms need the context of several patches. Image `i` of seed `s` is a pure function of (s, i, canvas):
-pretraining, distillation and validation use the same generator with different seeds and canvases. Shapes have the same
+A canvas is divided into regions of four textures with objects on it, which are three to eight patches of the `Tiny`
+backbone wide. Form and color of an object are random: its class is the color of the dot in its middle. So most patches
+of an object are recognized only by what is around them. Image `i` of seed `s` is a pure function of (s, i, canvas):
+pretraining, distillation and validation use the same generator with different seeds and canvases. Objects have the same
 density and size on every canvas, so a small canvas looks like a crop of a large one.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
-Form = Callable[[Array, Array, Array], NDArray[np.bool_]]
 
 TEXTURES = ("plain", "grain", "waves", "checks")
-SHAPES = ("disc", "square", "triangle", "ring", "cross", "striped disc", "diamond", "bar")
-CLASSES = TEXTURES + SHAPES
+DOTS = {  # RGB in [0, 1]
+    "red dot": (0.9, 0.1, 0.1),
+    "green dot": (0.1, 0.75, 0.15),
+    "blue dot": (0.15, 0.2, 0.95),
+    "yellow dot": (0.95, 0.9, 0.1),
+    "white dot": (1.0, 1.0, 1.0),
+    "black dot": (0.0, 0.0, 0.0),
+}
+OBJECTS = tuple(DOTS)
+CLASSES = TEXTURES + OBJECTS
 
 REGION_AREA = 80.0**2  # px^2 of canvas per texture region
-SHAPE_AREA = 60.0**2  # px^2 of canvas per shape
-SHAPE_SIZE = (20.0, 80.0)  # px, log-uniform
-MARGIN = 40  # px around the canvas in which shapes may be centered, so that borders cut shapes as crops do
+OBJECT_AREA = 48.0**2  # px^2 of canvas per object, before those that would overlap are left out
+OBJECT_SIZE = (24.0, 60.0)  # px, log-uniform
+DOT_SIZE = 0.36  # radius of a dot / radius of its object
+MIN_DOT = 4.5  # px, smallest radius of a dot
+MARGIN = 40  # px around the canvas in which objects may be centered, so that borders cut objects as crops do
 NOISE = 0.03  # standard deviation, as a fraction of the full range
-MIN_CONTRAST = 0.25  # RGB distance between a shape and the color under its center
+MIN_CONTRAST = 0.25  # RGB distance between an object and the color under its center
+DOT_CONTRAST = 0.5  # RGB distance between an object and its dot
+DOT_JITTER = 0.08  # largest change of a dot's color, per channel
 
 
 @dataclass(frozen=True)
@@ -40,8 +50,9 @@ def render(seed: int, index: int, height: int, width: int) -> Scene:
     """Render image `index` of a seed on a canvas of height x width pixels."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, index, height, width]))
     image, labels = _regions(rng, height, width)
-    for _ in range(rng.poisson((height + 2 * MARGIN) * (width + 2 * MARGIN) / SHAPE_AREA)):
-        _draw_shape(rng, image, labels)
+    drawn: list[tuple[float, float, float]] = []  # circle of each object: center y, center x, radius, in pixels
+    for _ in range(rng.poisson((height + 2 * MARGIN) * (width + 2 * MARGIN) / OBJECT_AREA)):
+        _draw_object(rng, image, labels, drawn)
     image += _shading(rng, height, width)
     image += NOISE * rng.standard_normal(image.shape, dtype=np.float32)
     return Scene((image.clip(0, 1) * 255).round().astype(np.uint8), labels)
@@ -93,27 +104,19 @@ def _texture(rng: np.random.Generator, name: str, y: Array, x: Array) -> Array:
     return np.asarray(first + mix[..., None] * (second - first), np.float32)
 
 
-# Each function returns which points are inside a shape of radius 1 at the origin: coordinates u and v, distance r.
-_FORMS: dict[str, Form] = {
-    "disc": lambda u, v, r: r < 1,
-    "square": lambda u, v, r: np.maximum(abs(u), abs(v)) < 0.9,
-    "triangle": lambda u, v, r: (v > -0.6) & (v + 1.9 * abs(u) < 1),
-    "ring": lambda u, v, r: (r < 1) & (r > 0.55),
-    "cross": lambda u, v, r: (np.minimum(abs(u), abs(v)) < 0.3) & (np.maximum(abs(u), abs(v)) < 1),
-    "striped disc": lambda u, v, r: r < 1,
-    "diamond": lambda u, v, r: abs(u) / 0.6 + abs(v) < 1.1,
-    "bar": lambda u, v, r: (abs(u) < 0.28) & (abs(v) < 1.1),
-}
-
-
-def _draw_shape(rng: np.random.Generator, image: Array, labels: NDArray[np.uint8]) -> None:
-    """Draw one random shape in place, or the part of it that is on the canvas."""
+def _draw_object(
+    rng: np.random.Generator, image: Array, labels: NDArray[np.uint8], drawn: list[tuple[float, float, float]]
+) -> None:
+    """Draw one random object in place, or the part of it that is on the canvas, unless it would overlap another."""
     height, width = labels.shape
-    kind = int(rng.integers(len(SHAPES)))
-    radius = np.exp(rng.uniform(*np.log(SHAPE_SIZE))) / 2
+    kind = int(rng.integers(len(OBJECTS)))
+    radius = float(np.exp(rng.uniform(*np.log(OBJECT_SIZE))) / 2)
     cy, cx = rng.uniform(-MARGIN, height + MARGIN), rng.uniform(-MARGIN, width + MARGIN)
     angle = rng.uniform(0, 2 * np.pi)
-    reach = int(radius * 1.2) + 2
+    if any(np.hypot(cy - y, cx - x) < radius + r for y, x, r in drawn):
+        return
+    drawn.append((cy, cx, radius))
+    reach = int(radius * 1.3) + 2
     rows = slice(max(0, int(cy) - reach), max(0, min(height, int(cy) + reach + 1)))
     columns = slice(max(0, int(cx) - reach), max(0, min(width, int(cx) + reach + 1)))
     if rows.start >= rows.stop or columns.start >= columns.stop:
@@ -121,23 +124,28 @@ def _draw_shape(rng: np.random.Generator, image: Array, labels: NDArray[np.uint8
     y, x = _grid(rows.stop - rows.start, columns.stop - columns.start)
     y, x = (y + rows.start + 0.5 - cy) / radius, (x + columns.start + 0.5 - cx) / radius
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
-    inside = _FORMS[SHAPES[kind]](u, v, np.hypot(u, v))
-
-    colour = _contrasting(rng, image[min(max(int(cy), 0), height - 1), min(max(int(cx), 0), width - 1)])
-    paint = np.broadcast_to(colour, (*inside.shape, 3))
-    if SHAPES[kind] == "striped disc":
-        stripes = np.sin(np.pi * v * rng.uniform(2.5, 4)) > 0
-        paint = np.where(stripes[..., None], colour, _contrasting(rng, colour))
-    image[rows, columns][inside] = paint[inside]
+    match rng.integers(3):  # radius 1, at the origin
+        case 0:  # disc
+            inside = np.hypot(u, v) < 1
+        case 1:  # square
+            inside = np.maximum(abs(u), abs(v)) < 0.9
+        case _:  # diamond
+            inside = abs(u) / 0.6 + abs(v) < 1.1
+    below = image[min(max(int(cy), 0), height - 1), min(max(int(cx), 0), width - 1)]
+    dot = np.asarray(DOTS[OBJECTS[kind]], np.float32)
+    body = _contrasting(rng, below, dot)
+    color = dot + rng.uniform(-DOT_JITTER, DOT_JITTER, 3).astype(np.float32)
+    in_dot = np.hypot(u, v) < max(DOT_SIZE, MIN_DOT / radius)
+    image[rows, columns][inside] = np.where(in_dot[..., None], color, body)[inside]
     labels[rows, columns][inside] = len(TEXTURES) + kind
 
 
-def _contrasting(rng: np.random.Generator, colour: Array) -> Array:
-    """Return a random color with sufficient contrast to `colour`."""
+def _contrasting(rng: np.random.Generator, below: Array, dot: Array) -> Array:
+    """Return a random color of an object that stands out from what is below, and its dot from it."""
     while True:
-        other = rng.uniform(0, 1, 3).astype(np.float32)
-        if np.linalg.norm(other - colour) > MIN_CONTRAST:
-            return other
+        color = rng.uniform(0, 1, 3).astype(np.float32)
+        if np.linalg.norm(color - below) > MIN_CONTRAST and np.linalg.norm(color - dot) > DOT_CONTRAST:
+            return color
 
 
 def _shading(rng: np.random.Generator, height: int, width: int) -> Array:

@@ -48,6 +48,8 @@ class Protocol:
         }
         if config.inference == "sliding":
             content["stride"] = config.stride
+            if config.blend != "mean":
+                content["blend"] = config.blend
         elif (attention := self.backbone.with_attention(config.windowed).attention_identity()) is not None:
             content["attention"] = attention
         if config.refine is not None:

@@ -12,6 +12,7 @@ from spar_lightning.export.parity import Difference
 from spar_lightning.export.recipe import Recipe
 from spar_lightning.files.hashing import hash_file
 from spar_lightning.formatting import markdown
+from spar_lightning.sliding_window import SlidingWindow
 from spar_lightning.student import Student
 
 PAPER: Final = "SPAR (CVPR 2026, arXiv 2604.02252)"
@@ -112,10 +113,11 @@ def facts(student: Student) -> dict[str, str]:
     """Return backbone, teacher, training settings and mean IoU of the student, as far as its run records them."""
     backbone, run = student.backbone, student.run
     arguments = student.block["backbone"]["init_args"]
+    windows = SlidingWindow(backbone, student.config.stride, blend=student.config.blend)
     rows = {
         "backbone": f"{type(backbone).__name__}({', '.join(f'{k}={_public(v)}' for k, v in arguments.items())})",
         "patch, native size, channels": f"{backbone.patch_size} px, {backbone.window} px, {backbone.embed_dim}",
-        "teacher": f"this network before training, windows of {backbone.window} px, stride {student.config.stride} px",
+        "teacher": f"this network before training, {windows.description()}",
     }
     if backbone.windowed is not None:
         rows["attention"] = f"windowed: {_public(asdict(backbone.windowed))}"

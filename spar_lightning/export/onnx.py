@@ -51,10 +51,6 @@ def write(student: Student, folder: Path) -> None:
             f"--to onnx requires a package that is not installed ({error}). Run: pip install 'spar-lightning[onnx]'"
         ) from error
     backbone = student.backbone
-    if backbone.windowed is not None and backbone.windowed.positions == "windowed":  # a shape that depends on the size
-        raise UserError(
-            "--to onnx does not support attention.positions: windowed. Allowed: stretched. Or export --to safetensors."
-        )
     if backbone.windowed is not None and backbone.windowed.reach > LARGEST_REACH:  # each tile gathers k x k keys
         raise UserError(
             f"--to onnx needs an attention.reach of at most {LARGEST_REACH}, but got {backbone.windowed.reach:g}. "

@@ -54,7 +54,8 @@ class PatchEncoder:
         sliding = config.inference == "sliding"
         self.backbone = backbone.with_attention(None if sliding else config.windowed)
         network: DenseEncoder = Trunk(self.backbone) if features == "trunk" else self.backbone
-        windows = SlidingWindow(network, config.stride, batch_size=config.window_batch)  # also checks the stride
+        # Also checks the stride.
+        windows = SlidingWindow(network, config.stride, batch_size=config.window_batch, blend=config.blend)
         self._network = windows if sliding else network
 
     @torch.no_grad()

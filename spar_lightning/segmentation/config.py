@@ -13,8 +13,10 @@ from spar_lightning.image.resize import PatchFit
 from spar_lightning.refinement.anyup import BILINEAR, AnyUp, check_weights
 from spar_lightning.refinement.base import Refinement
 from spar_lightning.segmentation.prompts import Templates, prompt_templates
+from spar_lightning.sliding_window import Blend
 
 Inference = Literal["single", "sliding"]
+CHOICES = {"inference": get_args(Inference), "blend": get_args(Blend), "patch_fit": get_args(PatchFit)}
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class InferenceConfig:
             weight file.
         attention: Attention of the single pass: `full` (the paper), `windowed` (each patch attends to as many patches
             as in pretraining), or settings such as {reach: 1.25, tile: 4}.
+        blend: Weights of overlapping windows: `mean` (the paper), `hann`.
 
     Raises:
         UserError: If a setting is out of range.
@@ -51,9 +54,10 @@ class InferenceConfig:
     refine: Refinement | None = None
     upsampler: str = BILINEAR
     attention: Literal["full", "windowed"] | WindowedAttention = "full"
+    blend: Blend = "mean"
 
     def __post_init__(self) -> None:
-        for name, allowed in (("inference", get_args(Inference)), ("patch_fit", get_args(PatchFit))):
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} must be {' or '.join(allowed)}, but got {getattr(self, name)!r}.")
         if not isinstance(self.attention, WindowedAttention) and self.attention not in ("full", "windowed"):

@@ -70,7 +70,7 @@ class Segmenter:
                 "or thresholds."
             )
         # Windows have the native size, at which attention is always full. This also checks the stride.
-        windows = SlidingWindow(full, config.stride, batch_size=config.window_batch)
+        windows = SlidingWindow(full, config.stride, batch_size=config.window_batch, blend=config.blend)
         self.windows = windows if config.inference == "sliding" else None
         self.upsampler = config.build_upsampler()
         self.similarities: Callable[[Tensor, Tensor], SimilarityMaps]

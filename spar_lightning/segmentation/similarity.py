@@ -1,9 +1,9 @@
 """Similarities for a segmentation map, from a single pass or from windows stitched per pixel.
 
 Single-pass inference computes similarities on the patch grid. Sliding-window inference upsamples the similarities of
-each window to pixels, sums them on a canvas, and divides by the number of windows over each pixel (the teacher's rows
-of Table 1 in the paper). The canvas has as many rows as a window and moves down with the windows: it yields each row
-after the last window that covers it.
+each window to pixels, sums them on a canvas with the weights of the windows, and divides by the sum of the weights over
+each pixel (with equal weights: the teacher's rows of Table 1 in the paper). The canvas has as many rows as a window and
+moves down with the windows: it yields each row after the last window that covers it.
 
 Refinement works on the patch grid. There, the features of windows are stitched as for distillation.
 
@@ -22,7 +22,13 @@ from spar_lightning.backbones.base import Backbone
 from spar_lightning.refinement import AnyUp
 from spar_lightning.refinement.base import BAND, Refinement
 from spar_lightning.segmentation.label_map import SimilarityMaps, StoredMaps
-from spar_lightning.sliding_window import DenseEncoder, SlidingWindow, interpolation_matrix, window_starts
+from spar_lightning.sliding_window import (
+    DenseEncoder,
+    SlidingWindow,
+    interpolation_matrix,
+    window_starts,
+    window_weights,
+)
 
 CANVAS: Final = 160 * 2**20  # maximum number of values on a canvas (640 MiB in fp32)
 
@@ -79,12 +85,12 @@ class WindowSimilarities:
             if canvas is None:
                 canvas = strip.new_zeros(len(names), self._sides[0], width)
                 up_y = self._up(0).to(strip)
-                counts = [count.to(strip) for count in self._counts()]
-            yield from self._take(canvas, counts, done, self._tops[i])
+                totals = [total.to(strip) for total in self._totals()]
+            yield from self._take(canvas, totals, done, self._tops[i])
             done = self._tops[i]
             self._add(canvas, strip, up_y, done)
         assert canvas is not None
-        yield from self._take(canvas, counts, done, height)
+        yield from self._take(canvas, totals, done, height)
 
     def _strip(self, parts: Iterable[tuple[int, list[int], Tensor]], names: Tensor) -> Tensor:
         """Upsample one row of windows to pixels along x only, and sum them: (q, k/P, W)."""
@@ -101,19 +107,23 @@ class WindowSimilarities:
         return strip
 
     def _up(self, axis: int) -> Tensor:
-        """Return the matrix that interpolates from the patches of a window to its pixels along y (0) or x (1)."""
+        """Return the matrix from the patches of a window to its weighted pixels along y (0) or x (1)."""
         side = self._sides[axis]
-        return interpolation_matrix(side // self._windows.backbone.patch_size, side)
+        return interpolation_matrix(side // self._windows.backbone.patch_size, side) * self._weights(axis)[:, None]
 
-    def _counts(self) -> list[Tensor]:
-        """Count the windows over each row (H) and over each column (W) of pixels."""
-        counts = []
-        for starts, side, length in zip((self._tops, self._lefts), self._sides, self.size, strict=True):
-            count = torch.zeros(length)
+    def _weights(self, axis: int) -> Tensor:
+        """Return the weights of the pixels of a window along y (0) or x (1)."""
+        return window_weights(self._sides[axis], self._windows.blend)
+
+    def _totals(self) -> list[Tensor]:
+        """Add up the weights of all windows over each row (H) and over each column (W) of pixels."""
+        totals = []
+        for axis, starts in enumerate((self._tops, self._lefts)):
+            total, weights = torch.zeros(self.size[axis], dtype=torch.float64), self._weights(axis)
             for start in starts:
-                count[start : start + side] += 1
-            counts.append(count)
-        return counts
+                total[start : start + len(weights)] += weights
+            totals.append(total)
+        return totals
 
     def _add(self, canvas: Tensor, strip: Tensor, up_y: Tensor, top: int) -> None:
         """Upsample a row of windows (q, k/P, W) along y and add it to the canvas, a few names at a time."""
@@ -125,13 +135,13 @@ class WindowSimilarities:
             part[:, turn:] += pixels[:, : canvas.shape[1] - turn]
             part[:, :turn] += pixels[:, canvas.shape[1] - turn :]
 
-    def _take(self, canvas: Tensor, counts: list[Tensor], start: int, stop: int) -> Iterator[Tensor]:
+    def _take(self, canvas: Tensor, totals: list[Tensor], start: int, stop: int) -> Iterator[Tensor]:
         """Yield the averages of the rows start..stop-1 and clear these rows of the canvas."""
         step = max(1, BAND // canvas[:, 0].numel())
         for first in range(start, stop, step):
             rows = torch.arange(first, min(stop, first + step), device=canvas.device)
             places = rows % canvas.shape[1]
-            yield canvas[:, places] / (counts[0][rows, None] * counts[1])
+            yield canvas[:, places] / (totals[0][rows, None] * totals[1])
             canvas[:, places] = 0
 
 

@@ -136,7 +136,7 @@ def test_both_networks_share_parameters_and_text() -> None:
     windowed = tiny.with_attention(WindowedAttention())
     assert windowed is not tiny and windowed.with_attention(WindowedAttention()) is windowed
     assert type(windowed) is Tiny and windowed.windowed == WindowedAttention() and tiny.windowed is None
-    tiny.encode_text(["disc"])
+    tiny.encode_text(["red dot"])
     assert windowed._text_tower and windowed._text_tower is tiny._text_tower
     with torch.no_grad():
         windowed.pos_embed.add_(1)

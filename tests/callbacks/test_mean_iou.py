@@ -93,7 +93,7 @@ def test_baselines(small: list[str], scenes: Path, tmp_path: Path, attention: st
         (rows[0], ["--attention", "full"]),
     ):
         out = tmp_path / stage
-        config = ["--config", "quickstart", "--benchmarks", benchmark, "--out", str(out)]
+        config = ["--config", str(run / "config.yaml"), "--benchmarks", benchmark, "--out", str(out)]
         assert main(["evaluate", *config, *options]) == 0
         miou = json.loads((out / "results.json").read_text())["benchmarks"]["scenes_96"]["mIoU"]
         assert miou == pytest.approx(results[stage]["miou"]["scenes_96"])

@@ -67,10 +67,10 @@ def test_the_frozen_prefix_is_announced_built_shown_and_verified(
     cache = tmp_path / "seed-0" / "cache"
     code, out, _ = run("--data.cache_activations", "true")
     assert code == 0
-    announced = re.search(r"activations-3: tokens after 3 frozen blocks, 12 images to do, ([\d.]+) kB; ", out)
+    announced = re.search(r"activations-3: tokens after 3 frozen blocks, 12 images to do, ([\d.]+) ([kM])B; ", out)
     assert announced
     size = (cache / "activations-3" / "shards" / "00000.h5").stat().st_size
-    assert abs(1e3 * float(announced[1]) / size - 1) < 0.05
+    assert abs({"k": 1e3, "M": 1e6}[announced[2]] * float(announced[1]) / size - 1) < 0.05
     assert "after 3 frozen blocks, 0 images to do, 0 B; " in run("--data.cache_activations", "true")[1]
     assert main(["cache", "info", str(cache)]) == 0
     assert "activations-3: activations of the frozen blocks, " in capsys.readouterr().out

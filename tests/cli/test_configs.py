@@ -58,7 +58,7 @@ def test_options_count_wherever_they_stand(capsys: Capture) -> None:
             main(["fit", *args, "--print_config"])
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1] == printed[2] and "batch_size: 2" in printed[0]
-    assert "preset: small" in printed[0] and "flip_probability: 0.1" in printed[0]
+    assert "preset: none" in printed[0] and "flip_probability: 0.1" in printed[0]
 
 
 def test_settings_next_to_a_preset_leave_the_rest_of_it(tmp_path: Path, capsys: Capture) -> None:

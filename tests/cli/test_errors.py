@@ -99,10 +99,10 @@ def test_unknown_class_name(tmp_path: Path, scenes: Path, small: list[str], caps
     data = RenderedScenes(root=str(tmp_path), train_scenes=1, val_scenes=1, val_sizes=(64,))
     data.draw()
     path = tmp_path / "seed-0" / "scenes_64" / "benchmark.yaml"
-    path.write_text(path.read_text().replace("- disc", "- disk"))
+    path.write_text(path.read_text().replace("- red dot", "- red dott"))
     more = ["--data.train_scenes", "1", "--data.val_scenes", "1", "--data.val_sizes", "[64]"]
     text = sentence(["validate", *small, *more, *where[:2]], capsys)
-    assert "'disk'" in text and "mean disc" in text
+    assert "'dott'" in text and "mean dot" in text
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere; see test_a_run_folder_below_a_file")

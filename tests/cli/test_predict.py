@@ -24,7 +24,7 @@ Capture = pytest.CaptureFixture[str]
 Log = pytest.LogCaptureFixture
 Predict = Callable[..., int]
 SCENE = render(seed=3, index=0, height=48, width=72).image
-CLASSES = "disc; ring; background: plain, grain"
+CLASSES = "red dot; blue dot; background: plain, grain"
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_label_maps_are_the_segmenters_in_the_colours_of_the_run(odd: Path, pred
     out = tmp_path / "out"
     segmenter = spar.load("tiny", CLASSES, templates=["{}"])
     classes = json.loads((out / "classes.json").read_text(encoding="utf-8"))
-    assert [row["label"] for row in classes] == ["disc", "ring", "background"]
+    assert [row["label"] for row in classes] == ["red dot", "blue dot", "background"]
     assert classes[2]["names"] == ["plain", "grain"]
     for name in ("a", "grey"):
         picture = Image.open(out / "labels" / f"{name}.png")
@@ -102,7 +102,7 @@ def test_scores_features_and_colours(odd: Path, predict: Predict, tmp_path: Path
     assert predict(odd / "sub", "--classes", CLASSES, "--scores", "--features", "--pca") == 0
     out = tmp_path / "out"
     scores = np.load(out / "scores" / "a.npz")
-    assert scores["scores"].shape == (3, 48, 72) and scores["labels"].tolist() == ["disc", "ring", "background"]
+    assert scores["scores"].shape == (3, 48, 72) and scores["labels"].tolist() == ["red dot", "blue dot", "background"]
     # Two scores can be equal in half precision.
     assert (scores["scores"].argmax(0) == np.array(Image.open(out / "labels" / "a.png"))).mean() > 0.999
     with safe_open(out / "features" / "a.safetensors", "np") as file:
@@ -130,7 +130,7 @@ def test_a_thousand_unicode_classes(
 
 
 def test_one_class_is_a_result_with_a_remark(odd: Path, predict: Predict, tmp_path: Path, capsys: Capture) -> None:
-    assert predict(odd / "a.png", "--classes", "disc", "--refine", "LPOSS") == 0
+    assert predict(odd / "a.png", "--classes", "red dot", "--refine", "LPOSS") == 0
     assert "one class" in capsys.readouterr().err
     assert not np.array(Image.open(tmp_path / "out" / "labels" / "a.png")).any()
 
@@ -138,12 +138,12 @@ def test_one_class_is_a_result_with_a_remark(odd: Path, predict: Predict, tmp_pa
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (["--classes", "disc;;ring"], "number 2 of 3"),
-        (["--classes", "disc; disc"], "label 'disc'"),
+        (["--classes", "red dot;;blue dot"], "number 2 of 3"),
+        (["--classes", "red dot; red dot"], "label 'red dot'"),
         (["--classes", "no.txt"], "--classes no.txt: file not found"),
         ([], "--classes"),
-        (["--classes", "disc", "--max_side", "0"], "max_side"),
-        (["--classes", "disc", "--model.backbone.size", "3"], "'size' is not accepted"),
+        (["--classes", "red dot", "--max_side", "0"], "max_side"),
+        (["--classes", "red dot", "--model.backbone.size", "3"], "'size' is not accepted"),
     ],
 )
 def test_mistakes_are_sentences(args: list[str], sentence: str, odd: Path, predict: Predict, capsys: Capture) -> None:
@@ -153,7 +153,7 @@ def test_mistakes_are_sentences(args: list[str], sentence: str, odd: Path, predi
 
 def test_an_unknown_option(odd: Path, predict: Predict, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as exit:
-        predict(odd / "a.png", "--classes", "disc", "--clases", "x")
+        predict(odd / "a.png", "--classes", "red dot", "--clases", "x")
     assert exit.value.code == 2 and "mean classes" in capsys.readouterr().err
 
 
@@ -164,23 +164,23 @@ def test_places_without_images(odd: Path, predict: Predict, tmp_path: Path, caps
         (tmp_path / "no", "No file, folder or glob pattern matches"),
         ("no*.jpg", "no*.jpg"),
     ):
-        assert predict(place, "--classes", "disc") == 2
+        assert predict(place, "--classes", "red dot") == 2
         assert sentence in capsys.readouterr().err
-    assert predict(odd / "notes.txt", "--classes", "disc") == 1  # passed by name, so it is read despite its suffix
+    assert predict(odd / "notes.txt", "--classes", "red dot") == 1  # passed by name, so it is read despite its suffix
 
 
 def test_results_are_no_images_to_read(odd: Path, predict: Predict, tmp_path: Path, capsys: Capture) -> None:
     shutil.copy(odd / "a.png", tmp_path / "a.png")
     for _ in range(2):  # the second time, the results in --out are inside the folder and are skipped
-        assert predict(tmp_path, "--classes", "disc") == 0
+        assert predict(tmp_path, "--classes", "red dot") == 0
         assert "1 image done" in capsys.readouterr().out
-    assert predict(tmp_path / "out" / "labels" / "a.png", "--classes", "disc") == 2
+    assert predict(tmp_path / "out" / "labels" / "a.png", "--classes", "red dot") == 2
     assert "--out" in capsys.readouterr().err
-    assert predict(tmp_path / "a.png", "--classes", "ring") == 2
+    assert predict(tmp_path / "a.png", "--classes", "blue dot") == 2
     assert "classes.json" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "out")
     (tmp_path / "out").write_text("a file")
-    assert predict(tmp_path / "a.png", "--classes", "disc") == 2
+    assert predict(tmp_path / "a.png", "--classes", "red dot") == 2
     assert "cannot write" in capsys.readouterr().err
 
 
@@ -200,9 +200,12 @@ def test_no_two_images_share_a_result(odd: Path, tmp_path: Path, monkeypatch: py
 
 def test_class_files_of_other_editors(odd: Path, predict: Predict, tmp_path: Path, capsys: Capture) -> None:
     text = tmp_path / "classes.txt"
-    text.write_bytes(b"\xef\xbb\xbfdisc\r\nring\r\n")
+    text.write_bytes(b"\xef\xbb\xbfred dot\r\nblue dot\r\n")
     assert predict(odd / "a.png", "--classes", text) == 0
-    assert [row["label"] for row in json.loads((tmp_path / "out" / "classes.json").read_text())] == ["disc", "ring"]
+    assert [row["label"] for row in json.loads((tmp_path / "out" / "classes.json").read_text())] == [
+        "red dot",
+        "blue dot",
+    ]
     text.write_bytes("gr\u00fcn".encode("latin-1"))
     assert predict(odd / "a.png", "--classes", text) == 2
     assert "UTF-8" in capsys.readouterr().err
@@ -230,7 +233,7 @@ def test_out_may_contain_the_images(odd: Path, predict: Predict, tmp_path: Path,
         place.mkdir(exist_ok=True, parents=True)
         shutil.copy(odd / "a.png", place / "b.png")
         for _ in range(2):
-            assert predict(place, "--classes", "disc; ring") == 0
+            assert predict(place, "--classes", "red dot; blue dot") == 0
         shutil.rmtree(tmp_path / "out")
         capsys.readouterr()
 
@@ -242,17 +245,17 @@ def test_files_of_the_user_are_not_overwritten(
     file = tmp_path / "out" / kind / "a.png"
     file.parent.mkdir(parents=True)
     file.write_text("mine")
-    for args in (["--classes", "disc; ring"], ["--features"]):
+    for args in (["--classes", "red dot; blue dot"], ["--features"]):
         assert predict(odd / "a.png", *args) == 2
         assert kind in (error := capsys.readouterr().err) and "--out" in error and file.read_text() == "mine"
 
 
 def test_features_first_and_classes_later(odd: Path, predict: Predict, tmp_path: Path, capsys: Capture) -> None:
-    for args in (["--features"], ["--features"], ["--classes", "disc; ring"], ["--features"]):
+    for args in (["--features"], ["--features"], ["--classes", "red dot; blue dot"], ["--features"]):
         assert predict(odd / "a.png", *args) == 0
     assert len(json.loads((tmp_path / "out" / "classes.json").read_text())) == 2
     (tmp_path / "out" / "classes.json").write_bytes(b"\xff\xfe")
-    assert predict(odd / "a.png", "--classes", "disc; ring") == 2
+    assert predict(odd / "a.png", "--classes", "red dot; blue dot") == 2
     assert "classes.json" in capsys.readouterr().err
 
 
@@ -263,7 +266,9 @@ def test_one_result_that_cannot_be_written_does_not_end_the_run(
     folder.mkdir()
     for name in ("a.png", "z.png", "x" * 250 + ".png", os.fsdecode(b"gr\xfcn.png"), "two\nlines.png"):
         shutil.copy(odd / "a.png", folder / name)
-    assert predict(folder, "--classes", "disc; ring", "--features", "--scores") == 1  # x..x.safetensors is too long
+    assert (
+        predict(folder, "--classes", "red dot; blue dot", "--features", "--scores") == 1
+    )  # x..x.safetensors is too long
     said = capsys.readouterr()
     assert "4 images done" in said.out and "xxx" in said.err and "too long" in said.err
     made = {file.name for file in (tmp_path / "out" / "features").iterdir()}
@@ -277,7 +282,7 @@ def test_a_full_disk_ends_the_run_with_the_failures(
         raise OSError(errno.ENOSPC, "No space left on device", "labels/fake.png")
 
     monkeypatch.setattr("spar_lightning.cli.predict_outputs.PredictionFolder.write_labels", full)
-    assert predict(odd / "corrupt.jpg", odd / "a.png", odd / "a.jpg", "--classes", "disc; ring") == 2
+    assert predict(odd / "corrupt.jpg", odd / "a.png", odd / "a.jpg", "--classes", "red dot; blue dot") == 2
     said = capsys.readouterr()
     assert "0 images done" in said.out and "corrupt.jpg" in said.err and "labels/fake.png" in said.err
 
@@ -288,21 +293,24 @@ def test_files_are_not_taken_as_one_class(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if name == "there.lst":
-        Path(name).write_text("disc\nring\n")
+        Path(name).write_text("red dot\nblue dot\n")
     assert predict(odd / "a.png", "--classes", name) == 2
     assert name in (error := capsys.readouterr().err) and ".txt" in error
 
 
 def test_the_hint_shows_how_to_separate_classes(odd: Path, predict: Predict, capsys: Capture) -> None:
-    assert predict(odd / "a.png", "--classes", "disc, ring, plain") == 0
-    assert "'disc; ring; plain'" in capsys.readouterr().err
+    assert predict(odd / "a.png", "--classes", "red dot, blue dot, plain") == 0
+    assert "'red dot; blue dot; plain'" in capsys.readouterr().err
 
 
 def test_content_that_is_lost_is_named(odd: Path, predict: Predict, tmp_path: Path, caplog: Log) -> None:
     scene = Image.fromarray(SCENE)
     scene.save(tmp_path / "pages.tif", save_all=True, append_images=[scene])
     Image.fromarray(SCENE[..., 0].astype(np.uint16) * 16).save(tmp_path / "twelve.png")
-    assert predict(tmp_path / "pages.tif", tmp_path / "twelve.png", odd / "sixteen.png", "--classes", "disc; ring") == 0
+    assert (
+        predict(tmp_path / "pages.tif", tmp_path / "twelve.png", odd / "sixteen.png", "--classes", "red dot; blue dot")
+        == 0
+    )
     first, second = (record.getMessage() for record in caplog.records)
     assert "pages.tif" in first and "2 pages" in first
     assert "twelve.png" in second and "12 bits" in second

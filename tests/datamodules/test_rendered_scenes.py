@@ -34,7 +34,7 @@ def test_tars_have_the_layout_of_sa1b(tmp_path: Path) -> None:
 def test_validation_sets(tmp_path: Path) -> None:
     for benchmark, size in zip(drawn(tmp_path).benchmarks, (32, 40), strict=True):
         benchmark.open()
-        assert (benchmark.name, len(benchmark), len(benchmark.classes)) == (f"scenes_{size}", 2, 12)
+        assert (benchmark.name, len(benchmark), len(benchmark.classes)) == (f"scenes_{size}", 2, 10)
         image = benchmark[1]
         assert image.image.shape == (3, size, size) and image.labels.shape == (size, size)
 

@@ -73,7 +73,7 @@ def small_world(tmp_path_factory: pytest.TempPathFactory, trees: Path, clip: str
         scene = Image.fromarray(render(seed=4, index=i, height=72, width=96).image)
         scene.save(world / "photos" / f"{i}.jpg", quality=95)
     shutil.copy(world / "photos" / "0.jpg", world / "photo.jpg")
-    (world / "classes.txt").write_text("disc\nring\nbackground: plain, grain\n")
+    (world / "classes.txt").write_text("red dot\nblue dot\nbackground: plain, grain\n")
     scenes = {"root": "data/scenes", "train_scenes": 2, "val_scenes": 1}
     scenes_data: dict[str, object] = {"class_path": "spar_lightning.datamodules.RenderedScenes", "init_args": scenes}
     quick = config({"class_path": "spar_lightning.backbones.Tiny"}, scenes_data, "runs/quickstart", stride=64)

@@ -14,8 +14,8 @@ from spar_lightning.segmentation.config import InferenceConfig
 def test_every_setting_is_part_of_it(tmp_path: Path) -> None:
     torch.save(AnyUp(None).state_dict(), tmp_path / "anyup.pth")
     others = {
-        "inference": "single", "stride": 8, "templates": ["{}"], "patch_fit": "paper", "refine": LPOSS(),
-        "upsampler": str(tmp_path / "anyup.pth"), "attention": "windowed",
+        "inference": "single", "stride": 8, "blend": "hann", "templates": ["{}"], "patch_fit": "paper",
+        "refine": LPOSS(), "upsampler": str(tmp_path / "anyup.pth"), "attention": "windowed",
     }  # fmt: skip
     for field in fields(InferenceConfig):  # a new field fails here until it is part of the protocol
         if field.name != "window_batch":  # does not affect results

@@ -16,7 +16,7 @@ from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.text_embeddings import TextClassifiers
 from tests import fake_benchmarks
 
-NAMES = ("plain", "disc", "ring", "bar")
+NAMES = ("plain", "grain", "checks", "red dot")
 SIZES = ((40, 56), (48, 32), (33, 47))
 
 

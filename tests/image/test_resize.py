@@ -70,10 +70,10 @@ def test_the_segmenter_follows_the_rule() -> None:
     def grid(segmenter: Segmenter) -> tuple[int, ...]:
         return tuple(side // 8 for side in segmenter.pixels(image).shape[1:])
 
-    assert grid(Segmenter(backbone, ["ring"])) == (5, 5)
-    assert grid(Segmenter(backbone, ["ring"], InferenceConfig(patch_fit="paper"))) == (5, 6)
-    assert grid(Segmenter(backbone, ["ring"], resize=(128, 64))) == (8, 9)  # 37 x 43 -> 64 x 74 -> 64 x 72
-    assert Segmenter(backbone, ["ring"], InferenceConfig(patch_fit="paper"))(image).shape == (37, 43)
+    assert grid(Segmenter(backbone, ["blue dot"])) == (5, 5)
+    assert grid(Segmenter(backbone, ["blue dot"], InferenceConfig(patch_fit="paper"))) == (5, 6)
+    assert grid(Segmenter(backbone, ["blue dot"], resize=(128, 64))) == (8, 9)  # 37 x 43 -> 64 x 74 -> 64 x 72
+    assert Segmenter(backbone, ["blue dot"], InferenceConfig(patch_fit="paper"))(image).shape == (37, 43)
     with pytest.raises(UserError, match=r"patch_fit .* 'exact'"):
         InferenceConfig(patch_fit="exact")  # type: ignore[arg-type]
 

@@ -31,7 +31,7 @@ def test_trunk_features_are_the_output_of_the_final_norm(family: str, small_nafl
 def test_dense_features_are_those_of_a_segmenter(settings: InferenceConfig) -> None:
     backbone, image = Tiny(), torch.randint(0, 256, (3, 90, 101), dtype=torch.uint8)
     features = PatchEncoder(backbone, settings, "dense")(image)
-    assert torch.equal(features, Segmenter(backbone, ["disc"], settings).features(image))
+    assert torch.equal(features, Segmenter(backbone, ["red dot"], settings).features(image))
 
 
 def test_sliding_windows_over_the_trunk() -> None:

@@ -36,7 +36,9 @@ def test_a_class_is_all_that_it_takes(capsys: pytest.CaptureFixture[str]) -> Non
     assert written == {"class_path": path, "init_args": {"factor": -2.0}}
 
     image = torch.randint(0, 256, (3, 64, 72), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    plain, negated = (Segmenter(Tiny(), ["disc", "ring"], InferenceConfig(refine=r)) for r in (Scaled(1.0), Scaled()))
+    plain, negated = (
+        Segmenter(Tiny(), ["red dot", "blue dot"], InferenceConfig(refine=r)) for r in (Scaled(1.0), Scaled())
+    )
     assert torch.equal(plain(image), 1 - negated(image))  # the other of the two names
     protocol = Protocol(Tiny(), InferenceConfig(refine=Scaled(3.0)), "32-true").content()
     assert protocol["refine"] == {"name": "Scaled", "factor": 3.0}

@@ -17,16 +17,16 @@ from tests.any_words import SmallCLIP
 
 
 def test_several_names_belong_to_one_class() -> None:
-    classifier = text_classifier(Tiny(), {"round": ["disc", " ring "], "bar": ["bar"]}, ["{}"])
-    assert classifier.labels == ("round", "bar")
+    classifier = text_classifier(Tiny(), {"round": ["red dot", " blue dot "], "waves": ["waves"]}, ["{}"])
+    assert classifier.labels == ("round", "waves")
     assert classifier.owner.tolist() == [0, 0, 1]
-    assert torch.equal(classifier.embeddings[1], embed_name(Tiny().encode_text, "ring", ["{}"]))
+    assert torch.equal(classifier.embeddings[1], embed_name(Tiny().encode_text, "blue dot", ["{}"]))
 
 
 def test_templates_are_averaged_unit_vectors() -> None:
     tiny = Tiny()
-    one, two = (embed_name(tiny.encode_text, "disc", [t]) for t in ("{}", "a photo of a {}."))
-    both = embed_name(tiny.encode_text, "disc", ["{}", "a photo of a {}."])
+    one, two = (embed_name(tiny.encode_text, "red dot", [t]) for t in ("{}", "a photo of a {}."))
+    both = embed_name(tiny.encode_text, "red dot", ["{}", "a photo of a {}."])
     torch.testing.assert_close(both, F.normalize(one + two, dim=0))
 
 
@@ -93,12 +93,12 @@ def test_classes_that_mean_nothing_are_refused(given: Any, sentence: str) -> Non
 @pytest.mark.parametrize(
     ("classes", "parts"),
     [
-        (["Disc", "disc"], ["'Disc'", "'disc'"]),
-        (["dark  ring", "dark ring"], ["'dark  ring'", "'dark ring'"]),
-        ({"x": ["ring", "disc"], "y": ["disc"]}, ["'disc' of class 'x'", "'disc' of class 'y'"]),
-        ({"x": ["disc"], "y": ["disc!"]}, ["'disc'", "'disc!'"]),
-        (["disc", "disc"], ["label 'disc'"]),
-        (["disc", "a\nb"], [r"'a\nb'"]),
+        (["Red dot", "red dot"], ["'Red dot'", "'red dot'"]),
+        (["dark  blue dot", "dark blue dot"], ["'dark  blue dot'", "'dark blue dot'"]),
+        ({"x": ["blue dot", "red dot"], "y": ["red dot"]}, ["'red dot' of class 'x'", "'red dot' of class 'y'"]),
+        ({"x": ["red dot"], "y": ["red dot!"]}, ["'red dot'", "'red dot!'"]),
+        (["red dot", "red dot"], ["label 'red dot'"]),
+        (["red dot", "a\nb"], [r"'a\nb'"]),
         ({"x": ["caf\udce9"]}, [r"'caf\udce9'"]),
         ({"x": [" "]}, ["classes"]),
     ],
@@ -116,9 +116,9 @@ def test_names_beyond_the_context_are_the_same() -> None:
 
 
 def test_names_of_one_class_may_be_the_same() -> None:
-    classifier = text_classifier(Tiny(), {"round": ["Disc", "disc"], "bar": "bar, grain"}, ["{}"])
+    classifier = text_classifier(Tiny(), {"round": ["Red dot", "red dot"], "waves": "waves, grain"}, ["{}"])
     assert classifier.owner.tolist() == [0, 0, 1, 1] and torch.equal(*classifier.embeddings[:2])
-    assert text_classifier(Tiny(), "disc; ring, bar", ["{}"]).labels == ("disc", "ring")
+    assert text_classifier(Tiny(), "red dot; blue dot, waves", ["{}"]).labels == ("red dot", "blue dot")
 
 
 @pytest.mark.parametrize("path", sorted(shipped()))

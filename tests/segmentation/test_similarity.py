@@ -1,5 +1,7 @@
 """Tests of similarities: windows stitched per pixel equal an explicit canvas; one window equals the single pass."""
 
+from typing import get_args
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,23 +13,23 @@ from spar_lightning.backbones import Tiny
 from spar_lightning.segmentation import similarity as module
 from spar_lightning.segmentation.label_map import Thresholds, label_map
 from spar_lightning.segmentation.similarity import PatchSimilarities, WindowSimilarities
-from spar_lightning.sliding_window import DenseEncoder, SlidingWindow
+from spar_lightning.sliding_window import Blend, DenseEncoder, SlidingWindow
 from tests.rounding import assert_rounded
-from tests.test_sliding_window import Local
+from tests.test_sliding_window import Local, blended
 
 
-def on_canvas(encoder: DenseEncoder, image: Tensor, text: Tensor, stride: int) -> Tensor:
-    """Apply the protocol literally (Q, H, W): sum the similarities of windows at their pixels, divide by counts."""
+def on_canvas(encoder: DenseEncoder, image: Tensor, text: Tensor, stride: int, blend: Blend = "mean") -> Tensor:
+    """Apply the protocol literally (Q, H, W): sum the similarities of windows at their pixels, divide by weights."""
     height, width = image.shape[-2:]
     k, l = min(encoder.window, height), min(encoder.window, width)
     canvas = torch.zeros(len(text), height, width, dtype=image.dtype)
-    count = torch.zeros(height, width, dtype=image.dtype)
+    count, weights = torch.zeros(height, width, dtype=image.dtype), blended(k, l, blend)
     for y in sorted({*range(0, height - k + 1, stride), height - k}):
         for x in sorted({*range(0, width - l + 1, stride), width - l}):
             features = F.normalize(encoder(image[None, :, y : y + k, x : x + l])[0], dim=-1)
             cosines = torch.einsum("hwd,qd->qhw", features, text)
-            canvas[:, y : y + k, x : x + l] += F.interpolate(cosines[None], (k, l), mode="bilinear")[0]
-            count[y : y + k, x : x + l] += 1
+            canvas[:, y : y + k, x : x + l] += weights * F.interpolate(cosines[None], (k, l), mode="bilinear")[0]
+            count[y : y + k, x : x + l] += weights
     return canvas / count
 
 
@@ -37,10 +39,12 @@ def all_rows(maps: PatchSimilarities | WindowSimilarities, names: int) -> Tensor
 
 @given(
     st.sampled_from([2, 4, 8]), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9), st.floats(0.05, 1.0),
-    st.integers(1, 7), st.integers(1, 3000),
+    st.integers(1, 7), st.integers(1, 3000), st.sampled_from(get_args(Blend)),
 )  # fmt: skip
 @settings(max_examples=80, deadline=None)
-def test_equals_the_canvas(patch: int, k: int, h: int, w: int, share: float, batch: int, band: int) -> None:
+def test_equals_the_canvas(
+    patch: int, k: int, h: int, w: int, share: float, batch: int, band: int, blend: Blend
+) -> None:
     encoder = Local(patch, k * patch)
     stride = max(1, round(share * k * patch))
     generator = torch.Generator().manual_seed(h * 10 + w)
@@ -48,8 +52,8 @@ def test_equals_the_canvas(patch: int, k: int, h: int, w: int, share: float, bat
     text = F.normalize(torch.randn(4, 5, dtype=torch.float64, generator=generator), dim=-1)
     with pytest.MonkeyPatch.context() as patcher:
         patcher.setattr(module, "BAND", band)
-        maps = WindowSimilarities(SlidingWindow(encoder, stride, batch_size=batch), image, text)
-        torch.testing.assert_close(all_rows(maps, 4), on_canvas(encoder, image, text, stride))
+        maps = WindowSimilarities(SlidingWindow(encoder, stride, batch_size=batch, blend=blend), image, text)
+        torch.testing.assert_close(all_rows(maps, 4), on_canvas(encoder, image, text, stride, blend))
 
 
 def test_stride_of_a_window_is_tiling() -> None:

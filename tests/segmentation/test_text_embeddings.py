@@ -66,7 +66,7 @@ def test_a_damaged_file_is_made_again(home: Path, damage: Any) -> None:
 
 
 def test_without_an_identity_nothing_is_kept(home: Path) -> None:
-    text_classifier(Tiny(), ["disc"], ["{}"])
+    text_classifier(Tiny(), ["red dot"], ["{}"])
     assert SmallCLIP().text_identity() is None and not list(home.iterdir())
 
 
