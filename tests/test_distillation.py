@@ -249,6 +249,15 @@ def test_a_compiled_network_takes_any_size_without_compiling_again() -> None:
     assert counter.frame_count <= 2  # square images, and all other sizes
 
 
+def test_the_weights_of_windows_change_the_teacher() -> None:
+    mean, hann = module(), module(blend="hann")
+    assert mean.teacher_identity() != hann.teacher_identity()
+    image = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(hann.build_teacher()(image), SlidingWindow(Tiny(), 16, blend="hann")(image))
+        assert not torch.equal(hann.build_teacher()(image), mean.build_teacher()(image))
+
+
 def test_windowed_attention_changes_the_student_and_not_the_teacher() -> None:
     full, windowed = module(), module(attention="windowed")
     assert windowed.teacher_identity() == full.teacher_identity()

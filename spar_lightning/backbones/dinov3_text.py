@@ -107,7 +107,8 @@ class DINOv3Text(Backbone):
         axes = [2 * (torch.arange(n, device=periods.device, dtype=torch.float32) + 0.5) / n - 1 for n in grid]
         if self.windowed is not None and self.windowed.positions == "windowed":  # distances as in the native grid
             native = self.window // self.patch_size
-            axes = [axis * max(1.0, n / native) for axis, n in zip(axes, grid, strict=True)]
+            # Lengths as tensors, because an export does not know them yet.
+            axes = [axis * (torch.ones_like(axis).sum() / native).clamp(min=1) for axis in axes]
         places = torch.stack(torch.meshgrid(axes, indexing="ij"), dim=-1).flatten(0, 1)  # (N, 2), y before x
         angles = (2 * torch.pi * places[:, :, None] / periods).flatten(1).tile(2)
         angles = F.pad(angles, (0, 0, self.prefix, 0))

@@ -1,6 +1,7 @@
 """Learned absolute positional embeddings on the patch grid of an image: resized, or averaged over native windows."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -53,7 +54,7 @@ def placed(resize: Callable[[Grid], Tensor], grid: Grid, native: Grid, windows: 
     if window == grid:
         return table
     rows, columns = (_shares(n, g, table.device) for n, g in zip(grid, window, strict=True))
-    with torch.autocast(table.device.type, enabled=False):
+    with _without_autocast(table.device):
         mean = torch.einsum("ip,jq,bpqd->bijd", rows, columns, table.float().unflatten(1, window))
     return mean.flatten(1, 2).to(table.dtype)
 
@@ -64,19 +65,26 @@ def _placed_when_traced(resize: Callable[[Grid], Tensor], grid: Grid, native: Gr
     A graph has no branches, so each axis computes both cases, the clamped window and the average, and selects one.
     """
     (h, w), (g, f) = grid, native
-    device = resize(native).device
+    table = resize(native)
+    device = table.device
     short, narrow = ((torch.arange(m, device=device) < n).sum() < m for n, m in ((h, g), (w, f)))
     rows, columns = _shares(h, g, device), _shares(w, f, device)  # not a number on a shorter axis, and not selected
 
     def square(height: int, width: int) -> Tensor:
-        table: Tensor = resize((height, width)).unflatten(1, (height, width))
+        table: Tensor = resize((height, width)).float().unflatten(1, (height, width))
         return table
 
     def tall(width: int) -> Tensor:  # (1, h, width, D)
         return torch.where(short, square(h, width), torch.einsum("ip,bpjd->bijd", rows, square(g, width)))
 
-    embedding: Tensor = torch.where(narrow, tall(w), torch.einsum("jq,biqd->bijd", columns, tall(f)))
-    return embedding.flatten(1, 2)
+    with _without_autocast(device):
+        embedding = torch.where(narrow, tall(w), torch.einsum("jq,biqd->bijd", columns, tall(f)))
+    return embedding.flatten(1, 2).to(table.dtype)
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context without autocast, which does not know the meta device."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _shares(n: int, window: int, device: torch.device) -> Tensor:

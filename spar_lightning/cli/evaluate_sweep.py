@@ -86,6 +86,8 @@ class Sweep:
         """Return the settings that all points share: network, protocol and benchmarks."""
         protocol = self._evaluator.protocol(backbone, replace(config, inference="single"))  # with the attention
         common = {key: value for key, value in protocol.content().items() if key not in ("inference", "stride")}
+        if config.blend != "mean":
+            common["blend"] = config.blend  # of the sliding windows
         benchmarks = {benchmark.name: len(benchmark) for benchmark in self._evaluator.benchmarks}
         return {"network": protocol.model(), "protocol": common, "benchmarks": benchmarks}
 

@@ -107,7 +107,7 @@ def _texture(rng: np.random.Generator, name: str, y: Array, x: Array) -> Array:
 def _draw_object(
     rng: np.random.Generator, image: Array, labels: NDArray[np.uint8], drawn: list[tuple[float, float, float]]
 ) -> None:
-    """Draw one random object in place, or the part of it that is on the canvas, unless it would overlap another."""
+    """Draw one random object in place, or its part on the canvas, unless its circle overlaps that of another."""
     height, width = labels.shape
     kind = int(rng.integers(len(OBJECTS)))
     radius = float(np.exp(rng.uniform(*np.log(OBJECT_SIZE))) / 2)

@@ -91,6 +91,7 @@ def test_both_figures_from_one_command(
     for other_args, words in (
         (["--model.backbone.pretrained", str(tmp_path / "student.safetensors")], "weights: "),
         (["--refine", "LPOSS"], 'refine: null and {"name": "LPOSS"'),
+        (["--blend", "hann"], 'blend: null and "hann"'),
         (["--max_images", "1"], "mine: 2 and 1"),
     ):
         text = sentence([*sweep, *other_args, "--out", str(out)], capsys)

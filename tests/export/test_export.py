@@ -47,7 +47,7 @@ def test_libraries_give_what_the_student_gives(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", ["full", "windowed"])
+@pytest.mark.parametrize("attention", ["full", "windowed", WindowedAttention(positions="windowed")], ids=str)
 @pytest.mark.parametrize("family", ["SigLIP2", "OpenCLIP", "DINOv3Text"])  # Tiny: tests/cli/test_docs.py
 def test_onnx_at_sizes_that_the_export_never_saw(
     family: str, attention: Any, student: Make, in_process: None, tmp_path: Path

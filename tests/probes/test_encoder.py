@@ -27,7 +27,10 @@ def test_trunk_features_are_the_output_of_the_final_norm(family: str, small_nafl
     assert torch.allclose(features.flatten(0, 1), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [InferenceConfig(), InferenceConfig("sliding", stride=16)])
+@pytest.mark.parametrize(
+    "settings",
+    [InferenceConfig(), InferenceConfig("sliding", stride=16), InferenceConfig("sliding", stride=16, blend="hann")],
+)
 def test_dense_features_are_those_of_a_segmenter(settings: InferenceConfig) -> None:
     backbone, image = Tiny(), torch.randint(0, 256, (3, 90, 101), dtype=torch.uint8)
     features = PatchEncoder(backbone, settings, "dense")(image)

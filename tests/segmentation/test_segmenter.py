@@ -125,6 +125,10 @@ def test_features_are_the_networks() -> None:
         single, sliding = tiny(pixels)[0], SlidingWindow(tiny, 32)(pixels)[0]
     assert torch.equal(Segmenter(tiny, ["red dot"]).features(image), single)
     assert torch.equal(Segmenter(tiny, ["red dot"], InferenceConfig("sliding", 32)).features(image), sliding)
+    with torch.no_grad():
+        blended = SlidingWindow(tiny, 16, blend="hann")(pixels)[0]
+    config = InferenceConfig("sliding", 16, blend="hann")
+    assert torch.equal(Segmenter(tiny, ["red dot"], config).features(image), blended)
 
 
 def test_the_long_side_is_bounded_and_labels_are_not() -> None:
