@@ -166,6 +166,9 @@ class SparCLI(LightningCLI):
         config = self.config_init[self.subcommand].trainer
         if config.use_distributed_sampler:
             log.warning("trainer.use_distributed_sampler is ignored: it would repeat images to even out the ranks.")
+        # A copy: Lightning appends to the list of the configuration, and `spar cache` makes two Trainers.
+        given = config.get("callbacks")
+        kwargs = {"callbacks": list(given) if isinstance(given, list) else given, **kwargs}
         return without_signal_handlers(super().instantiate_trainer(**{"use_distributed_sampler": False, **kwargs}))
 
     def ranks(self, fabric: Fabric | None = None) -> AbstractContextManager[None]:

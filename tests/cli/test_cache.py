@@ -31,6 +31,10 @@ def run(small: list[str], tmp_path: Path, capsys: Capture) -> Callable[..., tupl
 Run = Callable[..., tuple[int, str, str]]
 
 
+def test_a_configuration_with_callbacks(run: Run) -> None:
+    assert run("--plan_only", "--trainer.callbacks+=EMAWeightAveraging")[0] == 0
+
+
 def test_plan_build_info_and_verify(run: Run, tmp_path: Path, capsys: Capture) -> None:
     cache = tmp_path / "seed-0" / "cache"
     code, out, _ = run("--plan_only")
