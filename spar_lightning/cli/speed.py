@@ -61,7 +61,10 @@ class SpeedCLI(SparCLI):
         ),
     )
     trainer_shown = ("accelerator",)
-    examples = ("spar speed train --config quickstart", "spar speed teacher --config quickstart --repeats 3")
+    examples = (
+        "spar speed train --config quickstart --data.augmentation.preset small",
+        "spar speed teacher --config quickstart --data.augmentation.preset small --repeats 3",
+    )
 
     def __init__(self, parts: Sequence[str], args: Sequence[str]) -> None:
         self.parts = parts

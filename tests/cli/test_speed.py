@@ -17,6 +17,7 @@ def test_all_parts(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(read, "KEYS", read.KEYS[:8])
     path = tmp_path / "b.json"
     args = ["--config", str(QUICKSTART), "--repeats", "1", "--height", "64", "--width", "128", "--json", str(path)]
+    args += ["--data.augmentation.preset", "small"]  # images of SA-1B's size become small
     assert main(["speed", "all", *args]) == 0
     out = capsys.readouterr().out
     content = json.loads(path.read_text())
