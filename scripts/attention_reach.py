@@ -27,7 +27,7 @@ PAGE = """# Why the single pass of Tiny loses accuracy
 
 Written by `python scripts/attention_reach.py`: {images} synthetic images of {side} x {side} px (seed {seed}) and
 the pretrained `Tiny` (window 64 px, 8 x 8 patches), without training. mIoU in percent over all classes, and
-the mean IoU of the {textures} textures and of the {objects} objects.
+the mean IoU of the {textures} textures and of the {objects} kinds of objects.
 
 | single pass over the whole image, with | mIoU | textures | objects |
 | --- | --- | --- | --- |

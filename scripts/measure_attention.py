@@ -156,7 +156,7 @@ def main() -> None:
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "timm"))
     conditions = (
         f"{args.images} images per size and seed, {distance_images} of seed {args.seeds[0]} for the distance, "
-        f"{args.repeats} repeats, {torch.get_num_threads()} threads; {platform.machine()}, {os.cpu_count()} CPU cores "
+        f"{args.repeats} repeats, threads: {torch.get_num_threads()}; {platform.machine()}, {os.cpu_count()} CPU cores "
         f"({cpu}), no GPU; {packages}"
     )
 

@@ -1,6 +1,6 @@
 """Run the quickstart with several seeds of images and distillation, and write docs/quickstart.md.
 
-    python scripts/measure_quickstart.py                       # seeds 101 102 103, about nine minutes each
+    python scripts/measure_quickstart.py                       # seeds 101 102 103, about five minutes each
     python scripts/measure_quickstart.py --jobs 2              # two seeds at once, which share the cores
     python scripts/measure_quickstart.py --jobs 2 --reuse      # write the page again from finished runs
     python scripts/measure_quickstart.py --seeds 7 8 --out /tmp/page.md

@@ -21,7 +21,7 @@ def test_every_class_occurs_and_none_rules() -> None:
 
 
 def test_a_small_canvas_has_the_same_mixture_as_a_large_one() -> None:
-    def shapes(index: range, side: int) -> float:
+    def objects(index: range, side: int) -> float:
         return float(np.mean([(render(0, i, side, side).labels >= 4).mean() for i in index]))
 
-    assert abs(shapes(range(300), 64) - shapes(range(40), 192)) < 0.06
+    assert abs(objects(range(300), 64) - objects(range(40), 192)) < 0.06
