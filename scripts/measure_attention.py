@@ -1,11 +1,12 @@
 """Measure full and windowed attention, without training, and write docs/methods.md.
 
-    python scripts/measure_attention.py                       # about 20 minutes on two cores
-    python scripts/measure_attention.py --reuse               # write the page again from finished tables
-    python scripts/measure_attention.py --images 2 --seeds 7 --size Tiny --out /tmp/methods.md
+    python -m scripts.measure_attention                       # about an hour on two cores
+    python -m scripts.measure_attention --reuse               # write the page again from finished tables
+    python -m scripts.measure_attention --images 2 --seeds 7 --size Tiny --out /tmp/methods.md
 
-The accuracy is that of `Tiny` on synthetic images of several seeds. The cost is that of one pass of SigLIP2 ViT-B/16,
-with full and windowed attention in alternation, and its peak memory in separate processes.
+The accuracy is that of `Tiny`, and of the network that scripts/pretrain_image_level.py wrote, on synthetic images of
+several seeds; students of the latter are trained, too. The cost is that of one pass of SigLIP2 ViT-B/16, with full and
+windowed attention in alternation, and its peak memory in separate processes.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scripts.measure_quickstart import FIVE_TIMES, SIZES, measure, results, verdict
 from spar_lightning.backbones import Backbone, SigLIP2, Tiny
 from spar_lightning.backbones.attention import WindowedAttention
 from spar_lightning.datamodules.rendered_scenes import VALIDATION
@@ -42,6 +44,7 @@ MODES = {
     "windowed": InferenceConfig(attention="windowed"),
     "windowed, tile 1": InferenceConfig(attention=WindowedAttention(tile=1)),
     "windowed, tile 4": InferenceConfig(attention=WindowedAttention(tile=4)),
+    "windowed, tile 4, windowed positions": InferenceConfig(attention=WindowedAttention(tile=4, positions="windowed")),
     "windowed, reach 1.25, log temperature, windowed positions": InferenceConfig(attention=WIDE),
     "sliding window, stride 64 (tiling)": InferenceConfig("sliding", stride=64),
     TEACHER: InferenceConfig("sliding", stride=16),
@@ -51,11 +54,11 @@ SIDES = (64, 192, 320)
 GRIDS = {"SigLIP2": ((32, 32), (48, 48), (64, 64), (64, 128), (128, 128)), "Tiny": ((8, 8), (16, 16), (16, 32))}
 
 
-def accuracy(seeds: Sequence[int], images: int, distance_images: int) -> str:
+def accuracy(pretrained: str, seeds: Sequence[int], images: int, distance_images: int) -> str:
     """Return the table of mIoU by mode and size for each seed, and of the distance to the teacher's features."""
     lines = [["single pass with", *(f"{side} px, seeds {', '.join(map(str, seeds))}" for side in SIDES)]]
     lines[0] += [f"share at {side} px" for side in SIDES[1:]] + [f"distance at {side} px" for side in SIDES[1:]]
-    segmenters = {name: Segmenter(Tiny(), CLASSES, config) for name, config in MODES.items()}
+    segmenters = {name: Segmenter(Tiny(pretrained), CLASSES, config) for name, config in MODES.items()}
     miou: dict[tuple[str, int, int], float] = {}
     for side in SIDES:
         for seed in seeds:
@@ -93,6 +96,13 @@ def pixels(image: Any) -> Tensor:
     return torch.as_tensor(image).permute(2, 0, 1)
 
 
+def students(pretrained: str, seeds: Sequence[int], runs: Path, reuse: bool) -> str:
+    """Return the tables of the quickstart with another network than the bundled weights."""
+    more = ("--model.backbone.pretrained", pretrained, *FIVE_TIMES)
+    found = [measure(seed, runs / "image-level", torch.get_num_threads(), reuse, *more) for seed in seeds]
+    return f"{results(found, SIZES)}\n\n{verdict(found)}"
+
+
 def network(size: str, attention: str) -> Backbone:
     """Return the network of the cost measurement with full or windowed attention."""
     backbone: Backbone = Tiny() if size == "Tiny" else SigLIP2(pretrained=None)
@@ -126,8 +136,8 @@ def cost(size: str, repeats: int) -> str:
 
 def peak(size: str, attention: str, h: int, w: int) -> float:
     """Return the peak memory of a process that runs one pass, in MiB."""
-    command = [sys.executable, __file__, "--peak", attention, str(h), str(w), "--size", size]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    command = [sys.executable, "-m", "scripts.measure_attention", "--peak", attention, str(h), str(w), "--size", size]
+    return float(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
@@ -152,24 +162,26 @@ def main() -> None:
         return
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
-    distance_images = min(10, args.images)
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "timm"))
-    conditions = (
-        f"{args.images} images per size and seed, {distance_images} of seed {args.seeds[0]} for the distance, "
-        f"{args.repeats} repeats, threads: {torch.get_num_threads()}; {platform.machine()}, {os.cpu_count()} CPU cores "
-        f"({cpu}), no GPU; {packages}"
-    )
+    threads = torch.get_num_threads()
+    machine = f"threads: {threads}; {platform.machine()}, {os.cpu_count()} CPU cores ({cpu}), no GPU; {packages}"
+    page = (ROOT / "scripts" / "methods_page.md").read_text(encoding="utf-8")
 
-    def table(name: str, measure: Callable[[], str]) -> str:
+    def fill(name: str, measure: Callable[[], str], conditions: str) -> None:
+        nonlocal page
         path: Path = args.runs / f"attention-{name}.md"
         if not (args.reuse and path.exists()):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{measure()}\n\n({conditions})\n", encoding="utf-8")
-        return path.read_text(encoding="utf-8")
+            path.write_text(f"{measure()}\n\n({conditions}, {machine})\n", encoding="utf-8")
+        page = page.replace(f"{name.upper()}\n", path.read_text(encoding="utf-8"))
 
-    page = (ROOT / "scripts" / "methods_page.md").read_text(encoding="utf-8")
-    page = page.replace("ACCURACY\n", table("accuracy", lambda: accuracy(args.seeds, args.images, distance_images)))
-    page = page.replace("COST\n", table("cost", lambda: cost(args.size, args.repeats)))
+    second = str(args.runs / "image-level.safetensors")
+    few = min(10, args.images)
+    scenes = f"{args.images} images per size and seed, {few} of seed {args.seeds[0]} for the distance"
+    fill("accuracy", lambda: accuracy("scenes", args.seeds, args.images, few), scenes)
+    fill("image-level", lambda: accuracy(second, args.seeds, args.images, few), scenes)
+    fill("students", lambda: students(second, args.seeds, args.runs, args.reuse), "100 images per size and seed")
+    fill("cost", lambda: cost(args.size, args.repeats), f"{args.repeats} repeats")
     args.out.write_text(page, encoding="utf-8")
     print(f"wrote {args.out}")
 

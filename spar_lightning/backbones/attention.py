@@ -6,13 +6,14 @@ attend to the k x k patches around their tile. The key window is shifted inward 
 patch sees min(k, h) x min(k, w) patches. Images of at most k x k patches get full attention, bit for bit. The cost per
 patch is constant.
 
-Class and register tokens are seen by all patches, and see all patches. Tiles have equal shapes, so one call of
-`scaled_dot_product_attention` computes many of them, without a mask.
+Class and register tokens are seen by all patches, and see all patches. Tiles, or groups of small tiles, have equal
+shapes, so one call of `scaled_dot_product_attention` computes many of them.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, Literal
 
 import torch
@@ -27,6 +28,9 @@ from spar_lightning.errors import UserError, check_at_least
 # 256 MiB in bf16.
 GATHERED: Final = {"cpu": 2**20}
 GATHERED_ELSEWHERE: Final = 2**26
+
+# Patches of the largest image whose tiles are cached: at most a few MB each.
+CACHED: Final = 2**12
 
 
 @dataclass(frozen=True)
@@ -132,23 +136,27 @@ def _attend(
     if not traced and h <= k and w <= k:
         return F.scaled_dot_product_attention(query, key, value)
 
-    plan = tiles(grid, t, k, prefix, traced, query.device)
-    # All heads of a token are gathered at once, and tiles take the place of the batch: (tiles, B * heads, n, width).
+    if traced or torch.compiler.is_compiling() or h * w > CACHED:
+        plan = tiles(grid, t, k, prefix, traced, query.device, query.dtype)
+    else:
+        plan = _cached_tiles(grid, t, k, prefix, query.device, query.dtype)
+    # All heads of a token are gathered at once, and groups of tiles take the place of the batch:
+    # (groups, B * heads, n, width).
     batch, heads = query.shape[:2]
     rows = [tokens.permute(2, 0, 1, 3).flatten(1) for tokens in (query, key, value)]  # (prefix+N, B * heads * width)
     parts = []
-    for indices in _chunks(plan, query, key, value):
+    for query_index, key_index, mask in _chunks(plan, query, key, value):
         queries, keys, values = (
             F.embedding(index, table).unflatten(2, (batch * heads, -1)).transpose(1, 2)
-            for index, table in zip(indices, rows, strict=True)
+            for index, table in zip((query_index, key_index, key_index), rows, strict=True)
         )
         if prefix:  # expanded and not gathered: the sum of many gradients would be inexact in bf16
             keys, values = (
                 torch.cat([each[:, :, :prefix].flatten(0, 1).expand(tiled.shape[0], -1, -1, -1), tiled], dim=2)
                 for each, tiled in ((key, keys), (value, values))
             )
-        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=plan.mask)
-        parts.append(attended.transpose(1, 2).flatten(0, 1).flatten(1))  # (tiles * t * t, B * heads * width)
+        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        parts.append(attended.transpose(1, 2).flatten(0, 1).flatten(1))  # (groups * s * s, B * heads * width)
     out: Tensor = F.embedding(plan.places, torch.cat(parts)).unflatten(1, (batch, heads, -1)).permute(1, 2, 0, 3)
     if prefix:
         first = F.scaled_dot_product_attention(query[:, :, :prefix], key, value)
@@ -156,18 +164,24 @@ def _attend(
     return out
 
 
-def _chunks(plan: Tiles, query: Tensor, key: Tensor, value: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-    """Split the indices of queries, keys and values into parts of some tiles.
+@lru_cache(maxsize=16)  # all blocks have the same tiles, and often the next images, too
+def _cached_tiles(grid: Grid, t: int, k: int, prefix: int, device: torch.device, dtype: torch.dtype) -> Tiles:
+    with torch.inference_mode(False):  # a later call may need gradients
+        return tiles(grid, t, k, prefix, False, device, dtype)
+
+
+def _chunks(plan: Tiles, query: Tensor, key: Tensor, value: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor | None]]:
+    """Split the indices of queries and keys, and the mask, into parts of some groups of tiles.
 
     With gradients there is one part, because each part would cost a gradient of all keys.
     """
     gradients = query.requires_grad or key.requires_grad or value.requires_grad
     if gradients or torch.compiler.is_compiling():
-        return [(plan.queries, plan.keys, plan.keys)]
-    of_tile = query.shape[0] * query.shape[1] * query.shape[3] * plan.keys.shape[1]
-    count = max(1, GATHERED.get(query.device.type, GATHERED_ELSEWHERE) // of_tile)
-    keys = plan.keys.split(count)
-    return zip(plan.queries.split(count), keys, keys, strict=True)
+        return [(plan.queries, plan.keys, plan.mask)]
+    of_group = query.shape[0] * query.shape[1] * query.shape[3] * plan.keys.shape[1]
+    count = max(1, GATHERED.get(query.device.type, GATHERED_ELSEWHERE) // of_group)
+    queries, keys = plan.queries.split(count), plan.keys.split(count)
+    return zip(queries, keys, [None] * len(keys) if plan.mask is None else plan.mask.split(count), strict=True)
 
 
 def _temperature(grid: Grid, k: int, native: int, device: torch.device) -> Tensor:

@@ -69,6 +69,7 @@ def test_equals_a_mask_over_the_whole_image(windows: WindowedAttention, grids: l
     torch.testing.assert_close(ours, theirs, rtol=0, atol=3e-5)
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "GATHERED", {"cpu": 1})
+        patch.setattr(attention, "CACHED", 0)
         torch.testing.assert_close(attend(q, k, v, grids, prefix, windows, 4), expected, rtol=0, atol=1e-5)
 
 
@@ -96,6 +97,17 @@ def test_equals_full_attention_in_half_precision(dtype: torch.dtype) -> None:
         image = images(full, (h, w))[0][None]
         with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
             assert torch.equal(windowed(image), full(image))
+
+
+def test_training_after_validation_in_inference_mode() -> None:
+    """Both use the same cached tiles."""
+    network, grid = Tiny().with_attention(WindowedAttention()), (19, 17)  # no other test has this grid
+    image = images(network, grid)[0][None]
+    with torch.inference_mode():
+        expected = network(image)
+    found = network(image)
+    torch.testing.assert_close(found, expected.clone())
+    found.sum().backward()
 
 
 def test_gradients_of_class_tokens_in_bf16() -> None:
