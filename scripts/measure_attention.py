@@ -44,7 +44,6 @@ MODES = {
     "windowed": InferenceConfig(attention="windowed"),
     "windowed, tile 1": InferenceConfig(attention=WindowedAttention(tile=1)),
     "windowed, tile 4": InferenceConfig(attention=WindowedAttention(tile=4)),
-    "windowed, tile 4, windowed positions": InferenceConfig(attention=WindowedAttention(tile=4, positions="windowed")),
     "windowed, reach 1.25, log temperature, windowed positions": InferenceConfig(attention=WIDE),
     "sliding window, stride 64 (tiling)": InferenceConfig("sliding", stride=64),
     TEACHER: InferenceConfig("sliding", stride=16),
@@ -98,7 +97,15 @@ def pixels(image: Any) -> Tensor:
 
 def students(pretrained: str, seeds: Sequence[int], runs: Path, reuse: bool) -> str:
     """Return the tables of the quickstart with another network than the bundled weights."""
-    more = ("--model.backbone.pretrained", pretrained, *FIVE_TIMES)
+    more = (
+        "--model.backbone.pretrained",
+        pretrained,
+        "--model.attention",
+        "windowed",
+        "--model.lr",
+        "1e-3",
+        *FIVE_TIMES,
+    )
     found = [measure(seed, runs / "image-level", torch.get_num_threads(), reuse, *more) for seed in seeds]
     return f"{results(found, SIZES)}\n\n{verdict(found)}"
 
