@@ -1,6 +1,6 @@
 """Measure full and windowed attention, without training, and write docs/methods.md.
 
-    python -m scripts.measure_attention                       # about an hour on two cores
+    python -m scripts.measure_attention                       # after pretrain_image_level.py; about an hour
     python -m scripts.measure_attention --reuse               # write the page again from finished tables
     python -m scripts.measure_attention --images 2 --seeds 7 --size Tiny --out /tmp/methods.md
 

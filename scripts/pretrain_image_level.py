@@ -5,7 +5,7 @@ of a crop, and a sigmoid loss compares the average with the text embedding of ea
 classes are in the crop. The patch features, which segmentation uses, are the values of the pool. The weights do not
 ship; `scripts/measure_attention.py` and `spar fit --model.backbone.pretrained` read the file.
 
-    python -m scripts.pretrain_image_level     # about 25 minutes on two cores
+    python -m scripts.pretrain_image_level     # about 45 minutes with one thread, --threads 1
 """
 
 import argparse
