@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from spar_lightning.backbones.base import Backbone
+from spar_lightning.backbones.tiles import GROUP
 from spar_lightning.errors import UserError
 from spar_lightning.export.recipe import Recipe, Recipes
 from spar_lightning.student import Student
@@ -59,7 +60,8 @@ def write(student: Student, folder: Path) -> None:
     patch, side = backbone.patch_size, backbone.window // backbone.patch_size
     free = {0: Dim("batch", min=1, max=4096)}
     free |= {axis: patch * Dim(name, min=side + 1, max=4096) for axis, name in ((2, "h"), (3, "w"))}
-    example = torch.zeros(2, 3, (side + 1) * patch, (side + 3) * patch)
+    length = max(side, 2 * GROUP) + 1  # several groups of tiles: tracing specializes sizes of 1
+    example = torch.zeros(2, 3, length * patch, (length + 2) * patch)
     with torch.no_grad():
         program = torch.export.export(Graph(backbone).eval(), (example,), dynamic_shapes=(free,), strict=False)
     graph: Any = torch.onnx.export(
