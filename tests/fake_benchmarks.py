@@ -1,4 +1,4 @@
-"""Small versions of the six benchmarks in their usual layouts; labels contain all special values."""
+"""Small versions of the bundled benchmarks in their usual layouts; labels contain all special values."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import savemat
 
+from spar_lightning.evaluation.ade20k_full import IDS as FULL
 from spar_lightning.evaluation.pascal_context import IDS
 
 Labels = NDArray[np.integer]
@@ -99,9 +100,28 @@ def context(root: Path, sizes: list[tuple[int, int]]) -> None:
     split.write_text("".join(f"2008_{i:06d}\n" for i in range(len(sizes))))
 
 
-def all_six(root: Path, sizes: list[tuple[int, int]]) -> None:
-    """Write all six benchmarks."""
-    for write in (voc, cityscapes, ade20k, context):
+def coco(root: Path, sizes: list[tuple[int, int]]) -> None:
+    """Write COCO-Stuff as downloaded: images, and label maps with 182 values, of which 11 never occur."""
+    folder = root / "coco"
+    for i, (height, width) in enumerate(sizes):
+        jpg(folder / "val2017" / f"{i:012d}.jpg", image(500 + i, height, width))
+        path = folder / "stuffthingmaps" / "val2017" / f"{i:012d}.png"
+        grey_png(path, labels(500 + i, height, width, [0, 12, 89, 91, 181, 255]))
+
+
+def ade20k_full(root: Path, sizes: list[tuple[int, int]]) -> None:
+    """Write the full ADE20K as downloaded: colors (red // 10 * 256 + green) of two classes and two other numbers."""
+    for i, (height, width) in enumerate(sizes):
+        scene = root / "ADE20K_2021_17_01" / "images" / "ADE" / "validation" / "urban" / f"street{i}"
+        jpg(scene / f"ADE_val_{i:08d}.jpg", image(600 + i, height, width))
+        numbers = labels(600 + i, height, width, [FULL[0], FULL[846], 0, 3])
+        colors = np.stack([numbers // 256 * 10, numbers % 256, np.zeros_like(numbers)], axis=-1).astype(np.uint8)
+        Image.fromarray(colors).save(scene / f"ADE_val_{i:08d}_seg.png")
+
+
+def all_ten(root: Path, sizes: list[tuple[int, int]]) -> None:
+    """Write all bundled benchmarks."""
+    for write in (voc, cityscapes, ade20k, context, coco, ade20k_full):
         write(root, sizes)
 
 

@@ -32,7 +32,7 @@ from spar_lightning.distillation import Distillation
 from spar_lightning.distributed import is_first_process, world_size
 from spar_lightning.errors import UserError, check_at_least
 from spar_lightning.evaluation.benchmark import Benchmark, opened_later
-from spar_lightning.evaluation.benchmark_config import SHIPPED, BenchmarkError
+from spar_lightning.evaluation.benchmark_config import BenchmarkError
 from spar_lightning.evaluation.evaluator import Evaluator
 from spar_lightning.evaluation.report import comparison, table
 from spar_lightning.segmentation.config import InferenceConfig
@@ -55,7 +55,7 @@ class EvaluateCLI(SparCLI):
 
     `spar evaluate --check DIR` lists which benchmarks DIR contains, and where the others are expected.
 
-    `spar evaluate --prepare context --root DIR` creates the label maps of PASCAL Context from its download.
+    `spar evaluate --prepare context --root DIR` creates label maps from a download: context, context459, ade847.
 
     `spar evaluate --compare A B` compares two result folders, and names the differences of their protocols.
 
@@ -82,8 +82,7 @@ class EvaluateCLI(SparCLI):
         """Check the options and open the benchmarks."""
         config = self.config.evaluate
         data = config.data.init_args
-        named = separated(config.benchmarks)
-        sources = SHIPPED if named == ["all"] else named
+        sources = separated(config.benchmarks)
         check_at_least(1, **{"--max_images": config.max_images, "--repeats": config.repeats})
         check_at_least(0, **{"--warm_ups": config.warm_ups})
         self.strides, self.areas = numbers("--strides", config.strides), numbers("--sweep", config.sweep)
@@ -120,7 +119,7 @@ class EvaluateCLI(SparCLI):
         """Measure mIoU on benchmarks.
 
         `spar evaluate --check ROOT` lists the benchmarks found in a folder and the expected locations of the others.
-        `spar evaluate --prepare context --root ROOT` creates the label maps of PASCAL Context.
+        `spar evaluate --prepare context --root ROOT` creates label maps from a download: context, context459, ade847.
         `spar evaluate --compare A B` compares two results.
         `spar evaluate --figures A B --out DIR` draws several sweeps in one figure.
         Inference options can be written without `--model.`: --inference sliding, --refine LPOSS --refine.preset spar.
@@ -132,7 +131,9 @@ class EvaluateCLI(SparCLI):
                 datamodule.prepare_data()  # RenderedScenes creates its own benchmarks
                 self.benchmarks = opened(datamodule.benchmarks, config.max_images)
             if not self.benchmarks:
-                raise UserError("No benchmarks are selected. Pass --benchmarks all, or names, YAML files and folders.")
+                raise UserError(
+                    "No benchmarks are selected. Pass --benchmarks paper6, or names, YAML files and folders."
+                )
             model.to(fabric.device)
             evaluator = Evaluator(fabric, self.benchmarks, datamodule.num_workers, config.max_images)
             self._measure(model.student.requires_grad_(False), model.config, evaluator)

@@ -1,4 +1,4 @@
-"""`spar evaluate --check` and `--prepare`: check of the benchmark folders, and label maps of PASCAL Context."""
+"""`spar evaluate --check` and `--prepare`: check of the benchmark folders, and label maps from downloads."""
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -7,18 +7,25 @@ from pathlib import Path
 from tqdm import tqdm
 
 from spar_lightning.errors import UserError, nearest
-from spar_lightning.evaluation.benchmark import Benchmark
-from spar_lightning.evaluation.benchmark_config import SHIPPED, read, shipped
-from spar_lightning.evaluation.pascal_context import LABELS, LIST, convert
+from spar_lightning.evaluation import ade20k_full, pascal_context
+from spar_lightning.evaluation.benchmark import Benchmark, opened_later
+from spar_lightning.evaluation.benchmark_config import PREPARED, SETS, SHIPPED, read, shipped
 
 
 def check(root: Path, rest: Sequence[str]) -> int:
     """Print the benchmarks found in a folder; return 1 if anything is missing."""
-    if rest:
-        raise UserError(f"--check takes a folder and no other arguments, but got {' '.join(rest)}.")
+    parser = ArgumentParser("spar evaluate --check", description=check.__doc__)
+    parser.add_argument("--benchmarks", default="standard10", help="names and sets, separated by commas; default: all")
+    given = parser.parse_args(rest)
     if not root.is_dir():
         raise UserError(f"--check {root}: the folder does not exist.")
-    problems = {name: _problem(name, root) for name in SHIPPED}
+    names = [benchmark.name for benchmark in opened_later(given.benchmarks.split(","), str(root))]
+    if unknown := [name for name in names if name not in SHIPPED]:
+        raise UserError(
+            f"--check looks for bundled benchmarks, but got {unknown[0]!r}. {nearest(unknown[0], [*SETS, *SHIPPED])}"
+            f"Allowed: {', '.join([*SETS, *SHIPPED])}."
+        )
+    problems = {name: _problem(name, root) for name in names}
     if any(problems.values()):
         print("\nExpected locations (the first one that exists is used):")
     for name in (name for name, problem in problems.items() if problem):
@@ -57,28 +64,40 @@ def _layout(name: str, root: Path) -> str:
     if description.split:
         lines.append(f"  {root / folders[0]}/{description.split}")
     lines.append(f"  or the same in {' or '.join(str(root / folder) for folder in folders[1:])}")
-    if description.split == LIST:
-        lines.append(f"  `spar evaluate --prepare context --root {root}` creates list and label maps from the download")
+    if name in PREPARED:
+        command = f"spar evaluate --prepare {PREPARED[name]} --root {root}"
+        lines.append(f"  `{command}` creates label maps and lists of images from the download")
     return "\n".join(lines)
 
 
 def prepare(what: str, rest: Sequence[str]) -> int:
-    """Create the label maps of PASCAL Context from its downloaded annotations."""
-    if what != "context":
+    """Create the label maps of a benchmark from its download."""
+    allowed = sorted({*PREPARED.values()})
+    if what not in allowed:
         raise UserError(
-            f"--prepare {what}: unknown benchmark. {nearest(what, ['context'])}Only context can be prepared."
+            f"--prepare {what}: {'is read as downloaded' if what in SHIPPED else 'unknown benchmark'}. "
+            f"{nearest(what, allowed)}Allowed: {', '.join(allowed)}."
         )
-    parser = ArgumentParser("spar evaluate --prepare context", description=prepare.__doc__)
-    parser.add_argument("--root", type=Path, required=True, help="folder that contains VOCdevkit/VOC2010 or VOC2010")
-    parser.add_argument("--annotations", type=Path, help="folder of the .mat files; default: trainval/ in VOC2010")
+    parser = ArgumentParser(f"spar evaluate --prepare {what}", description=prepare.__doc__)
+    folders = read(shipped()[next(name for name in PREPARED if PREPARED[name] == what)]).folder
+    parser.add_argument("--root", type=Path, required=True, help=f"folder that contains {' or '.join(folders[:-1])}")
+    if what in pascal_context.TARGETS:
+        parser.add_argument("--annotations", type=Path, help="folder of the .mat files; default: trainval/ in VOC2010")
     given = parser.parse_args(rest)
-    candidates = [given.root / name for name in read(shipped()["context60"]).folder]
-    folder = next((c for c in candidates if (c / "JPEGImages").is_dir()), None)
-    if folder is None:
+    images = "images/ADE/validation" if what == "ade847" else "JPEGImages"
+    candidates = [given.root / name / images for name in folders]
+    found = next((path for path in candidates if path.is_dir()), None)
+    if found is None:
         raise UserError(
-            f"--root {given.root}: none of {', '.join(f'{c}/JPEGImages' for c in candidates)} exists. Unpack "
-            "VOCtrainval_03-May-2010.tar there."
+            f"--root {given.root}: none of {', '.join(map(str, candidates))} exists. Unpack "
+            f"{'the full ADE20K (2021_17_01)' if what == 'ade847' else 'VOCtrainval_03-May-2010.tar'} there."
         )
-    names = list(tqdm(convert(folder, given.annotations or folder / "trainval"), "label maps", unit="image"))
-    print(f"{len(names)} label maps written to {folder / LABELS}, their list to {folder / LIST}")
+    if what == "ade847":
+        folder = found.parents[2]
+        written, labels = ade20k_full.convert(folder), folder / ade20k_full.LABELS
+    else:
+        folder, target = found.parent, pascal_context.TARGETS[what]
+        labels = folder / target.labels
+        written = pascal_context.convert(folder, given.annotations or folder / "trainval", target)
+    print(f"{len(list(tqdm(written, 'label maps', unit='image')))} label maps written to {labels}")
     return 0

@@ -3,15 +3,16 @@
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from spar_lightning.evaluation.benchmark_config import SHIPPED
+from spar_lightning.evaluation.benchmark_config import SETS, SHIPPED
 
 OUT: Final = Path("runs") / "evaluate"
 
 OPTIONS: Final[dict[str, tuple[Any, Any, str]]] = {
     "weights": (str | None, None, "Run folder, checkpoint of spar fit, or weight file; for a sweep also several, "
                 "separated by commas; null: the backbone as configured."),
-    "benchmarks": (str | None, None, "Benchmarks, separated by commas: names, YAML files or folders; all: "
-                   f"{', '.join(SHIPPED)}; null: data.benchmarks."),
+    "benchmarks": (str | None, None, "Benchmarks, separated by commas: names, sets, YAML files or folders. Names: "
+                   f"{', '.join(SHIPPED)}. Sets: {', '.join(f'{name} (the first {len(SETS[name])})' for name in SETS)}."
+                   " null: data.benchmarks."),
     "root": (str | None, None, "Folder that contains the data of the bundled benchmarks; null: data.benchmark_root."),
     "precision": (Literal["32-true", "16-mixed", "bf16-mixed"], "32-true",
                   "Precision of the network during evaluation; trainer.precision is for training only."),

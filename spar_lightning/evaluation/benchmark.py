@@ -6,10 +6,12 @@ with them at that size.
 
 import copy
 import logging
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch.utils.data import Dataset
@@ -17,6 +19,8 @@ from torch.utils.data import Dataset
 from spar_lightning.datasets.samples import LabelledImage
 from spar_lightning.errors import UserError
 from spar_lightning.evaluation.benchmark_config import (
+    PREPARED,
+    SETS,
     SHIPPED,
     SUFFIXES,
     BenchmarkConfig,
@@ -35,6 +39,9 @@ from spar_lightning.image.codec import ImageError, decode_image, exif_orientatio
 
 log = logging.getLogger("spar_lightning")
 
+# Ends of the names of label maps that mmsegmentation and others write next to those of COCO-Stuff.
+CONVERTED: Final = re.compile("_(label|instance)TrainIds$")
+
 
 class Benchmark(Dataset[LabelledImage]):
     """Benchmark of labeled images for mIoU.
@@ -42,8 +49,8 @@ class Benchmark(Dataset[LabelledImage]):
     Nothing is read before `open` is called.
 
     Args:
-        source: Name of a bundled benchmark (voc21, voc20, cityscapes, ade20k, context60, context59), path of a YAML
-            file, or folder with benchmark.yaml, images/ and labels/.
+        source: Name of a bundled benchmark (voc21, voc20, cityscapes, ade20k, context60, context59, coco_object,
+            coco_stuff, ade847, context459), path of a YAML file, or folder with benchmark.yaml, images/ and labels/.
         root: Folder with the data of the bundled benchmarks; required for these only.
 
     Attributes:
@@ -119,7 +126,9 @@ class Benchmark(Dataset[LabelledImage]):
     def _warn_left_out(self) -> None:
         """Warn about label maps without an image, and about images that fit no pattern."""
         patterns, labels = self.description.images, [kind.file for kind in self.description.labels]
-        labeled = [(path, stem) for pattern in labels for path, stem in matches(self.folder, pattern)]
+        labeled = [
+            (path, CONVERTED.sub("", stem)) for pattern in labels for path, stem in matches(self.folder, pattern)
+        ]
         known, used = set(self.stems), {*self._images, *(path for path, _ in labeled)}
         kinds = {Path(pattern).suffix.lower() for pattern in patterns} | {f".{suffix}" for suffix in SUFFIXES}
         starts = {prefix(pattern) for pattern in patterns}
@@ -275,20 +284,22 @@ class Benchmark(Dataset[LabelledImage]):
             )
         base = Path(self.root) if ships and self.root is not None else file.parent
         candidates = [base / str(expand_home(folder)) for folder in self.description.folder]
-        wanted = self.description.split or prefix(self.description.images[0])
+        split, images = self.description.split, self.description.images
+        wanted = [split] if split else list(dict.fromkeys(prefix(pattern) for pattern in images))
         for candidate in candidates:
-            if (candidate / wanted).exists():
+            if any((candidate / path).exists() for path in wanted):
                 return candidate
-        raise BenchmarkError(
-            f"{self.name} is not in {base}. Expected {' or '.join(str(c / wanted) for c in candidates)}. {self._help}"
-        )
+        expected = " or ".join(str(candidate / path) for candidate in candidates for path in wanted)
+        raise BenchmarkError(f"{self.name} is not in {base}. Expected {expected}. {self._help}")
 
     @property
     def _help(self) -> str:
-        context = " `spar evaluate --prepare context --root DIR` creates its image list and label maps."
-        known = self.source in SHIPPED
-        where = f"`spar evaluate --check {self.root}` lists the expected files." if known else ""
-        return where + (context if known and self.name.startswith("context") else "")
+        if self.source not in SHIPPED:
+            return ""
+        text = f"`spar evaluate --check {self.root}` lists the expected files."
+        if self.name in PREPARED:
+            text += f" `spar evaluate --prepare {PREPARED[self.name]} --root DIR` creates its label maps."
+        return text
 
     def _read_split(self, path: Path) -> list[str]:
         try:
@@ -309,10 +320,14 @@ class Benchmark(Dataset[LabelledImage]):
 def opened_later(sources: Sequence[str], root: str | None) -> list[Benchmark]:
     """Return the benchmarks of a list, without opening them.
 
+    Args:
+        sources: Bundled benchmarks, sets of them (paper6, standard8, standard10), YAML files and folders.
+        root: Folder with the data of the bundled benchmarks.
+
     Raises:
         BenchmarkError: If two benchmarks have the same name, because reports identify benchmarks by name.
     """
-    benchmarks = [Benchmark(source, root) for source in sources]
+    benchmarks = [Benchmark(name, root) for source in sources for name in SETS.get(source, (source,))]
     names = [benchmark.name for benchmark in benchmarks]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise BenchmarkError(

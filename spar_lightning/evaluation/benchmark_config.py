@@ -1,7 +1,7 @@
 """YAML description of a benchmark: paths of images and labels, meaning of label values, class names, protocol.
 
-The six benchmarks of the paper are bundled as such files (configs/benchmarks); user-defined files can be in any
-folder. In a path pattern, `{}` stands for the name of an image, including its subfolders.
+The benchmarks of the paper and four more are bundled as such files (configs/benchmarks); user-defined files can be in
+any folder. In a path pattern, `{}` stands for the name of an image, including its subfolders.
 """
 
 from collections import Counter
@@ -199,7 +199,15 @@ def shipped() -> dict[str, Path]:
     return {name: folder / f"{name}.yaml" for name in SHIPPED}
 
 
-SHIPPED = ("voc21", "voc20", "cityscapes", "ade20k", "context60", "context59")  # in the order of the paper's Table 1
+# The six of the paper's Table 1 in its order, and those that newer papers on open vocabularies add.
+SHIPPED: Final = (
+    *("voc21", "voc20", "cityscapes", "ade20k", "context60", "context59"),
+    *("coco_object", "coco_stuff", "ade847", "context459"),
+)
+SETS: Final = {"paper6": SHIPPED[:6], "standard8": SHIPPED[:8], "standard10": SHIPPED}
+
+# Benchmarks whose label maps are created by `spar evaluate --prepare`, and the argument of that option.
+PREPARED: Final = {"context60": "context", "context59": "context", "context459": "context459", "ade847": "ade847"}
 
 
 def locate(source: str) -> Path:
@@ -218,8 +226,10 @@ def locate(source: str) -> Path:
         path = path / "benchmark.yaml"
     if not path.is_file():
         raise BenchmarkError(
-            f"Benchmark {source!r} not found: {path} does not exist. {nearest(source, SHIPPED)}Allowed: "
-            f"{', '.join(SHIPPED)}, the path of a YAML file, or a folder with benchmark.yaml, images/ and labels/."
+            f"Benchmark {source!r} not found: {path} does not exist. "
+            f"{'It is now called paper6. ' if source == 'all' else nearest(source, [*SETS, *SHIPPED])}Allowed: "
+            f"{', '.join([*SETS, *SHIPPED])}, the path of a YAML file, or a folder with benchmark.yaml, images/ and "
+            "labels/."
         )
     return path
 

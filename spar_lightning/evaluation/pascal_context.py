@@ -1,14 +1,14 @@
-"""PASCAL Context: conversion of the annotations with 459 classes to label maps with the 60 evaluated classes.
+"""PASCAL Context: conversion of the annotations with 459 classes to label maps with 60 or with all 459 classes.
 
 The download (trainval.tar.gz from the PASCAL-Context website) is a folder of MATLAB files, one for each of the 10,103
 trainval images; the images are in VOC2010. The conversion in mmsegmentation needs an additional file and a package
 that is no longer maintained. Here, the class of a value is its index in the sorted list `IDS`; all other values are
-background.
+background. With all classes, the values are kept: 0 is not counted, and k is class k - 1.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,36 +24,55 @@ IDS: Final = (
 )
 # fmt: on
 LARGEST: Final = 459
-LIST: Final = "ImageSets/SegmentationContext/val.txt"
-LABELS: Final = "SegmentationClassContext"
 
 
 def to_60(values: NDArray[np.integer]) -> NDArray[np.uint8]:
-    """Convert annotation values from 0 to 459 to class ids from 0 to 59.
-
-    Raises:
-        ValueError: If a value is outside 0 to 459.
-    """
-    if values.min() < 0 or values.max() > LARGEST:
-        raise ValueError(f"the values range from {values.min()} to {values.max()}, but must be from 0 to {LARGEST}")
+    """Convert annotation values from 0 to 459 to class ids from 0 to 59."""
     table = np.zeros(LARGEST + 1, np.uint8)
     table[list(IDS)] = np.arange(len(IDS))
     return np.asarray(table[values])
 
 
-def convert(voc2010: Path, annotations: Path) -> Iterator[str]:
+def to_459(values: NDArray[np.integer]) -> NDArray[np.uint16]:
+    """Return annotation values from 0 to 459 with 16 bits."""
+    return values.astype(np.uint16)
+
+
+class Target(NamedTuple):
+    """Label maps to create.
+
+    Attributes:
+        split: Path of the list of images below VOC2010.
+        labels: Folder of the label maps below VOC2010.
+        convert: Function from annotation values (H, W), 0 to 459, to a label map.
+    """
+
+    split: str
+    labels: str
+    convert: Callable[[NDArray[np.integer]], NDArray[Any]]
+
+
+TARGETS: Final = {
+    "context": Target("ImageSets/SegmentationContext/val.txt", "SegmentationClassContext", to_60),
+    "context459": Target("ImageSets/SegmentationContext459/val.txt", "SegmentationClassContext459", to_459),
+}
+
+
+def convert(voc2010: Path, annotations: Path, target: Target) -> Iterator[str]:
     """Write the label maps of all validation images and the list of these images; yield the image names.
 
     Args:
         voc2010: Folder with JPEGImages/ and ImageSets/Main/val.txt.
         annotations: Folder with one file NAME.mat per image, each with the entry LabelMap.
+        target: Label maps to create.
 
     Raises:
         BenchmarkError: If a file is missing or damaged, or if the label maps already exist.
     """
-    if (voc2010 / LIST).exists():
+    split, labels = voc2010 / target.split, voc2010 / target.labels
+    if split.exists():
         raise BenchmarkError(
-            f"{voc2010 / LIST} already exists, so the label maps have already been created. To create both again, "
+            f"{split} already exists, so the label maps have already been created. To create both again, "
             "delete this file. Results on different lists of images are not comparable."
         )
     main = voc2010 / "ImageSets" / "Main" / "val.txt"
@@ -70,19 +89,19 @@ def convert(voc2010: Path, annotations: Path) -> Iterator[str]:
             f"{annotations} does not contain the annotations of {len(missing)} of the {len(names)} images in {main} "
             f"(first: {missing[0]}.mat). Unpack trainval.tar.gz of PASCAL-Context again."
         )
-    (voc2010 / LABELS).mkdir(exist_ok=True)
+    labels.mkdir(exist_ok=True)
     for name in names:
-        Image.fromarray(to_60_of(annotations / f"{name}.mat")).save(voc2010 / LABELS / f"{name}.png")
+        Image.fromarray(target.convert(read_annotation(annotations / f"{name}.mat"))).save(labels / f"{name}.png")
         yield name
-    (voc2010 / LIST).parent.mkdir(exist_ok=True)
-    (voc2010 / LIST).write_text("\n".join(names) + "\n")  # written last: the list marks the label maps as complete
+    split.parent.mkdir(exist_ok=True)
+    split.write_text("\n".join(names) + "\n")  # written last: the list marks the label maps as complete
 
 
-def to_60_of(path: Path) -> NDArray[np.uint8]:
-    """Return the label map (H, W) with 60 classes of a MATLAB file.
+def read_annotation(path: Path) -> NDArray[np.integer]:
+    """Return the annotation values (H, W) of a MATLAB file, from 0 to 459.
 
     Raises:
-        BenchmarkError: If scipy is not installed, or if the file cannot be converted.
+        BenchmarkError: If scipy is not installed, or if the file cannot be read.
     """
     try:
         from scipy.io import loadmat
@@ -91,6 +110,13 @@ def to_60_of(path: Path) -> NDArray[np.uint8]:
             "Reading MATLAB files requires scipy. Run: pip install 'spar-lightning[context]'."
         ) from error
     try:
-        return to_60(loadmat(path)["LabelMap"])
+        values: NDArray[np.integer] = loadmat(path)["LabelMap"]
+        low, high = values.min(), values.max()
     except Exception as error:  # scipy's reader raises many types
         raise BenchmarkError(f"{path} cannot be converted: {error}. Restore the file.") from error
+    if low < 0 or high > LARGEST:
+        raise BenchmarkError(
+            f"{path} cannot be converted: its values range from {low} to {high}, but must be from 0 to {LARGEST}. "
+            "Restore the file."
+        )
+    return values

@@ -11,7 +11,7 @@ from typing import Any
 
 from spar_lightning.errors import UserError
 from spar_lightning.evaluation.benchmark import Benchmark
-from spar_lightning.evaluation.benchmark_config import SHIPPED
+from spar_lightning.evaluation.benchmark_config import SETS, SHIPPED
 from spar_lightning.evaluation.confusion import ConfusionMatrix, Result
 from spar_lightning.evaluation.protocol import differences, upgraded
 from spar_lightning.files.atomic import replace, replace_json
@@ -133,8 +133,9 @@ def table(content: dict[str, Any]) -> str:
         counted = f"{sum(iou is not None for iou in row['IoU'].values())} of {len(row['IoU'])}"
         lines.append([name, f"{row['mIoU']:.2f}", accuracy, str(row["images"]), counted, ms, row["protocol"]["hash"]])
     if len(names) > 1:
-        six = set(names) == set(SHIPPED) and all(results[name]["shipped"] for name in names)
-        title = "Mean6" if six else f"mean of {len(names)}"
+        ships = all(results[name]["shipped"] for name in names)
+        known = ships and any(set(names) == set(benchmarks) for benchmarks in SETS.values())
+        title = f"Mean{len(names)}" if known else f"mean of {len(names)}"
         images = str(sum(results[name]["images"] for name in names))
         mean = statistics.fmean(results[name]["mIoU"] for name in names)
         lines.append([title, f"{mean:.2f}", "", images, "", "", ""])

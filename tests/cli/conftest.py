@@ -15,12 +15,13 @@ from tests import any_words, fake_benchmarks  # noqa: F401 - any_words adds the 
 
 @pytest.fixture(scope="session")
 def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder with all six benchmarks; one image is six times as wide as high."""
+    """Return the folder with all bundled benchmarks; one image is six times as wide as high."""
     root = tmp_path_factory.mktemp("benchmarks")
-    fake_benchmarks.all_six(root, [(24, 36), (40, 30), (16, 96)])
+    fake_benchmarks.all_ten(root, [(24, 36), (40, 30), (16, 96)])
     fake_benchmarks.training(root, [(96, 128), (128, 96)])
     fake_benchmarks.instances(root)
-    assert main(["evaluate", "--prepare", "context", "--root", str(root)]) == 0
+    for what in ("context", "context459", "ade847"):
+        assert main(["evaluate", "--prepare", what, "--root", str(root)]) == 0
     return root
 
 

@@ -1,4 +1,4 @@
-"""Tests of `spar evaluate` on small copies of the six benchmarks: counts, resume, processes, reports, errors."""
+"""Tests of `spar evaluate` on small copies of the bundled benchmarks: counts, resume, processes, reports, errors."""
 
 import json
 import os
@@ -52,18 +52,18 @@ def sentence(args: list[str], capsys: Capture) -> str:
     ("backbone", "inference"),
     [("SmallCLIP", "single"), pytest.param("AnyWords", "sliding", marks=pytest.mark.slow)],
 )
-def test_all_six_end_to_end(
+def test_all_ten_end_to_end(
     backbone: str, inference: str, config: Callable[[str], list[str]], trees: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     out = tmp_path / "out"
-    args = ["--benchmarks", "all", "--root", str(trees), "--out", str(out), "--inference", inference]
+    args = ["--benchmarks", "standard10", "--root", str(trees), "--out", str(out), "--inference", inference]
     assert main([*config(backbone), *args]) == 0
     printed = capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
     assert list(results["benchmarks"]) == list(SHIPPED)
     assert all(row["images"] == 3 for row in results["benchmarks"].values())
     table = (out / "table.md").read_text()
-    assert table.strip() in printed and "| Mean6 " in table and "| 18 " in table
+    assert table.strip() in printed and "| Mean10 " in table and "| 30 " in table
     assert f"inference: {inference}" in printed and "templates: 1" in printed
     for name, matrix in matrices(out).items():
         hits = matrix.diagonal()
@@ -283,30 +283,36 @@ def test_weights_of_a_library(config: Callable[[str], list[str]], trees: Path, t
 def test_check_says_what_lies_where(trees: Path, tmp_path: Path, capsys: Capture) -> None:
     assert main(["evaluate", "--check", str(trees)]) == 1
     out = capsys.readouterr().out
-    assert "cityscapes  3 of 3 images, 3 of 3 label maps" in out and out.count("images are expected") == 4
+    assert "cityscapes  3 of 3 images, 3 of 3 label maps" in out and out.count("images are expected") == 7
     assert "500 images are expected" in out and "missing" not in out
+    assert main(["evaluate", "--check", str(trees), "--benchmarks", "context459,context60"]) == 0
+    assert capsys.readouterr().out.count("3 of 3 label maps") == 2
     fake_benchmarks.ade20k(tmp_path, [(8, 8), (8, 8)])
     next(tmp_path.rglob("annotations/validation/*1.png")).unlink()
     assert main(["evaluate", "--check", str(tmp_path)]) == 1
     out = capsys.readouterr().out
     assert "ade20k      2 of 2 images, 1 of 2 label maps" in out and "without label map: ADE_val_00000001" in out
     assert "voc21       is not in" in out and f"{tmp_path}/VOCdevkit/VOC2012/JPEGImages/NAME.jpg" in out
-    assert f"spar evaluate --prepare context --root {tmp_path}" in out
+    assert all(f"spar evaluate --prepare {what} --root {tmp_path}" in out for what in ("context", "ade847"))
 
 
 def test_refusals(config: Callable[[str], list[str]], tmp_path: Path, capsys: Capture) -> None:
     args, mine = config("AnyWords"), folder(tmp_path / "mine", [(9, 9)])
-    text = sentence([*args, "--benchmarks", "all", "--root", str(tmp_path)], capsys)
-    assert text.count(" is not in ") == 6 and "--check" in text
+    text = sentence([*args, "--benchmarks", "standard8", "--root", str(tmp_path)], capsys)
+    assert text.count(" is not in ") == 8 and "--check" in text
+    assert "paper6" in sentence([*args, "--benchmarks", "all", "--root", str(tmp_path)], capsys)
+    assert "voc21" in sentence(["evaluate", "--check", str(tmp_path), "--benchmarks", "mine"], capsys)
     assert "--benchmarks" in sentence(args, capsys)
     assert "--check" in sentence(["evaluate", "--check", str(tmp_path / "no")], capsys)
     assert "context" in sentence(["evaluate", "--prepare", "contest", "--root", str(tmp_path)], capsys)
-    assert "JPEGImages" in sentence(["evaluate", "--prepare", "context", "--root", str(tmp_path)], capsys)
+    assert "as downloaded" in sentence(["evaluate", "--prepare", "coco_stuff", "--root", str(tmp_path)], capsys)
+    for what, folder_name in (("context", "JPEGImages"), ("ade847", "images/ADE/validation")):
+        assert folder_name in sentence(["evaluate", "--prepare", what, "--root", str(tmp_path)], capsys)
     assert "results.json" in sentence(["evaluate", "--compare", str(tmp_path), str(tmp_path)], capsys)
     assert "--compare" in sentence(["evaluate", "--compare", "a", "b", "--root", "c"], capsys)
     assert "stride" in sentence([*args, "--stride", "0"], capsys)
     assert "--weights" in sentence([*args, "--benchmarks", str(mine), "--weights", str(tmp_path)], capsys)
-    assert "--max_images" in sentence([*args, "--benchmarks", "all", "--max_images", "0"], capsys)
+    assert "--max_images" in sentence([*args, "--benchmarks", "paper6", "--max_images", "0"], capsys)
 
 
 def test_commas_in_paths(config: Callable[[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,7 @@ def test_training_images_from_another_folder(
 @pytest.mark.parametrize("name", ["voc21", "voc20", "cityscapes", "ade20k"])
 def test_bundled_benchmarks_on_their_real_layouts(name: str, tmp_path: Path, probe: Probe) -> None:
     fake_benchmarks.training(tmp_path, [(64, 80), (72, 64)])
-    fake_benchmarks.all_six(tmp_path, [(64, 72), (72, 64)])
+    fake_benchmarks.all_ten(tmp_path, [(64, 72), (72, 64)])
     out = tmp_path / "out"
     for more in ([], ["--compatible"]):
         probe("--benchmark", name, "--root", tmp_path, "--out", out / str(len(more)), "--max_images", 1, *more)
@@ -356,7 +356,7 @@ def test_panoptic_on_the_real_layouts(
 ) -> None:
     """The classes of both benchmarks become words that Tiny knows."""
     monkeypatch.setenv("SPAR_CACHE", str(tmp_path / "text"))
-    fake_benchmarks.all_six(tmp_path, [(64, 80), (72, 64)])
+    fake_benchmarks.all_ten(tmp_path, [(64, 80), (72, 64)])
     fake_benchmarks.instances(tmp_path)
     for name, counts in {"cityscapes": (4, 8), "ade20k": (2, 2)}.items():
         args = ["--weights", "tests.any_words.AnyWords", "--benchmark", name, "--root", tmp_path, "--size", "native,96"]
