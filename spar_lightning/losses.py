@@ -12,7 +12,7 @@ from jsonargparse import lazy_instance  # type: ignore[attr-defined]  # exported
 from torch import Tensor, nn
 
 from spar_lightning.errors import UserError, check_at_least
-from spar_lightning.evaluation.benchmark_config import locate, read
+from spar_lightning.evaluation.benchmark_config import class_names
 from spar_lightning.segmentation.text_embeddings import TextClassifiers
 
 
@@ -94,8 +94,8 @@ class ClassSimilarityLoss(nn.Module):
     if a feature changes orthogonally to all text embeddings, so the student is only trained for these classes.
 
     Args:
-        classes: Where the class names come from: the name of a bundled benchmark, such as ade20k or cityscapes, or the
-            path of a YAML file with `classes`, as for a benchmark.
+        classes: Where the class names come from: the name of a bundled benchmark, such as ade20k or cityscapes, the
+            path of a YAML file with `classes`, as for a benchmark, or that of a .txt or .json file with class names.
 
     Raises:
         UserError: If the file does not exist or contains no classes.
@@ -103,7 +103,7 @@ class ClassSimilarityLoss(nn.Module):
 
     def __init__(self, classes: str) -> None:
         super().__init__()
-        self.classes = read(locate(classes)).names()
+        self.classes = class_names(classes)
         self._embeddings: Tensor | None = None  # (Q, d), not in the state dict
 
     def encode(self, classifiers: TextClassifiers) -> None:

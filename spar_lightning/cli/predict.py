@@ -20,6 +20,7 @@ from spar_lightning.formatting import bytes_text
 from spar_lightning.image.codec import ImageError, decode_image, image_size
 from spar_lightning.image.inputs import as_pixels
 from spar_lightning.image.resize import at_most
+from spar_lightning.segmentation.class_file import SUFFIXES, read_class_file
 from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.prompts import parse_classes
 from spar_lightning.segmentation.segmenter import Segmenter
@@ -62,8 +63,8 @@ def parser() -> Parser:
         "patterns in quotes")  # fmt: skip
     add("--weights", required=True, type=str, help="Run folder, checkpoint, export, weight file together with "
         "--config, or name of a backbone such as siglip2")  # fmt: skip
-    add("--classes", type=str, help="Classes to segment, such as 'cat; dog; grass, lawn', or a .txt file with "
-        "one class per line")  # fmt: skip
+    add("--classes", type=str, help="Classes to segment, such as 'cat; dog; grass, lawn', or a file of class "
+        "names (.txt with one class per line, or .json)")  # fmt: skip
     add("--out", type=str, default="runs/predict", help="Folder for the results")
     add("--config", type=str, help="YAML file of the run, if the weights do not name their network")
     add("--max_side", type=int | None, help="Largest long side of the network input, in pixels: larger images are "
@@ -85,7 +86,7 @@ def run(args: Sequence[str]) -> int:
     changed = options.parse_args(own, defaults=False)
     settings = {name: given[name] for name in InferenceConfig.__dataclass_fields__ if name in changed}
     out = Path(given.out)
-    classes = parse_classes(_class_text(given.classes)) if given.classes is not None else {}
+    classes = _classes(given.classes) if given.classes is not None else {}
     if not classes and (given.scores or not (given.features or given.pca)):
         raise UserError("--classes is missing. Pass the classes to segment, such as --classes 'cat; dog; grass, lawn'.")
     files, others = image_files(given.images, out)
@@ -184,31 +185,25 @@ def _panels(student: Student, max_side: int | None) -> Mapping[str, Callable[[Te
     return panels
 
 
-def _class_text(given: str) -> str | list[str]:
-    """Return the classes as given, or the lines of a text file."""
+def _classes(given: str) -> dict[str, tuple[str, ...]]:
+    """Return the names of each class by its label, from the option or from a file."""
     path = Path(given)
-    if path.suffix.lower() != ".txt":
-        if path.suffix.lower() in LISTS or os.path.isfile(path):
-            raise UserError(
-                f"--classes {given} is a file, not class names. Pass a .txt file with one class per line, or the "
-                "classes, such as 'cat; dog; grass, lawn'."
-            )
-        return given
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"--classes {given} is not UTF-8 text ({error}). Save it as UTF-8.") from error
-    except OSError as error:
+    if path.suffix.lower() in SUFFIXES:
+        try:
+            found = read_class_file(path)
+        except UserError as error:
+            raise UserError(f"--classes {error}") from error
+        print(found.summary, file=sys.stderr)
+        return found.classes
+    if path.suffix.lower() in LISTS or os.path.isfile(path):
         raise UserError(
-            f"--classes {given}: file not found ({error.strerror}). Pass a text file with one class per line, or the "
-            "classes."
-        ) from error
-    if not text.strip():
-        raise UserError(f"--classes {given} contains no classes. Write one class per line.")
-    return [line for line in text.splitlines() if line.strip()]
+            f"--classes {given} is a file, not class names. Pass a .txt file with one class per line, a .json file, or "
+            "the classes, such as 'cat; dog; grass, lawn'."
+        )
+    return parse_classes(given)
 
 
-LISTS: Final = (".csv", ".tsv", ".json", ".yaml", ".yml", ".names")  # suffixes of files that contain class names
+LISTS: Final = (".csv", ".tsv", ".yaml", ".yml", ".names")  # suffixes of files that contain class names
 
 
 def _one_class(names: Sequence[str]) -> str:

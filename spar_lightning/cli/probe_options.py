@@ -119,7 +119,7 @@ def content(
     shared = {name: value for name, value in protocol.content().items() if name in common}
     learned = {} if training is None else {
         "training_images": len(training), "training_images_sha256": training.digest(),
-        "training_labels": [asdict(kind) for kind in training.description.labels],
+        "training_labels": [kind.protocol() for kind in training.description.labels],
     }  # fmt: skip
     return {
         "model": encoder.backbone.identity() | {"window": encoder.backbone.window},
@@ -130,7 +130,7 @@ def content(
             "images_sha256": benchmark.digest(),
             **learned,
             "classes": list(benchmark.classes),
-            "labels": [asdict(kind) for kind in benchmark.description.labels],
+            "labels": [kind.protocol() for kind in benchmark.description.labels],
             "instances": asdict(benchmark.description.instances) if benchmark.description.instances else None,
         },
     }

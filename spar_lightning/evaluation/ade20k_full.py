@@ -112,9 +112,9 @@ def read_pair(path: Path) -> tuple[Image.Image, NDArray[np.uint16]]:
         raise BenchmarkError(f"{path} and its _seg.png have different sizes. Unpack the download again.")
     values = class_ids(colors)
     if min(image.size) > SHORT_SIDE:
-        size = tuple(round(side / min(image.size) * SHORT_SIDE) for side in image.size)
-        image = image.resize(size, Image.Resampling.BILINEAR)
-        values = np.asarray(Image.fromarray(values).resize(size, Image.Resampling.NEAREST))
+        width, height = (round(side / min(image.size) * SHORT_SIDE) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        values = np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.NEAREST))
     return image, values
 
 

@@ -25,13 +25,13 @@ from spar_lightning.evaluation.benchmark_config import (
     SUFFIXES,
     BenchmarkConfig,
     BenchmarkError,
-    LabelFiles,
     locate,
     read,
 )
 from spar_lightning.evaluation.confusion import ConfusionMatrix, Result
 from spar_lightning.evaluation.file_pattern import existing, matches, prefix
 from spar_lightning.evaluation.label_file import check_size, read_label_file
+from spar_lightning.evaluation.label_files import LabelFiles
 from spar_lightning.evaluation.label_values import class_ids
 from spar_lightning.files.hashing import sha256
 from spar_lightning.files.home import expand_home
@@ -205,8 +205,8 @@ class Benchmark(Dataset[LabelledImage]):
             raise BenchmarkError(f"{self.name}: {path} cannot be read: {error}. Restore the file.") from error
         label_path, kind = self.label_file(self.stems[index])
         try:
-            values = read_label_file(label_path)
-            check_size(values.shape, tuple(image.shape[-2:]), path)
+            values = read_label_file(label_path, kind.colors is not None)
+            check_size(values.shape[:2] if kind.colors else values.shape, tuple(image.shape[-2:]), path)
             labels = class_ids(values, kind, len(self.description.classes))
         except (UserError, OSError) as error:
             raise BenchmarkError(f"{self.name}: {label_path} cannot be read: {error}. Restore the file.") from error

@@ -4,6 +4,7 @@ The benchmarks of the paper and four more are bundled as such files (configs/ben
 any folder. In a path pattern, `{}` stands for the name of an image, including its subfolders.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -16,15 +17,21 @@ from jsonargparse import ArgumentParser
 
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.errors import UserError, nearest
+from spar_lightning.evaluation.label_files import LabelFiles
 from spar_lightning.files.hashing import hash_json
 from spar_lightning.files.home import expand_home
 from spar_lightning.image.resize import Resize
+from spar_lightning.segmentation.class_file import SUFFIXES as CLASS_FILES
+from spar_lightning.segmentation.class_file import read_class_file
 from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.label_map import Thresholds
 from spar_lightning.segmentation.segmenter import Segmenter
 from spar_lightning.segmentation.text_embeddings import TextClassifiers
 
 SUFFIXES: Final = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff")  # of images, without `images` in the YAML file
+
+
+log = logging.getLogger("spar_lightning")
 
 
 class BenchmarkError(UserError):
@@ -42,38 +49,6 @@ class ClassNames:
 
     label: str
     names: list[str]
-
-
-@dataclass(frozen=True)
-class LabelFiles:
-    """Format of label maps: images with one channel, or palette images (their indices are the values).
-
-    Attributes:
-        file: Pattern of the label map paths.
-        reduce_zero_label: If true, the value 0 is ignored and the value k means class k - 1.
-        label_map: Class id of each value in the file; null if the values are the class ids.
-        ignored: Values of pixels that are not counted; null means 255, unless it is a class.
-    """
-
-    file: str
-    reduce_zero_label: bool = False
-    label_map: dict[int, int] | None = None
-    ignored: list[int] | None = None
-
-    def resolved(self, classes: int) -> "LabelFiles":
-        """Return the format with a list of ignored values, for a number of classes.
-
-        Raises:
-            ValueError: If a value is both ignored and a class.
-        """
-        named = range(self.reduce_zero_label, classes + self.reduce_zero_label)
-        values = set(named if self.label_map is None else self.label_map)
-        if self.ignored is None:
-            return replace(self, ignored=[255] if 255 not in values else [])
-        if both := sorted(values & {*self.ignored}):
-            key = "a class" if self.label_map is None else "a class in label_map"
-            raise ValueError(f"{self.file}: the value {both[0]} is {key}, but also in ignored. Remove one of the two")
-        return self
 
 
 @dataclass(frozen=True)
@@ -100,7 +75,8 @@ class BenchmarkConfig:
     """Labeled images and the protocol of their evaluation.
 
     Attributes:
-        classes: Classes, in the order of the class ids.
+        classes: Classes, in the order of the class ids, or the path of a file with class names (.txt, .json), relative
+            to the YAML file.
         folder: Data folder, relative to the YAML file (bundled benchmarks: to the root folder). In a list, the first
             folder that contains the data is used.
         images: Pattern of the image paths; a list if there are several file formats. The case of suffixes does not
@@ -187,7 +163,7 @@ class BenchmarkConfig:
             "classes": len(self.classes),
             "names": sum(len(entry.names) for entry in self.classes),
             "names_sha256": hash_json([asdict(entry) for entry in self.classes], 12),
-            "labels": [asdict(labels) for labels in self.labels],
+            "labels": [labels.protocol() for labels in self.labels],
             "resize": list(self.resize) if isinstance(self.resize, tuple) else self.resize,
             "thresholds": asdict(self.thresholds_of(backbone)),
         }
@@ -271,7 +247,24 @@ def read(path: Path) -> BenchmarkConfig:
         raise BenchmarkError(f"{path}: labels: {error}.") from error
 
 
+def class_names(source: str) -> dict[str, tuple[str, ...]]:
+    """Return the names of each class by its label, of a benchmark or of a file with class names.
+
+    Args:
+        source: Name of a bundled benchmark, path of its YAML file, or path of a .txt or .json file with class names.
+
+    Raises:
+        UserError: If the file does not exist or is invalid.
+    """
+    path = Path(expand_home(source))
+    return read_class_file(path).classes if path.suffix in CLASS_FILES else read(locate(source)).names()
+
+
 def _classes(entries: Any, path: Path) -> list[ClassNames]:
+    if isinstance(entries, str):
+        found = read_class_file(path.parent / entries)
+        log.info("%s", found.summary)
+        return [ClassNames(label, [*names]) for label, names in found.classes.items()]
     if not isinstance(entries, list) or not all(
         isinstance(entry, Mapping)
         and entry.keys() == {"label", "names"}

@@ -16,8 +16,12 @@ EXACT: Final = ("raw", "packbits", "group3", "group4", "tiff_lzw", "tiff_adobe_d
 FACTORS: Final = {"L;2": 85, "L;4": 17}  # by which Pillow multiplies gray values of 2 and 4 bits
 
 
-def read_label_file(path: Path) -> NDArray[np.generic]:
+def read_label_file(path: Path, colors: bool = False) -> NDArray[np.generic]:
     """Return the values of a label map (H, W); those of a palette image are its indices.
+
+    Args:
+        path: Path of the label map.
+        colors: If true, return the colors of an RGB or palette image (H, W, 3) instead.
 
     Raises:
         ValueError: The format, compression or orientation of the file does not keep the values.
@@ -26,14 +30,14 @@ def read_label_file(path: Path) -> NDArray[np.generic]:
     """
     try:
         with path.open("rb") as file, open_image(file) as image:
-            return _values(image)
+            return _values(image, colors)
     except (MemoryError, OSError, ValueError):
         raise
     except Exception as error:  # Pillow raises different exception types for each format
         raise ImageError(str(error) or type(error).__name__) from error
 
 
-def _values(image: Image.Image) -> NDArray[np.generic]:
+def _values(image: Image.Image, colors: bool) -> NDArray[np.generic]:
     """Return the values of an opened label map; see `read_label_file` for errors."""
     raw, *more = _raw_mode(image)
     if image.format not in FORMATS:
@@ -48,6 +52,10 @@ def _values(image: Image.Image) -> NDArray[np.generic]:
         raise ValueError("stores inverted values (0 is white). Save it as PNG")
     if image.format == "PPM" and more and more[0] not in (255, 65535):
         raise ValueError("has a maximum other than 255 and 65535. Save it as PNG")
+    if colors:
+        if image.mode not in ("RGB", "RGBA", "P"):
+            raise ValueError(f"has pixels of type {image.mode}, but `colors` needs RGB. Use label_map for other values")
+        return np.array(image.convert("RGB"))
     values = np.array(image)
     factor = FACTORS.get(raw.removesuffix("R"))  # R: the bits of each byte are in reverse order
     return values // factor if factor else values
@@ -78,6 +86,6 @@ def check_size(labels: tuple[int, ...], image: tuple[int, ...], path: Path) -> N
             "upright: turn the label map, or remove the orientation from the image"
         )
     raise ValueError(
-        f"has shape {labels}, but its image {path} has size {image}. A label map must have one channel and the size of "
-        "its image"
+        f"has shape {labels}, but its image {path} has size {image}. A label map must have the size of its image, "
+        "and one channel unless `colors` in the YAML file says what its colors mean"
     )

@@ -287,7 +287,7 @@ def test_a_full_disk_ends_the_run_with_the_failures(
     assert "0 images done" in said.out and "corrupt.jpg" in said.err and "labels/fake.png" in said.err
 
 
-@pytest.mark.parametrize("name", ["names.csv", "coco.names", "classes.JSON", "there.lst"])
+@pytest.mark.parametrize("name", ["names.csv", "coco.names", "classes.YAML", "there.lst"])
 def test_files_are_not_taken_as_one_class(
     name: str, odd: Path, predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

@@ -12,8 +12,9 @@ from PIL import Image
 
 from spar_lightning.datasets.samples import IGNORED
 from spar_lightning.evaluation.benchmark import Benchmark, opened_later
-from spar_lightning.evaluation.benchmark_config import SETS, BenchmarkError, LabelFiles, read, shipped
+from spar_lightning.evaluation.benchmark_config import SETS, BenchmarkError, read, shipped
 from spar_lightning.evaluation.confusion import ConfusionMatrix
+from spar_lightning.evaluation.label_files import LabelFiles
 from spar_lightning.evaluation.label_values import class_ids
 from tests import fake_benchmarks
 
@@ -377,3 +378,44 @@ def test_sets() -> None:
     assert names == [*SETS["paper6"], "coco_object", "coco_stuff"] and len(SETS["standard10"]) == 10
     with pytest.raises(BenchmarkError, match="voc20"):
         opened_later(["paper6", "voc20"], None)
+
+
+def test_a_class_file_and_colors(folder: Path) -> None:
+    """Names in a text file and label maps in color, as in benchmarks of aerial images."""
+    (folder / "cls.txt").write_text("road; street\ntree\n")
+    red, green, black = (255, 0, 0), (0, 255, 0), (0, 0, 0)
+    kind = {"file": "labels/{}.png", "colors": [red, green], "ignored_colors": [black]}
+    for i in range(3):
+        colors = np.zeros((4, 6, 3), np.uint8)
+        colors[:, :2], colors[:, 2:3] = red, green
+        picture = Image.fromarray(colors)
+        (picture.quantize(8) if i else picture.convert("RGBA")).save(folder / "labels" / f"{i}.png")
+    described(folder, classes="cls.txt", labels=[kind])
+    benchmark = opened(folder / "mine.yaml")
+    assert benchmark.classes == {"road": ("road", "street"), "tree": ("tree",)}
+    expected = torch.tensor([0, 0, 1, IGNORED, IGNORED, IGNORED]).expand(4, 6)
+    assert all(torch.equal(benchmark[i].labels, expected) for i in range(3))
+    described(folder, classes="cls.txt", labels=[{**kind, "ignored_colors": []}])
+    with pytest.raises(BenchmarkError, match=r"0\.png contains the color \[0, 0, 0\]"):
+        opened(folder / "mine.yaml")[0]
+    grey = np.zeros((4, 6), np.uint8)
+    Image.fromarray(grey).save(folder / "labels" / "0.png")
+    with pytest.raises(BenchmarkError, match="needs RGB"):
+        opened(folder / "mine.yaml")[0]
+    Image.fromarray(np.stack([grey] * 3, -1)).save(folder / "labels" / "0.png")
+    with pytest.raises(BenchmarkError, match="unless `colors`"):
+        opened(described(folder, classes="cls.txt"))[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"colors": [[0, 0, 0]]}, "1 colors for 2 classes"),
+        ({"colors": [[0, 0, 0], [0, 0, 0]]}, "occurs twice"),
+        ({"colors": [[0, 0, 0], [0, 0, 256]]}, "not a color"),
+        ({"colors": [[0, 0, 0], [0, 0, 1]], "ignored": [3]}, "Remove them"),
+    ],
+)
+def test_invalid_colors(folder: Path, more: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(BenchmarkError, match=sentence):
+        opened(described(folder, labels=[{"file": "labels/{}.png", **more}]))
