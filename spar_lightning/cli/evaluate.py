@@ -33,8 +33,9 @@ from spar_lightning.distributed import is_first_process, world_size
 from spar_lightning.errors import UserError, check_at_least
 from spar_lightning.evaluation.benchmark import Benchmark, opened_later
 from spar_lightning.evaluation.benchmark_config import BenchmarkError
+from spar_lightning.evaluation.comparison import comparison
 from spar_lightning.evaluation.evaluator import Evaluator
-from spar_lightning.evaluation.report import comparison, table
+from spar_lightning.evaluation.report import table
 from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.text_embeddings import TextClassifiers
 from spar_lightning.stopping import Stopped

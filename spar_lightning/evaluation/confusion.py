@@ -28,12 +28,14 @@ class Result:
     Attributes:
         miou: Mean IoU over the classes that occur, in percent.
         per_class: IoU of each class in percent; NaN if the class never occurs.
+        frequency_weighted: Mean IoU in percent, in which a class counts by its number of labeled pixels.
         accuracy: Fraction of correctly classified pixels among the counted pixels, in percent.
         images: Number of counted images.
     """
 
     miou: float
     per_class: list[float]
+    frequency_weighted: float
     accuracy: float
     images: int
 
@@ -48,12 +50,15 @@ class ConfusionMatrix:
     Attributes:
         matrix: (C, C) int64; rows are labels, columns are predictions.
         images: Indices of the counted images.
+        per_image: Counts of each image, one row (n, 5) int64 for each class that occurs in it: image, class, correct
+            pixels, labeled pixels, predicted pixels.
         milliseconds: Segmentation time of each counted image.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.long, device=device)
         self.images: list[int] = []
+        self.per_image: list[Tensor] = []
         self.milliseconds: list[float] = []
 
     def update(self, predicted: Tensor, labels: Tensor, image: int, milliseconds: float = 0.0) -> None:
@@ -66,9 +71,13 @@ class ConfusionMatrix:
             milliseconds: Segmentation time.
         """
         assert predicted.shape == labels.shape
-        self.matrix += multiclass_confusion_matrix(
+        matrix = multiclass_confusion_matrix(
             predicted[None], labels[None].long(), len(self.matrix), ignore_index=IGNORED, validate_args=False
         )
+        self.matrix += matrix
+        counts = torch.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0)], dim=1).cpu()  # (C, 3)
+        classes = counts.any(1).nonzero()  # (n, 1)
+        self.per_image.append(torch.cat([torch.full_like(classes, image), classes, counts[classes[:, 0]]], dim=1))
         self.images.append(image)
         self.milliseconds.append(milliseconds)
 
@@ -78,6 +87,7 @@ class ConfusionMatrix:
         for part in (self, *others):
             total.matrix += part.matrix.cpu()
             total.images += part.images
+            total.per_image += part.per_image
             total.milliseconds += part.milliseconds
         return total
 
@@ -97,15 +107,19 @@ class ConfusionMatrix:
         """Compute the metrics in float64."""
         matrix = self.matrix.double()
         hits = matrix.diagonal()
-        iou = 100 * hits / (matrix.sum(0) + matrix.sum(1) - hits)  # NaN if a class never occurs
+        labeled = matrix.sum(1)
+        iou = 100 * hits / (matrix.sum(0) + labeled - hits)  # NaN if a class never occurs
         accuracy = (100 * hits.sum() / matrix.sum()).item()
-        return Result(iou.nanmean().item(), iou.tolist(), accuracy, len(self.images))
+        weighted = ((labeled * iou).nansum() / labeled.sum()).item()
+        return Result(iou.nanmean().item(), iou.tolist(), weighted, accuracy, len(self.images))
 
     def to_bytes(self) -> bytes:
-        """Return the matrix, image indices and times as the content of an npz file."""
+        """Return the matrix, image indices, counts of images and times as the content of an npz file."""
         buffer = io.BytesIO()
         images, milliseconds = np.array(self.images, np.int64), np.array(self.milliseconds, np.float64)
-        np.savez(buffer, matrix=self.matrix.cpu().numpy(), images=images, milliseconds=milliseconds)
+        per_image = torch.cat(self.per_image).numpy() if self.per_image else np.zeros((0, 5), np.int64)
+        arrays = {"matrix": self.matrix.cpu().numpy(), "per_image": per_image}
+        np.savez(buffer, **arrays, images=images, milliseconds=milliseconds)
         return buffer.getvalue()
 
     @classmethod
@@ -117,9 +131,11 @@ class ConfusionMatrix:
         """
         with np.load(path, allow_pickle=False) as file:
             matrix, images, milliseconds = (file[name] for name in ("matrix", "images", "milliseconds"))
+            per_image = file["per_image"] if "per_image" in file else np.zeros((0, 5), np.int64)  # up to version 0.1
         if matrix.shape != (num_classes, num_classes):
             raise ValueError(f"the matrix has shape {matrix.shape}, but there are {num_classes} classes")
         loaded = cls(num_classes)
         loaded.matrix += torch.from_numpy(matrix)
         loaded.images, loaded.milliseconds = images.tolist(), milliseconds.tolist()
+        loaded.per_image = [torch.from_numpy(per_image)]
         return loaded

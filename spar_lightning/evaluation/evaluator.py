@@ -116,7 +116,7 @@ class Evaluator:
             stored = PartialCounts(report.folder, key, len(benchmark.classes))
             counts = self.evaluate(segmenter, benchmark, stored)
             if fabric.is_global_zero:
-                report.add(benchmark, own, counts)
+                report.add(benchmark, own, counts, stored.path)
         return report
 
     def evaluate(self, segmenter: Segmenter, benchmark: Benchmark, stored: PartialCounts) -> ConfusionMatrix:

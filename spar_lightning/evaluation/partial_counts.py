@@ -38,7 +38,7 @@ class PartialCounts:
         skipped: the process that merged it was killed before it could delete the part.
         """
         sweep(self._unfinished)
-        total = self._read(self._path) or ConfusionMatrix(self.classes)
+        total = self._read(self.path) or ConfusionMatrix(self.classes)
         parts = self._parts()
         for path in parts:
             part = self._read(path)
@@ -56,7 +56,7 @@ class PartialCounts:
 
     def write(self, counts: ConfusionMatrix, rank: int | None = None) -> None:
         """Write the file of a rank, or (rank None) the merged file; an existing file is replaced."""
-        path = self._path if rank is None else self.folder / f"{self.name}.part-{rank}.npz"
+        path = self.path if rank is None else self.folder / f"{self.name}.part-{rank}.npz"
         replace(path, counts.to_bytes(), self._unfinished)
 
     def _parts(self) -> list[Path]:
@@ -67,7 +67,8 @@ class PartialCounts:
         return self.folder / "tmp"
 
     @property
-    def _path(self) -> Path:
+    def path(self) -> Path:
+        """Path of the merged file."""
         return self.folder / f"{self.name}.npz"
 
     def _read(self, path: Path) -> ConfusionMatrix | None:

@@ -1,4 +1,4 @@
-"""Evaluation report: results.json, a Markdown table and per-class CSV files; comparison of two reports."""
+"""Evaluation report: results.json, a Markdown table and per-class CSV files."""
 
 import csv
 import json
@@ -64,10 +64,16 @@ class Report:
         """Path of results.json."""
         return self.folder / "results.json"
 
-    def add(self, benchmark: Benchmark, protocol: dict[str, Any], counts: ConfusionMatrix) -> None:
+    def add(self, benchmark: Benchmark, protocol: dict[str, Any], counts: ConfusionMatrix, file: Path) -> None:
         """Write the results of a benchmark and replace its earlier results.
 
         Results of other benchmarks that were added to the folder in the meantime are preserved.
+
+        Args:
+            benchmark: Evaluated benchmark.
+            protocol: Its part of the protocol.
+            counts: Counts of all images.
+            file: File with these counts, in the folder of the report.
         """
         self.content["benchmarks"] |= self._earlier()
         result = benchmark.results(counts)
@@ -87,10 +93,12 @@ class Report:
         self.content["benchmarks"][benchmark.name] = {
             "shipped": benchmark.source in SHIPPED,
             "mIoU": result.miou,
+            "frequency_weighted_IoU": result.frequency_weighted,
             "pixel_accuracy": result.accuracy,
             "images": result.images,
             "ms_per_image": statistics.median(counts.milliseconds),
             "IoU": dict(zip(benchmark.classes, per_class, strict=True)),
+            "counts": str(file.relative_to(self.folder)),
             "protocol": protocol,
         }
         unfinished = self.folder / "counts" / "tmp"
@@ -158,28 +166,3 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"model", "protocol", "benchmarks"} <= content.keys():
         raise UserError(f"{path} was not written by spar evaluate. Pass a results.json of spar evaluate.")
     return {**content, "model": upgraded(content["model"]), "protocol": upgraded(content["protocol"])}
-
-
-def comparison(one: Path, other: Path) -> str:
-    """Return the differences between two networks and protocols, and a table with both results."""
-    first, second = read(one), read(other)
-    lines = [f"A  {one}", f"B  {other}", ""]
-    for part in ("model", "protocol"):
-        lines += [f"{part}: {text}" for text in differences(first[part], second[part])]
-    shared = [name for name in first["benchmarks"] if name in second["benchmarks"]]
-    rows = [["benchmark", "A", "B", "B - A"]]
-    for name in shared:
-        a, b = first["benchmarks"][name], second["benchmarks"][name]
-        lines += [f"{name}: {text}" for text in differences(_plain(a["protocol"]), _plain(b["protocol"]))]
-        rows.append([name, f"{a['mIoU']:.2f}", f"{b['mIoU']:.2f}", f"{b['mIoU'] - a['mIoU']:+.2f}"])
-    if len(shared) > 1:
-        means = [statistics.fmean(side["benchmarks"][name]["mIoU"] for name in shared) for side in (first, second)]
-        rows.append([f"mean of {len(shared)}", *(f"{mean:.2f}" for mean in means), f"{means[1] - means[0]:+.2f}"])
-    only = [name for side in (first, second) for name in side["benchmarks"] if name not in shared]
-    lines += [f"only in one of the two reports: {', '.join(only)}"] if only else []
-    lines += ["the same network, the same protocol"] if len(lines) == 3 else []
-    return "\n".join([*lines, "", markdown(rows)])
-
-
-def _plain(protocol: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in protocol.items() if key != "hash"}

@@ -71,4 +71,5 @@ def compatible_result(counts: ConfusionMatrix) -> Result:
     true, predicted = linear_sum_assignment(iou.numpy(), maximize=True)
     assigned = 100 * iou[true, predicted]
     accuracy = 100 * matrix[true, predicted].sum() / matrix.sum()
-    return Result(assigned.mean().item(), assigned.tolist(), accuracy.item(), len(counts.images))
+    weighted = (matrix.sum(1) * assigned).sum() / matrix.sum()
+    return Result(assigned.mean().item(), assigned.tolist(), weighted.item(), accuracy.item(), len(counts.images))

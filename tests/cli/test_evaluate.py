@@ -253,8 +253,16 @@ def test_a_run_is_evaluated_with_its_own_configuration(
     assert main(["evaluate", "--compare", str(single), str(sliding.parent)]) == 0
     text = capsys.readouterr().out
     assert 'protocol: inference: "single" and "sliding"' in text and "scenes_96" in text and "mean of 2" in text
+    assert "differs" in text and text.count(" to ") >= 2 and "no interval" not in text
     assert main(["evaluate", "--compare", str(single), str(single)]) == 0
-    assert "the same network, the same protocol" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "the same network, the same protocol" in text and "+0.00 to +0.00 | no" in text and "Classes" not in text
+    content = json.loads(sliding.read_text())
+    for row in content["benchmarks"].values():
+        row.pop("counts")  # as in version 0.1
+    sliding.write_text(json.dumps(content))
+    assert main(["evaluate", "--compare", str(single), str(sliding)]) == 0
+    assert capsys.readouterr().out.count("no interval, because") == 2
 
 
 def test_weights_of_a_library(config: Callable[[str], list[str]], trees: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -55,7 +55,9 @@ def strict(path: Path) -> dict[str, object]:
 
 def test_the_table_counts_the_classes_in_the_mean(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     results = report(tmp_path / "out")
-    results.add(benchmark(tmp_path / "mine"), {"hash": "x"}, counts([0, 0, 1, 1], [0, 0, 0, 0]))
+    results.add(
+        benchmark(tmp_path / "mine"), {"hash": "x"}, counts([0, 0, 1, 1], [0, 0, 0, 0]), tmp_path / "out" / "counts.npz"
+    )
     line = (tmp_path / "out" / "table.md").read_text().splitlines()[-1]
     assert [cell.strip() for cell in line.split("|")][1:6] == ["mine", "25.00", "50.00", "1", "2 of 3"]
     assert strict(results.path)
@@ -66,14 +68,21 @@ def test_the_table_counts_the_classes_in_the_mean(tmp_path: Path, caplog: pytest
 def test_a_set_without_a_counted_pixel_writes_nothing(tmp_path: Path) -> None:
     results = report(tmp_path / "out")
     with pytest.raises(BenchmarkError, match=r"mine.*255"):
-        results.add(benchmark(tmp_path / "mine"), {"hash": "x"}, counts([0, 0, 1, 1], [IGNORED] * 4))
+        results.add(
+            benchmark(tmp_path / "mine"),
+            {"hash": "x"},
+            counts([0, 0, 1, 1], [IGNORED] * 4),
+            tmp_path / "out" / "counts.npz",
+        )
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     results = report(tmp_path / "out")
-    results.add(benchmark(tmp_path / name), {"hash": "x"}, counts([0, 1, 2], [0, 1, 2]))
+    results.add(
+        benchmark(tmp_path / name), {"hash": "x"}, counts([0, 1, 2], [0, 1, 2]), tmp_path / "out" / "counts.npz"
+    )
     assert b"caf\xe9" in (tmp_path / "out" / "table.md").read_bytes()
     assert list(strict(results.path)["benchmarks"]) == [name]  # type: ignore[call-overload]
 

@@ -1,0 +1,74 @@
+"""Tests of paired bootstrap intervals: their coverage on simulated images, and exactness of the counts."""
+
+import numpy as np
+import pytest
+import torch
+
+from spar_lightning.datasets.samples import IGNORED
+from spar_lightning.evaluation.bootstrap import Counts, compare, dense, iou
+from spar_lightning.evaluation.confusion import ConfusionMatrix
+
+
+def population(images: int, rng: np.random.Generator) -> tuple[Counts, Counts]:
+    """Return counts of two networks on images with five classes, which differ in difficulty and in their classes.
+
+    The networks make many common errors, and the second is better on some classes only.
+    """
+    labeled = rng.gamma(1.0, 100, (images, 5)) * (rng.random((images, 5)) < (1, 0.8, 0.6, 0.5, 0.4))
+    difficulty = rng.beta(2, 3, (images, 1))
+    found = []
+    for bonus in (0.0, np.array([0.0, 0.02, 0.05, -0.01, 0.0])):
+        share = np.clip(1 - difficulty + bonus + rng.normal(0, 0.05, (images, 5)), 0, 1)
+        hits = labeled * share
+        wrong = (labeled - hits).sum(1, keepdims=True) * rng.dirichlet(np.full(5, 3), images)
+        found.append(np.stack([hits, labeled, hits + wrong], axis=-1))
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("level", [0.95, 0.8])
+def test_coverage(level: float) -> None:
+    """In 95 % or 80 % of the samples of 200 images, within 2 points, the interval contains the difference on all."""
+    rng = np.random.default_rng(5)
+    one, other = population(20_000, rng)
+    miou = [np.nanmean(iou(counts.sum(0))) for counts in (one, other)]
+    truth, covered, trials = miou[1] - miou[0], 0, 1500
+    for trial in range(trials):
+        chosen = rng.integers(0, len(one), 200)
+        found = compare(one[chosen], other[chosen], samples=500, level=level, seed=trial).miou
+        covered += found.low <= truth <= found.high
+    assert abs(covered / trials - level) <= 0.02
+
+
+def test_a_network_does_not_differ_from_itself() -> None:
+    one, other = population(100, np.random.default_rng(1))
+    same = compare(one, one)
+    assert (same.miou.difference, same.miou.low, same.miou.high) == (0, 0, 0) and not same.miou.differs
+    assert not any(each.differs for each in same.per_class if each is not None)
+    there, back = compare(one, other).miou, compare(other, one).miou
+    assert (there.difference, there.low, there.high) == pytest.approx((-back.difference, -back.high, -back.low))
+
+
+def test_blocks_of_draws_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = population(30, np.random.default_rng(2))
+    whole = compare(one, other, samples=50)
+    monkeypatch.setattr("spar_lightning.evaluation.bootstrap.BLOCK", 1)
+    assert compare(one, other, samples=50).miou.low == pytest.approx(whole.miou.low)
+
+
+def test_counts_of_images_add_up_to_the_matrix() -> None:
+    generator = torch.Generator().manual_seed(0)
+    parts = [ConfusionMatrix(6) for _ in range(2)]
+    for i in range(9):
+        labels = torch.randint(4, (5, 7), generator=generator)  # classes 4 and 5 have no labels
+        labels[0, :3] = IGNORED
+        parts[i % 2].update(torch.randint(5, (5, 7), generator=generator), labels, i)
+    parts[0].update(torch.zeros(5, 7, dtype=torch.long), torch.full((5, 7), IGNORED), 9)  # no pixel is counted
+    total = parts[0].merge(parts[1])
+    counts = dense(torch.cat(total.per_image).numpy(), 6)
+    assert counts.shape == (9, 6, 3)
+    matrix = total.matrix.numpy()
+    assert np.array_equal(counts.sum(0), np.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0)], axis=1))
+    result = total.results()
+    assert np.nanmean(iou(counts.sum(0))) == pytest.approx(result.miou) and np.isnan(iou(counts.sum(0))[5])
+    labeled, per_class = matrix.sum(1), np.nan_to_num(np.array(result.per_class))
+    assert result.frequency_weighted == pytest.approx((labeled * per_class).sum() / labeled.sum())
