@@ -157,7 +157,11 @@ def _attend(
             )
         attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         parts.append(attended.transpose(1, 2).flatten(0, 1).flatten(1))  # (groups * s * s, B * heads * width)
-    out: Tensor = F.embedding(plan.places, torch.cat(parts) if len(parts) > 1 else parts[0]).unflatten(1, (batch, heads, -1)).permute(1, 2, 0, 3)
+    out: Tensor = (
+        F.embedding(plan.places, torch.cat(parts) if len(parts) > 1 else parts[0])
+        .unflatten(1, (batch, heads, -1))
+        .permute(1, 2, 0, 3)
+    )
     if prefix:
         first = F.scaled_dot_product_attention(query[:, :, :prefix], key, value)
         out = torch.cat([first, out], dim=2)

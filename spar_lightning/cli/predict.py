@@ -190,11 +190,11 @@ def _classes(given: str) -> dict[str, tuple[str, ...]]:
     path = Path(given)
     if path.suffix.lower() in SUFFIXES:
         try:
-            found = read_class_file(path)
+            classes = read_class_file(path)
         except UserError as error:
             raise UserError(f"--classes {error}") from error
-        print(found.summary, file=sys.stderr)
-        return found.classes
+        print(f"{path}: {len(classes)} classes, {sum(map(len, classes.values()))} names", file=sys.stderr)
+        return classes
     if path.suffix.lower() in LISTS or os.path.isfile(path):
         raise UserError(
             f"--classes {given} is a file, not class names. Pass a .txt file with one class per line, a .json file, or "

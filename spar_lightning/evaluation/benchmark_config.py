@@ -4,7 +4,6 @@ The benchmarks of the paper and four more are bundled as such files (configs/ben
 any folder. In a path pattern, `{}` stands for the name of an image, including its subfolders.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -29,9 +28,6 @@ from spar_lightning.segmentation.segmenter import Segmenter
 from spar_lightning.segmentation.text_embeddings import TextClassifiers
 
 SUFFIXES: Final = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff")  # of images, without `images` in the YAML file
-
-
-log = logging.getLogger("spar_lightning")
 
 
 class BenchmarkError(UserError):
@@ -257,14 +253,12 @@ def class_names(source: str) -> dict[str, tuple[str, ...]]:
         UserError: If the file does not exist or is invalid.
     """
     path = Path(expand_home(source))
-    return read_class_file(path).classes if path.suffix in CLASS_FILES else read(locate(source)).names()
+    return read_class_file(path) if path.suffix in CLASS_FILES else read(locate(source)).names()
 
 
 def _classes(entries: Any, path: Path) -> list[ClassNames]:
     if isinstance(entries, str):
-        found = read_class_file(path.parent / entries)
-        log.info("%s", found.summary)
-        return [ClassNames(label, [*names]) for label, names in found.classes.items()]
+        return [ClassNames(label, [*names]) for label, names in read_class_file(path.parent / entries).items()]
     if not isinstance(entries, list) or not all(
         isinstance(entry, Mapping)
         and entry.keys() == {"label", "names"}

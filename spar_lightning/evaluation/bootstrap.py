@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SAMPLES: Final = 2000  # draws of images
-LEVEL: Final = 0.95
+LEVEL: Final = 0.95  # probability that an interval covers the difference on all images of the same kind
 SEED: Final = 0
 BLOCK: Final = 2**24  # numbers in a block of draws
 
@@ -63,17 +63,17 @@ def iou(counts: Counts) -> Counts:
     """Return the IoU in percent (..., C) of counts (..., C, 3); NaN for a class that does not occur."""
     hits, labeled, predicted = np.moveaxis(counts, -1, 0)
     union = labeled + predicted - hits
-    return 100 * np.divide(hits, union, out=np.full_like(union, np.nan), where=union > 0)
+    share: Counts = np.divide(hits, union, out=np.full_like(union, np.nan), where=union > 0)
+    return 100 * share
 
 
-def compare(one: Counts, other: Counts, samples: int = SAMPLES, level: float = LEVEL, seed: int = SEED) -> Comparison:
+def compare(one: Counts, other: Counts, samples: int = SAMPLES, seed: int = SEED) -> Comparison:
     """Return the differences `other - one` with confidence intervals.
 
     Args:
         one: Counts of the first network (images, C, 3).
         other: Counts of the second network on the same images, in the same order.
         samples: Number of draws of images.
-        level: Probability that an interval covers the difference on all images of the same kind.
         seed: Seed of the draws.
     """
     assert one.shape == other.shape
@@ -83,21 +83,22 @@ def compare(one: Counts, other: Counts, samples: int = SAMPLES, level: float = L
     draws = []
     block = max(1, BLOCK // max(both.shape[1], images))
     for start in range(0, samples, block):
-        weights = rng.multinomial(images, np.full(images, 1 / images), size=min(block, samples - start))
-        sums = (weights.astype(np.float64) @ both).reshape(len(weights), 2, classes, 3)
+        drawn = rng.integers(images, size=(min(block, samples - start), images))
+        drawn += images * np.arange(len(drawn))[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)  # how often each image is drawn
+        sums = (weights.astype(np.float64) @ both).reshape(-1, 2, classes, 3)
         draws.append(iou(sums))
-    drawn = np.concatenate(draws)  # (samples, 2, C)
+    found = np.concatenate(draws)  # (samples, 2, C)
     whole = iou(np.stack([one.sum(0), other.sum(0)]))  # (2, C)
-    tails = ((1 - level) / 2, (1 + level) / 2)
 
     def interval(value: Counts, values: Counts) -> Interval | None:
         differences = values[:, 1] - values[:, 0]
         differences = differences[np.isfinite(differences)]
         if not len(differences) or not np.isfinite(value).all():
             return None
-        low, high = np.quantile(differences, tails)
+        low, high = np.quantile(differences, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
         return Interval(float(value[1] - value[0]), float(low), float(high))
 
-    miou = interval(np.nanmean(whole, axis=-1), np.nanmean(drawn, axis=-1))
+    miou = interval(np.nanmean(whole, axis=-1), np.nanmean(found, axis=-1))
     assert miou is not None
-    return Comparison(miou, [interval(whole[:, c], drawn[:, :, c]) for c in range(classes)])
+    return Comparison(miou, [interval(whole[:, c], found[:, :, c]) for c in range(classes)])

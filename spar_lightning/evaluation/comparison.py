@@ -14,8 +14,8 @@ from spar_lightning.formatting import markdown
 
 CLASSES: Final = 5  # classes listed for each benchmark
 NOTE: Final = (
-    f"95 % intervals: {bootstrap.SAMPLES} draws of the images with replacement, the same for A and B. Of classes that do "
-    "not differ, one in twenty is listed by chance."
+    f"95 % intervals: {bootstrap.SAMPLES} draws of the images with replacement, the same for A and B. Of classes that "
+    "do not differ, one in twenty is listed by chance."
 )
 
 
@@ -85,7 +85,7 @@ def _compare(a: dict[str, Any], b: dict[str, Any], one: Path, other: Path) -> bo
             raise UserError(f"{folder / row['counts']} cannot be read ({error}). Evaluate again.") from error
     if len({len(each) for each in counts}) > 1:
         raise UserError("some images were evaluated with version 0.1. Evaluate again with another --out.")
-    return bootstrap.compare(*counts)
+    return bootstrap.compare(counts[0], counts[1])
 
 
 def _explanation(name: str, found: bootstrap.Comparison, a: dict[str, Any], b: dict[str, Any]) -> list[list[str]]:

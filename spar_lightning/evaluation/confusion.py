@@ -118,8 +118,8 @@ class ConfusionMatrix:
         buffer = io.BytesIO()
         images, milliseconds = np.array(self.images, np.int64), np.array(self.milliseconds, np.float64)
         per_image = torch.cat(self.per_image).numpy() if self.per_image else np.zeros((0, 5), np.int64)
-        arrays = {"matrix": self.matrix.cpu().numpy(), "per_image": per_image}
-        np.savez(buffer, **arrays, images=images, milliseconds=milliseconds)
+        matrix = self.matrix.cpu().numpy()
+        np.savez(buffer, matrix=matrix, per_image=per_image, images=images, milliseconds=milliseconds)
         return buffer.getvalue()
 
     @classmethod

@@ -7,33 +7,25 @@ object that maps labels to names.
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from spar_lightning.errors import UserError
 from spar_lightning.segmentation.prompts import parse_classes
 
+log = logging.getLogger("spar_lightning")
+
 SUFFIXES: Final = (".txt", ".json")
 
 
-class ClassFile(NamedTuple):
-    """Classes of a file, and what was understood.
-
-    Attributes:
-        classes: Names of each class by its label, in the order of the class ids.
-        summary: Numbers of classes and names, and names that several classes have, as a sentence.
-    """
-
-    classes: dict[str, tuple[str, ...]]
-    summary: str
-
-
-def read_class_file(path: Path) -> ClassFile:
-    """Read a file of class names.
+def read_class_file(path: Path) -> dict[str, tuple[str, ...]]:
+    """Return the names of each class by its label, in the order of the file.
 
     Only one of several classes with the same name could be predicted. Such a name is kept by the class of which it is
-    the first name, or else by the one with the fewest names; the others keep their other names.
+    the first name, or else by the one with the fewest names; the others keep their other names. A warning says which
+    names this concerns.
 
     Args:
         path: Path of a .txt or .json file.
@@ -61,12 +53,10 @@ def read_class_file(path: Path) -> ClassFile:
         classes[label or own[0]] = own
     if len(classes) < len(parts):
         raise UserError(f"{path}: two of its {len(parts)} classes have the same label. Labels must be unique.")
-    count = sum(map(len, classes.values()))
-    summary = f"{path.name}: {len(classes)} classes with {count} names"
     if shared:
         some = ", ".join([*sorted(shared)[:3], *([".."] if len(shared) > 3 else [])])
-        summary += f"; {len(shared)} names that several classes have are kept by one of them ({some})"
-    return ClassFile(parse_classes(classes), f"{summary}.")
+        log.warning("%s: %d names that several classes have are kept by one of them (%s).", path, len(shared), some)
+    return parse_classes(classes)
 
 
 def _read(path: Path) -> list[Any]:

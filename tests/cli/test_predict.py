@@ -206,6 +206,10 @@ def test_class_files_of_other_editors(odd: Path, predict: Predict, tmp_path: Pat
         "red dot",
         "blue dot",
     ]
+    other = tmp_path / "classes.json"
+    other.write_text('["red dot", {"name": "blue dot"}]')
+    assert predict(odd / "a.png", "--classes", other) == 0
+    assert "classes.json: 2 classes, 2 names" in capsys.readouterr().err
     text.write_bytes("gr\u00fcn".encode("latin-1"))
     assert predict(odd / "a.png", "--classes", text) == 2
     assert "UTF-8" in capsys.readouterr().err

@@ -25,8 +25,7 @@ def test_text(text: str, tmp_path: Path) -> None:
     path = tmp_path / "cls_mine.txt"
     path.write_text(text, encoding="utf-8", newline="")
     found = read_class_file(path)
-    assert found.classes == EXPECTED and list(found.classes) == list(EXPECTED)
-    assert found.summary == "cls_mine.txt: 3 classes with 5 names."
+    assert found == EXPECTED and list(found) == list(EXPECTED)
 
 
 @pytest.mark.parametrize(
@@ -48,17 +47,17 @@ def test_json(content: Any, tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(content))
     found = read_class_file(path)
-    assert found.classes == EXPECTED and list(found.classes) == list(EXPECTED)
+    assert found == EXPECTED and list(found) == list(EXPECTED)
 
 
-def test_shared_names(tmp_path: Path) -> None:
+def test_shared_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A name belongs to the class that it names first; if it is the first of several, to that with the fewest names."""
     path = tmp_path / "cls.txt"
     path.write_text("ottoman, stool\nstool\npot, flowerpot\npot\nbed, bunk, berth\nsky, bed\n")
     found = read_class_file(path)
     names = ["ottoman", "stool", "flowerpot", "pot", "bed bunk berth", "sky"]
-    assert [*found.classes.values()] == [tuple(each.split()) for each in names]
-    assert found.summary.endswith("; 3 names that several classes have are kept by one of them (bed, pot, stool).")
+    assert [*found.values()] == [tuple(each.split()) for each in names]
+    assert "3 names that several classes have are kept by one of them (bed, pot, stool)" in caplog.text
     path.write_text("pot, jar\njar\npot\npot, jar\n")
     with pytest.raises(UserError, match=r"number 1 \(pot, jar\) has no name of its own"):
         read_class_file(path)
