@@ -21,6 +21,7 @@ import torch
 import yaml
 from PIL import Image
 
+from spar_lightning.callbacks.mean_iou import TITLES
 from spar_lightning.datasets.scene_renderer import CLASSES, render
 from spar_lightning.formatting import markdown
 
@@ -40,10 +41,10 @@ COLUMNS = {
 def rows(student: Path) -> dict[str, str]:
     """Return the arguments of each row."""
     return {
-        "single pass, before": "--weights tiny",
-        "single pass with windowed attention, before": "--weights tiny --attention windowed",
-        "sliding window (teacher)": "--weights tiny --inference sliding --stride 16",
-        "single pass, after (SPAR)": f"--weights {student}",
+        TITLES["full"]: "--weights tiny",
+        TITLES["before"]: "--weights tiny --attention windowed",
+        TITLES["teacher"]: "--weights tiny --inference sliding --stride 16 --blend hann",
+        TITLES["after"]: f"--weights {student}",
     }
 
 

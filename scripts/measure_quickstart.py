@@ -1,6 +1,6 @@
 """Run the quickstart with several seeds of images and distillation, and write docs/quickstart.md.
 
-    python scripts/measure_quickstart.py                       # seeds 101 102 103, about five minutes each
+    python scripts/measure_quickstart.py                       # seeds 101 102 103, about eight minutes each
     python scripts/measure_quickstart.py --jobs 2              # two seeds at once, which share the cores
     python scripts/measure_quickstart.py --jobs 2 --reuse      # write the page again from finished runs
     python scripts/measure_quickstart.py --seeds 7 8 --out /tmp/page.md
@@ -122,6 +122,7 @@ def page(users: dict[str, Any], runs: list[dict[str, Any]], jobs: int, threads: 
     minutes = ", ".join(f"{run['seconds'] / 60:.1f}" for run in [users, *runs])
     images = runs[0]["after"]["images"]
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "lightning"))
+    config = yaml.safe_load(CONFIG.read_text())
     template = (ROOT / "scripts" / "quickstart_page.md").read_text()
     return template.format(
         users=results([users], SIZES[:2]),
@@ -129,7 +130,8 @@ def page(users: dict[str, Any], runs: list[dict[str, Any]], jobs: int, threads: 
         verdict=verdict(runs),
         ratio=f"{ratio:.1f}",
         minutes=minutes,
-        train=yaml.safe_load(CONFIG.read_text())["data"]["init_args"]["train_scenes"],
+        train=config["data"]["init_args"]["train_scenes"],
+        epochs=config["trainer"]["max_epochs"],
         images=images[SMALL],
         hardware=f"{platform.machine()}, {os.cpu_count()} CPU cores ({_processor()}), no GPU",
         packages=packages,
