@@ -6,6 +6,7 @@ with them at that size.
 
 import copy
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -107,6 +108,8 @@ class Benchmark(Dataset[LabelledImage]):
         patterns = self.description.images
         if self.description.split is None:
             found = sorted({item for pattern in patterns for item in matches(self.folder, pattern)})
+            if len(patterns) > 1:  # a folder and a link to it, such as val2017 and images/val2017
+                found = sorted({(stem, os.path.realpath(path)): (path, stem) for path, stem in found}.values())
             if not found:
                 raise BenchmarkError(
                     f"{self.name} has no images: no file in {self.folder} matches {' or '.join(patterns)}. {self._help}"
@@ -129,7 +132,8 @@ class Benchmark(Dataset[LabelledImage]):
         labeled = [
             (path, CONVERTED.sub("", stem)) for pattern in labels for path, stem in matches(self.folder, pattern)
         ]
-        known, used = set(self.stems), {*self._images, *(path for path, _ in labeled)}
+        matched = (path for pattern in patterns for path, _ in matches(self.folder, pattern))
+        known, used = set(self.stems), {*matched, *(path for path, _ in labeled)}
         kinds = {Path(pattern).suffix.lower() for pattern in patterns} | {f".{suffix}" for suffix in SUFFIXES}
         starts = {prefix(pattern) for pattern in patterns}
         below = (path for start in starts for path, _ in matches(self.folder, f"{start}/{{}}" if start else "{}"))

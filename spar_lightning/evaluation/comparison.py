@@ -81,10 +81,11 @@ def _compare(a: dict[str, Any], b: dict[str, Any], one: Path, other: Path) -> bo
         try:
             with np.load(folder / row["counts"], allow_pickle=False) as content:
                 counts.append(bootstrap.dense(content["per_image"], len(row["IoU"])))
+                complete = np.array_equal(counts[-1][..., 1].sum(0), content["matrix"].sum(1))
         except (OSError, KeyError, ValueError) as error:
             raise UserError(f"{folder / row['counts']} cannot be read ({error}). Evaluate again.") from error
-    if len({len(each) for each in counts}) > 1:
-        raise UserError("some images were evaluated with version 0.1. Evaluate again with another --out.")
+        if not complete:
+            raise UserError(f"{folder} has images that version 0.1 evaluated. Evaluate again with another --out.")
     return bootstrap.compare(counts[0], counts[1])
 
 

@@ -82,7 +82,7 @@ def test_wandb_gets_scalars_pictures_table_and_settings(logged: Logged) -> None:
     rows = results(logged.folder)
     assert logged.summary["loss"] > 0
     assert logged.summary["mIoU/scenes_96"] == pytest.approx(rows[2]["miou"]["scenes_96"])
-    assert logged.config["model"]["lr"] == 2e-3
+    assert logged.config["model"]["lr"] == 1e-3
     (files,) = (logged.folder / "wandb").glob("offline-run-*/files")
     assert {path.name.split("_")[0] for path in (files / "media" / "images" / "plots").iterdir()} == {
         "curves",
@@ -102,7 +102,7 @@ def test_mlflow_gets_scalars_pictures_table_and_settings(logged: Logged) -> None
     (run,) = client.search_runs(experiments)
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")] == list(range(12))
     assert run.data.metrics["mIoU/scenes_96"] == pytest.approx(results(logged.folder)[2]["miou"]["scenes_96"])
-    assert run.data.params["model/lr"] == "0.002" and run.info.status == "FINISHED"
+    assert run.data.params["model/lr"] == "0.001" and run.info.status == "FINISHED"
     (artifacts,) = (logged.folder / "mlartifacts").glob("*/artifacts")
     assert {str(path.relative_to(artifacts)) for path in artifacts.rglob("*.*")} == {
         "plots/curves.png",

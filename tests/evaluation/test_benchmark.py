@@ -320,7 +320,7 @@ def test_cities_behind_links(tmp_path: Path) -> None:
     assert len(opened("cityscapes", tmp_path)) == 2
 
 
-def test_the_layouts_of_the_bundled_ones(tmp_path: Path) -> None:
+def test_the_layouts_of_the_bundled_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Check values and image order of each layout against the content of the fake benchmarks."""
     fake_benchmarks.all_ten(tmp_path, [(10, 14), (14, 10), (8, 48)])
     for write in ("voc21", "voc20", "cityscapes", "ade20k"):
@@ -337,6 +337,9 @@ def test_the_layouts_of_the_bundled_ones(tmp_path: Path) -> None:
     stuff, things = (opened(name, tmp_path) for name in ("coco_stuff", "coco_object"))
     assert len(stuff) == len(things) == 3 and stuff.stems == ["000000000000", "000000000001", "000000000002"]
     assert set(stuff[0].labels.unique().tolist()) == {0, 11, 79, 80, 170, IGNORED}
+    (tmp_path / "coco" / "images").mkdir()
+    (tmp_path / "coco" / "images" / "val2017").symlink_to(tmp_path / "coco" / "val2017")
+    assert len(opened("coco_stuff", tmp_path)) == 3 and not caplog.messages
     assert set(things[0].labels.unique().tolist()) == {0, 1, 12, 80}  # stuff and unlabeled pixels are background
 
 
