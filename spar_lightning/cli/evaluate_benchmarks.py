@@ -19,7 +19,8 @@ def check(root: Path, rest: Sequence[str]) -> int:
     given = parser.parse_args(rest)
     if not root.is_dir():
         raise UserError(f"--check {root}: the folder does not exist.")
-    names = [benchmark.name for benchmark in opened_later(given.benchmarks.split(","), str(root))]
+    wanted = [part.strip() for part in given.benchmarks.split(",") if part.strip()]
+    names = [benchmark.source for benchmark in opened_later(wanted, str(root))]
     if unknown := [name for name in names if name not in SHIPPED]:
         raise UserError(
             f"--check looks for bundled benchmarks, but got {unknown[0]!r}. {nearest(unknown[0], [*SETS, *SHIPPED])}"
@@ -72,10 +73,10 @@ def _layout(name: str, root: Path) -> str:
 
 def prepare(what: str, rest: Sequence[str]) -> int:
     """Create the label maps of a benchmark from its download."""
-    allowed = sorted({*PREPARED.values()})
+    allowed, what = sorted({*PREPARED.values()}), PREPARED.get(what, what)
     if what not in allowed:
         raise UserError(
-            f"--prepare {what}: {'is read as downloaded' if what in SHIPPED else 'unknown benchmark'}. "
+            f"--prepare {what}: {'this benchmark is read as downloaded' if what in SHIPPED else 'unknown benchmark'}. "
             f"{nearest(what, allowed)}Allowed: {', '.join(allowed)}."
         )
     parser = ArgumentParser(f"spar evaluate --prepare {what}", description=prepare.__doc__)

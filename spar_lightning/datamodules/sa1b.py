@@ -53,8 +53,8 @@ class SA1B(LightningDataModule):
         cache: Folder of the feature cache; missing features are computed before training. null disables the cache: the
             teacher then runs in each training step.
         augmentation: Random resize, crop and flip, drawn once per image: a preset, and options that override it.
-        benchmarks: Validation sets: names of bundled benchmarks (voc21, voc20, cityscapes, ade20k, context60,
-            context59), paths of YAML files, or folders with benchmark.yaml, images/ and labels/.
+        benchmarks: Validation sets: bundled benchmarks such as voc21 (`spar evaluate --help` has their names), sets of
+            them (paper6, standard8, standard10), YAML files, or folders with benchmark.yaml, images/ and labels/.
         benchmark_root: Folder that contains the data of the bundled benchmarks; null if none of them is used.
         max_images: Use only this number of images, the first ones of the shards; null uses all.
         fraction: Fraction of the images to use (above 0, at most 1), chosen by a hash of their keys: a larger fraction

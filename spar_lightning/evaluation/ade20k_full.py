@@ -106,7 +106,7 @@ def read_pair(path: Path) -> tuple[Image.Image, NDArray[np.uint16]]:
     try:
         with Image.open(path) as file, Image.open(path.with_name(f"{path.stem}_seg.png")) as segments:
             image, colors = file.convert("RGB"), np.asarray(segments.convert("RGB"))
-    except OSError as error:
+    except Exception as error:  # Pillow raises different exception types for each format
         raise BenchmarkError(f"{path} or its _seg.png cannot be read: {error}. Unpack the download again.") from error
     if colors.shape[:2] != image.size[::-1]:
         raise BenchmarkError(f"{path} and its _seg.png have different sizes. Unpack the download again.")

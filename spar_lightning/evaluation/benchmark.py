@@ -243,10 +243,12 @@ class Benchmark(Dataset[LabelledImage]):
             BenchmarkError: If no pixel is counted, so that the mIoU is not defined.
         """
         if not counts.matrix.any():
-            ignored = sorted({value for kind in self.description.labels for value in kind.ignored or ()})
+            ignored = [
+                each for kind in self.description.labels for each in (*(kind.ignored or ()), *kind.ignored_colors)
+            ]
             raise BenchmarkError(
                 f"{self.name}: no pixel of its {len(counts.images)} images is counted, because all labels are ignored "
-                f"({', '.join(map(str, ignored))}). Check `labels` in its YAML file."
+                f"({', '.join(dict.fromkeys(map(str, ignored)))}). Check `labels` in its YAML file."
             )
         return counts.results()
 

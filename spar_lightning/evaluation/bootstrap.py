@@ -46,16 +46,16 @@ class Comparison:
     per_class: list[Interval | None]
 
 
-def dense(per_image: NDArray[np.int64], classes: int) -> Counts:
+def dense(per_image: NDArray[np.int64], images: int, classes: int) -> Counts:
     """Return counts (images, C, 3) of correct, labeled and predicted pixels, in the order of the image indices.
 
     Args:
-        per_image: Rows of image, class and the three counts (n, 5); every image has at least one row.
+        per_image: Rows of image, class and the three counts (n, 5).
+        images: Number of images.
         classes: Number of classes C.
     """
-    images, rows = np.unique(per_image[:, 0], return_inverse=True)
-    counts = np.zeros((len(images), classes, 3))
-    counts[rows, per_image[:, 1]] = per_image[:, 2:]
+    counts = np.zeros((images, classes, 3))
+    counts[per_image[:, 0], per_image[:, 1]] = per_image[:, 2:]
     return counts
 
 

@@ -3,6 +3,7 @@
 import statistics
 from pathlib import Path
 from typing import Any, Final
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -71,18 +72,22 @@ def _compare(a: dict[str, Any], b: dict[str, Any], one: Path, other: Path) -> bo
     """
     if a["protocol"].get("images_sha256") != b["protocol"].get("images_sha256"):
         raise UserError("images or labels differ.")
+    if a["protocol"].get("labels") != b["protocol"].get("labels"):
+        raise UserError("the meaning of the label values differs.")
     if list(a["IoU"]) != list(b["IoU"]):
         raise UserError("classes differ.")
     counts = []
     for row, path in ((a, one), (b, other)):
         folder = path if path.is_dir() else path.parent
         if "counts" not in row:
-            raise UserError(f"{folder} is of version 0.1, without counts of single images. Evaluate again.")
+            raise UserError(
+                f"{folder} is of version 0.1, without counts of single images. Evaluate again with another --out."
+            )
         try:
             with np.load(folder / row["counts"], allow_pickle=False) as content:
-                counts.append(bootstrap.dense(content["per_image"], len(row["IoU"])))
+                counts.append(bootstrap.dense(content["per_image"], row["images"], len(row["IoU"])))
                 complete = np.array_equal(counts[-1][..., 1].sum(0), content["matrix"].sum(1))
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, EOFError, KeyError, IndexError, ValueError, BadZipFile) as error:
             raise UserError(f"{folder / row['counts']} cannot be read ({error}). Evaluate again.") from error
         if not complete:
             raise UserError(f"{folder} has images that version 0.1 evaluated. Evaluate again with another --out.")

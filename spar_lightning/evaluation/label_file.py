@@ -55,6 +55,8 @@ def _values(image: Image.Image, colors: bool) -> NDArray[np.generic]:
     if colors:
         if image.mode not in ("RGB", "RGBA", "P"):
             raise ValueError(f"has pixels of type {image.mode}, but `colors` needs RGB. Use label_map for other values")
+        if "16" in raw:
+            raise ValueError("has 16 bits per color. Save it with 8 bits")
         return np.array(image.convert("RGB"))
     values = np.array(image)
     factor = FACTORS.get(raw.removesuffix("R"))  # R: the bits of each byte are in reverse order

@@ -31,6 +31,8 @@ class LabelFiles:
         Raises:
             ValueError: If a value is both ignored and a class, or if there is not one color for each class.
         """
+        if self.colors is None and self.ignored_colors:
+            raise ValueError(f"{self.file}: ignored_colors needs colors. Add the color of each class")
         if self.colors is not None:
             if self.reduce_zero_label or self.label_map is not None or self.ignored:
                 raise ValueError(f"{self.file}: colors replaces reduce_zero_label, label_map and ignored. Remove them")

@@ -111,6 +111,8 @@ def read_annotation(path: Path) -> NDArray[np.integer]:
         ) from error
     try:
         values: NDArray[np.integer] = loadmat(path)["LabelMap"]
+        if values.dtype.kind not in "ui" or values.ndim != 2:
+            raise ValueError(f"LabelMap has type {values.dtype} and shape {values.shape}")
         low, high = values.min(), values.max()
     except Exception as error:  # scipy's reader raises many types
         raise BenchmarkError(f"{path} cannot be converted: {error}. Restore the file.") from error

@@ -60,7 +60,11 @@ def read_class_file(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _read(path: Path) -> list[Any]:
-    """Return the entries of a file, one for each class."""
+    """Return the entries of a file, one for each class, in the order of the class ids."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(
+            f"{path} is not a file of class names. Pass a .txt file with one class per line, or a .json file."
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
         content = json.loads(text) if path.suffix.lower() == ".json" else text.splitlines()
@@ -83,8 +87,14 @@ def _read(path: Path) -> list[Any]:
         raise UserError(
             f"{path} has one line, in which `;` would separate names of one class. Write one class per line."
         )
-    if all(isinstance(line, dict) and isinstance(line.get("trainId"), int) for line in lines):
-        lines.sort(key=lambda line: line["trainId"])
+    if any(isinstance(line, dict) and "trainId" in line for line in lines):
+        by_id = {line.get("trainId"): line for line in lines if isinstance(line, dict)}
+        if {*by_id} != {*range(len(lines))}:
+            raise UserError(
+                f"{path}: trainId must be the class id of each entry, from 0 to {len(lines) - 1} without gaps. Remove "
+                "entries that are not classes, such as those with -1 or 255."
+            )
+        return [by_id[number] for number in range(len(lines))]
     return lines
 
 

@@ -258,11 +258,17 @@ def test_a_run_is_evaluated_with_its_own_configuration(
     text = capsys.readouterr().out
     assert "the same network, the same protocol" in text and "+0.00 to +0.00 | no" in text and "Classes" not in text
     content = json.loads(sliding.read_text())
-    for row in content["benchmarks"].values():
-        row.pop("counts")  # as in version 0.1
+    first, second = content["benchmarks"].values()
+    (sliding.parent / first["counts"]).write_bytes(b"")  # damaged
+    second.pop("counts")  # as in version 0.1
     sliding.write_text(json.dumps(content))
     assert main(["evaluate", "--compare", str(single), str(sliding)]) == 0
-    assert capsys.readouterr().out.count("no interval, because") == 2
+    text = capsys.readouterr().out
+    assert text.count("no interval, because") == 2 and "cannot be read" in text and "version 0.1" in text
+    second["protocol"]["labels"] = []
+    sliding.write_text(json.dumps(content))
+    assert main(["evaluate", "--compare", str(single), str(sliding)]) == 0
+    assert "the meaning of the label values differs" in capsys.readouterr().out
 
 
 def test_weights_of_a_library(config: Callable[[str], list[str]], trees: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -313,8 +319,10 @@ def test_refusals(config: Callable[[str], list[str]], tmp_path: Path, capsys: Ca
     assert "--benchmarks" in sentence(args, capsys)
     assert "--check" in sentence(["evaluate", "--check", str(tmp_path / "no")], capsys)
     assert "context" in sentence(["evaluate", "--prepare", "contest", "--root", str(tmp_path)], capsys)
+    elsewhere = ["evaluate", "--check", str(tmp_path), "--benchmarks", str(tmp_path / "voc21.yaml")]
+    assert "voc21.yaml" in sentence(elsewhere, capsys)
     assert "as downloaded" in sentence(["evaluate", "--prepare", "coco_stuff", "--root", str(tmp_path)], capsys)
-    for what, folder_name in (("context", "JPEGImages"), ("ade847", "images/ADE/validation")):
+    for what, folder_name in (("context60", "JPEGImages"), ("ade847", "images/ADE/validation")):
         assert folder_name in sentence(["evaluate", "--prepare", what, "--root", str(tmp_path)], capsys)
     assert "results.json" in sentence(["evaluate", "--compare", str(tmp_path), str(tmp_path)], capsys)
     assert "--compare" in sentence(["evaluate", "--compare", "a", "b", "--root", "c"], capsys)

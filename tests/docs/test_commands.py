@@ -40,7 +40,7 @@ ELSEWHERE = {
     r"sbatch examples/slurm/cache\.sbatch ": ("tests/cli/test_nodes.py", 'Job("cache.sbatch"'),
     r"sbatch examples/slurm/fit\.sbatch ": ("tests/cli/test_nodes.py", 'Job("fit.sbatch"'),
     r"torchrun ": ("tests/cli/test_nodes.py", '"torch.distributed.run", "--nnodes", "2"'),
-    r"spar evaluate --prepare context ": ("tests/cli/conftest.py", '"evaluate", "--prepare", "context"'),
+    r"spar evaluate --prepare context ": ("tests/cli/conftest.py", '"evaluate", "--prepare", what'),
     r"spar evaluate .* --upsampler anyup": ("tests/cli/test_evaluate_sweep.py", '([], None, "anyup")'),
     r"spar speed all ": ("tests/cli/test_speed.py", '"speed", "all"'),
     r"python -m scripts\.file_catalogue( --group images)? +#": (
@@ -150,7 +150,7 @@ def adapted(command: str) -> list[str]:
         args = [{"9": "1", "bf16-mixed": "32-true"}.get(arg, arg) for arg in args]
     if args[0] == "evaluate" and {"--strides", "--sweep"} & set(args):
         args += ["--warm_ups", "0", "--repeats", "1"]
-        args = ["64,32" if re.fullmatch(r"[\d,]{9,}", arg) else {"all": "voc20"}.get(arg, arg) for arg in args]
+        args = ["64,32" if re.fullmatch(r"[\d,]{9,}", arg) else {"paper6": "voc20"}.get(arg, arg) for arg in args]
     return args
 
 

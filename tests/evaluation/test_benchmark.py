@@ -417,6 +417,7 @@ def test_a_class_file_and_colors(folder: Path) -> None:
         ({"colors": [[0, 0, 0], [0, 0, 0]]}, "occurs twice"),
         ({"colors": [[0, 0, 0], [0, 0, 256]]}, "not a color"),
         ({"colors": [[0, 0, 0], [0, 0, 1]], "ignored": [3]}, "Remove them"),
+        ({"ignored_colors": [[0, 0, 0]]}, "needs colors"),
     ],
 )
 def test_invalid_colors(folder: Path, more: dict[str, Any], sentence: str) -> None:

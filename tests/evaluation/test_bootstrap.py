@@ -63,8 +63,8 @@ def test_counts_of_images_add_up_to_the_matrix() -> None:
         parts[i % 2].update(torch.randint(5, (5, 7), generator=generator), labels, i)
     parts[0].update(torch.zeros(5, 7, dtype=torch.long), torch.full((5, 7), IGNORED), 9)  # no pixel is counted
     total = parts[0].merge(parts[1])
-    counts = dense(torch.cat(total.per_image).numpy(), 6)
-    assert counts.shape == (9, 6, 3)
+    counts = dense(torch.cat(total.per_image).numpy(), 10, 6)
+    assert counts.shape == (10, 6, 3) and not counts[9].any()
     matrix = total.matrix.numpy()
     assert np.array_equal(counts.sum(0), np.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0)], axis=1))
     result = total.results()

@@ -43,6 +43,9 @@ def test_what_is_missing_or_damaged(tmp_path: Path) -> None:
     savemat(annotations / "2008_000001.mat", {"LabelMap": np.array([[3, 460]])})
     with pytest.raises(BenchmarkError, match=r"\b3\b.*\b460\b"):
         list(convert(folder, annotations, TARGETS["context459"]))
+    savemat(annotations / "2008_000001.mat", {"LabelMap": np.array([[3.5, 4]])})
+    with pytest.raises(BenchmarkError, match="float64"):
+        list(convert(folder, annotations, TARGETS["context"]))
     savemat(annotations / "2008_000001.mat", {"other": np.zeros(3)})
     with pytest.raises(BenchmarkError, match=r"2008_000001\.mat .*'LabelMap'"):
         list(convert(folder, annotations, TARGETS["context"]))
