@@ -21,7 +21,7 @@ TUTORIALS = ROOT / "docs" / "tutorials"
 INSTALL = re.compile(r'pip install -e \.( && )?|pip install -e "\.\[test\]" && pytest|pip install -e "\.\[docs\]".*')
 
 
-def reader(folder: Path, threads: int = 1) -> dict[str, str]:
+def reader(folder: Path) -> dict[str, str]:
     """Return the environment of a reader: a new virtual environment that also sees the packages of this one."""
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
     python = folder / "venv" / "bin" / "python"
@@ -40,8 +40,9 @@ def reader(folder: Path, threads: int = 1) -> dict[str, str]:
         script.write_text(f'#!/bin/sh\nexec {python} -m {module} "$@"\n')
         script.chmod(0o755)
     path = f"{folder / 'venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    # One thread: other tests run at the same time, and with two the quickstart would take twice as long.
     offline = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"}  # 0 means: no isolation
-    return {**os.environ, **offline, "PATH": path, "OMP_NUM_THREADS": str(threads), "SPAR_CACHE": str(folder / "text")}
+    return {**os.environ, **offline, "PATH": path, "OMP_NUM_THREADS": "1", "SPAR_CACHE": str(folder / "text")}
 
 
 def follow(steps: list[Block], folder: Path, env: dict[str, str], skip: str = "") -> str:
@@ -65,7 +66,7 @@ def follow(steps: list[Block], folder: Path, env: dict[str, str], skip: str = ""
 
 @pytest.mark.slow
 def test_readme_and_getting_started(tmp_path: Path) -> None:
-    env = reader(tmp_path, threads=1)  # other tests run at the same time: with 2 threads it takes twice as long
+    env = reader(tmp_path)
     (folder := tmp_path / "empty").mkdir()
 
     def without_install(page: Path) -> list[Block]:
