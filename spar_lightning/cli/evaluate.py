@@ -23,6 +23,7 @@ from spar_lightning.backbones.base import Backbone
 from spar_lightning.backbones.checkpoints import load_weights, warn_if_random
 from spar_lightning.backbones.weights import without_weights
 from spar_lightning.cli.evaluate_benchmarks import check, prepare
+from spar_lightning.cli.evaluate_compare import compare
 from spar_lightning.cli.evaluate_options import OPTIONS, OUT
 from spar_lightning.cli.evaluate_sweep import Sweep, check_folder, figures, numbers
 from spar_lightning.cli.lightning_cli import BENCHMARKS_SHOWN, INFERENCE_SHOWN, SparCLI, of_model, with_run_config
@@ -33,7 +34,6 @@ from spar_lightning.distributed import is_first_process, world_size
 from spar_lightning.errors import UserError, check_at_least
 from spar_lightning.evaluation.benchmark import Benchmark, opened_later
 from spar_lightning.evaluation.benchmark_config import BenchmarkError
-from spar_lightning.evaluation.comparison import comparison
 from spar_lightning.evaluation.evaluator import Evaluator
 from spar_lightning.evaluation.report import table
 from spar_lightning.segmentation.config import InferenceConfig
@@ -58,7 +58,7 @@ class EvaluateCLI(SparCLI):
 
     `spar evaluate --prepare context --root DIR` creates label maps from a download: context, context459, ade847.
 
-    `spar evaluate --compare A B` compares two result folders, and names the differences of their protocols.
+    `spar evaluate --compare A B [--out PAGE.html]` compares two result folders: is a difference significant?
 
     `spar evaluate --figures A B --out DIR` draws several sweeps in one figure."""
     shown = (*OPTIONS, *INFERENCE_SHOWN, *BENCHMARKS_SHOWN, "data.num_workers")
@@ -85,7 +85,7 @@ class EvaluateCLI(SparCLI):
         data = config.data.init_args
         sources = separated(config.benchmarks)
         check_at_least(1, **{"--max_images": config.max_images, "--repeats": config.repeats})
-        check_at_least(0, **{"--warm_ups": config.warm_ups})
+        check_at_least(0, **{"--warm_ups": config.warm_ups, "--gallery": config.gallery})
         self.strides, self.areas = numbers("--strides", config.strides), numbers("--sweep", config.sweep)
         self.weights = list(dict.fromkeys(separated(config.weights)))
         if len(self.weights) > 1 and not (self.strides or self.areas):
@@ -121,7 +121,7 @@ class EvaluateCLI(SparCLI):
 
         `spar evaluate --check ROOT` lists the benchmarks found in a folder and the expected locations of the others.
         `spar evaluate --prepare context --root ROOT` creates label maps from a download: context, context459, ade847.
-        `spar evaluate --compare A B` compares two results.
+        `spar evaluate --compare A B [--out PAGE.html]` compares two results.
         `spar evaluate --figures A B --out DIR` draws several sweeps in one figure.
         Inference options can be written without `--model.`: --inference sliding, --refine LPOSS --refine.preset spar.
         """
@@ -169,8 +169,8 @@ class EvaluateCLI(SparCLI):
         for source in self.weights:
             load_weights(backbone, source)
         classifiers = TextClassifiers(backbone, settings.templates)
-        report = evaluator.run(backbone, settings, classifiers, OUT, out)
-        files = "results.json, table.md, per_class/, counts/"
+        report = evaluator.run(backbone, settings, classifiers, OUT, out, gallery=config.gallery)
+        files = "results.json, table.md, report.html, per_class/, counts/, gallery/"
         evaluator.say(f"\n{table(report.content)}\n\n{NOTE}\n{report.folder}: {files}")
 
 
@@ -221,10 +221,7 @@ def run(args: Sequence[str]) -> int:
     if chosen.prepare:
         return prepare(chosen.prepare, rest)
     if chosen.compare:
-        if rest:
-            raise UserError(f"--compare takes two results and no other arguments, but got {' '.join(rest)}.")
-        print(comparison(*chosen.compare))
-        return 0
+        return compare(chosen.compare, rest)
     if chosen.figures:
         return figures(chosen.figures, rest)
     try:

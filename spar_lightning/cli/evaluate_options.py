@@ -25,5 +25,6 @@ OPTIONS: Final[dict[str, tuple[Any, Any, str]]] = {
     "warm_ups": (int, 10, "Forward passes before the timed ones (sweep only)."),
     "repeats": (int, 10, "Timed forward passes, for median and quartiles (sweep only)."),
     "max_images": (int | None, None, "Number of images of each benchmark, spread evenly over it; null: all."),
+    "gallery": (int, 4, "Best, worst and random images in report.html, this many of each; they are segmented twice."),
     "out": (str | None, None, f"Folder for the results; null: {OUT}/NAME-PROTOCOL."),
 }  # fmt: skip

@@ -1,8 +1,11 @@
-"""Bootstrap over images: confidence intervals of the difference of two mIoU values.
+"""Bootstrap over images: confidence intervals of mIoU, and of the difference of two mIoU values.
 
-Images are drawn with replacement, the same ones for both networks (paired), and the mIoU is computed from the sums of
-their counts. The interval has the quantiles of the differences (percentile bootstrap; Efron, 1979). It covers the
-choice of images only, not that of training seeds, prompts or class names.
+Images are drawn with replacement, and the mIoU is computed from the sums of their counts. Two networks are compared on
+the same draws (paired), and the interval of their difference has the quantiles of the draws (percentile bootstrap;
+Efron, 1979). Classes that occur in few images are missing in many draws, which shifts the mIoU of all draws to one
+side. In a difference this cancels out; the interval of a single mIoU has the quantiles of the mirrored draws (basic
+bootstrap; Davison and Hinkley, 1997). Intervals cover the choice of images only, not that of training seeds, prompts or
+class names.
 """
 
 from dataclasses import dataclass
@@ -12,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SAMPLES: Final = 2000  # draws of images
-LEVEL: Final = 0.95  # probability that an interval covers the difference on all images of the same kind
-SEED: Final = 0
+LEVEL: Final = 0.95  # probability that an interval covers the value on all images of the same kind
 BLOCK: Final = 2**24  # numbers in a block of draws
 
 Counts = NDArray[np.float64]
@@ -21,11 +23,27 @@ Counts = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """Difference in percentage points, and its confidence interval."""
+    """Value in percent or difference in percentage points, and its confidence interval."""
 
-    difference: float
+    value: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, value: float, draws: Counts) -> "Interval | None":
+        """Return the interval of a value with these draws; NaN draws are left out, None without any other."""
+        draws = draws[np.isfinite(draws)]
+        if not len(draws) or not np.isfinite(value):
+            return None
+        low, high = np.quantile(draws, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+        return cls(float(value), float(low), float(high))
+
+    @classmethod
+    def of_miou(cls, miou: float, draws: Counts) -> "Interval":
+        """Return the interval of an mIoU, from draws that are mirrored at it and limited to 0 to 100."""
+        interval = cls.of(miou, (2 * miou - draws).clip(0, 100))
+        assert interval is not None
+        return interval
 
     @property
     def differs(self) -> bool:
@@ -40,21 +58,23 @@ class Comparison:
     Attributes:
         miou: Difference of the mIoU.
         per_class: Difference of the IoU of each class; None for a class that never occurs.
+        draws: Difference of the mIoU in each draw (samples), for means of several benchmarks.
     """
 
     miou: Interval
     per_class: list[Interval | None]
+    draws: Counts
 
 
 def dense(per_image: NDArray[np.int64], images: int, classes: int) -> Counts:
-    """Return counts (images, C, 3) of correct, labeled and predicted pixels, in the order of the image indices.
+    """Return counts (images, C, k), in the order of the image indices.
 
     Args:
-        per_image: Rows of image, class and the three counts (n, 5).
+        per_image: Rows of image, class and k counts (n, 2 + k).
         images: Number of images.
         classes: Number of classes C.
     """
-    counts = np.zeros((images, classes, 3))
+    counts = np.zeros((images, classes, per_image.shape[1] - 2))
     counts[per_image[:, 0], per_image[:, 1]] = per_image[:, 2:]
     return counts
 
@@ -67,38 +87,47 @@ def iou(counts: Counts) -> Counts:
     return 100 * share
 
 
-def compare(one: Counts, other: Counts, samples: int = SAMPLES, seed: int = SEED) -> Comparison:
+def resampled(counts: Counts, seed: int, samples: int = SAMPLES) -> Counts:
+    """Return the IoU in percent (samples, n, C) of each draw of images.
+
+    Args:
+        counts: Correct, labeled and predicted pixels (images, n, C, 3) of n networks on the same images.
+        seed: Seed of the draws. Equal numbers of images and seeds give the same draws.
+        samples: Number of draws.
+    """
+    images = len(counts)
+    rng = np.random.default_rng(seed)
+    rows = counts.reshape(images, -1)  # (images, n * C * 3)
+    found = []
+    block = max(1, BLOCK // max(rows.shape[1], images))
+    for start in range(0, samples, block):
+        drawn = rng.integers(images, size=(min(block, samples - start), images))
+        drawn += images * np.arange(len(drawn))[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)  # how often each image is drawn
+        found.append(iou((weights.astype(np.float64) @ rows).reshape(-1, *counts.shape[1:])))
+    return np.concatenate(found)
+
+
+def miou_draws(counts: Counts, seed: int, samples: int = SAMPLES) -> Counts:
+    """Return the mIoU in percent (samples) of each draw, from the counts (images, C, 3) of one network."""
+    draws: Counts = np.nanmean(resampled(counts[:, None], seed, samples)[:, 0], axis=-1)
+    return draws
+
+
+def compare(one: Counts, other: Counts, seed: int, samples: int = SAMPLES) -> Comparison:
     """Return the differences `other - one` with confidence intervals.
 
     Args:
         one: Counts of the first network (images, C, 3).
         other: Counts of the second network on the same images, in the same order.
-        samples: Number of draws of images.
         seed: Seed of the draws.
+        samples: Number of draws of images.
     """
     assert one.shape == other.shape
-    images, classes, _ = one.shape
-    rng = np.random.default_rng(seed)
-    both = np.concatenate([one, other], axis=1).reshape(images, -1)  # (images, 2 * C * 3)
-    draws = []
-    block = max(1, BLOCK // max(both.shape[1], images))
-    for start in range(0, samples, block):
-        drawn = rng.integers(images, size=(min(block, samples - start), images))
-        drawn += images * np.arange(len(drawn))[:, None]
-        weights = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)  # how often each image is drawn
-        sums = (weights.astype(np.float64) @ both).reshape(-1, 2, classes, 3)
-        draws.append(iou(sums))
-    found = np.concatenate(draws)  # (samples, 2, C)
-    whole = iou(np.stack([one.sum(0), other.sum(0)]))  # (2, C)
-
-    def interval(value: Counts, values: Counts) -> Interval | None:
-        differences = values[:, 1] - values[:, 0]
-        differences = differences[np.isfinite(differences)]
-        if not len(differences) or not np.isfinite(value).all():
-            return None
-        low, high = np.quantile(differences, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-        return Interval(float(value[1] - value[0]), float(low), float(high))
-
-    miou = interval(np.nanmean(whole, axis=-1), np.nanmean(found, axis=-1))
-    assert miou is not None
-    return Comparison(miou, [interval(whole[:, c], found[:, :, c]) for c in range(classes)])
+    both = np.stack([one, other], axis=1)  # (images, 2, C, 3)
+    found, whole = resampled(both, seed, samples), iou(both.sum(0))  # (samples, 2, C), (2, C)
+    draws, miou = (np.diff(np.nanmean(values, axis=-1))[..., 0] for values in (found, whole))
+    difference = Interval.of(float(miou), draws)
+    assert difference is not None
+    per_class = zip(whole[1] - whole[0], (found[:, 1] - found[:, 0]).T, strict=True)
+    return Comparison(difference, [Interval.of(value, values) for value, values in per_class], draws)

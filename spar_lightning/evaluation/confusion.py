@@ -9,6 +9,7 @@ matrix as one process.
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from spar_lightning.datasets.samples import IGNORED
+from spar_lightning.evaluation.boundary import boundary, distance
+
+COLUMNS: Final = 8  # of the counts of images
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Result:
         frequency_weighted: Mean IoU in percent, in which a class counts by its number of labeled pixels.
         accuracy: Fraction of correctly classified pixels among the counted pixels, in percent.
         images: Number of counted images.
+        boundary: Boundary IoU of each class in percent; NaN if the class never occurs. None if it was not computed.
     """
 
     miou: float
@@ -38,6 +43,7 @@ class Result:
     frequency_weighted: float
     accuracy: float
     images: int
+    boundary: list[float] | None = None
 
 
 class ConfusionMatrix:
@@ -50,8 +56,8 @@ class ConfusionMatrix:
     Attributes:
         matrix: (C, C) int64; rows are labels, columns are predictions.
         images: Indices of the counted images.
-        per_image: Counts of each image, one row (n, 5) int64 for each class that occurs in it: image, class, correct
-            pixels, labeled pixels, predicted pixels.
+        per_image: Counts of each image, one row (n, 8) int64 for each class that occurs in it: image, class, correct
+            pixels, labeled pixels, predicted pixels, and the same three of the boundary region of the class.
         milliseconds: Segmentation time of each counted image.
     """
 
@@ -64,6 +70,8 @@ class ConfusionMatrix:
     def update(self, predicted: Tensor, labels: Tensor, image: int, milliseconds: float = 0.0) -> None:
         """Add an image.
 
+        For boundary regions, ignored pixels are outside the image, in the prediction too.
+
         Args:
             predicted: Predicted class ids (H, W).
             labels: True class ids (H, W); pixels with the value `IGNORED` are not counted.
@@ -71,13 +79,21 @@ class ConfusionMatrix:
             milliseconds: Segmentation time.
         """
         assert predicted.shape == labels.shape
+        labels = labels.long()
+        classes = len(self.matrix)
         matrix = multiclass_confusion_matrix(
-            predicted[None], labels[None].long(), len(self.matrix), ignore_index=IGNORED, validate_args=False
+            predicted[None], labels[None], classes, ignore_index=IGNORED, validate_args=False
         )
         self.matrix += matrix
-        counts = torch.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0)], dim=1).cpu()  # (C, 3)
-        classes = counts.any(1).nonzero()  # (n, 1)
-        self.per_image.append(torch.cat([torch.full_like(classes, image), classes, counts[classes[:, 0]]], dim=1))
+        width, counted = distance(*labels.shape), labels != IGNORED
+        true = counted & boundary(labels, width)
+        found = counted & boundary(predicted.where(counted, labels), width)
+        common = true & found & (predicted == labels)
+        regions = (labels[common], labels[true], predicted[found])
+        columns = [matrix.diagonal(), matrix.sum(1), matrix.sum(0), *(r.bincount(minlength=classes) for r in regions)]
+        counts = torch.stack(columns, dim=1).cpu()  # (C, 6)
+        present = counts.any(1).nonzero()  # (n, 1)
+        self.per_image.append(torch.cat([torch.full_like(present, image), present, counts[present[:, 0]]], dim=1))
         self.images.append(image)
         self.milliseconds.append(milliseconds)
 
@@ -111,13 +127,20 @@ class ConfusionMatrix:
         iou = 100 * hits / (matrix.sum(0) + labeled - hits)  # NaN if a class never occurs
         accuracy = (100 * hits.sum() / matrix.sum()).item()
         weighted = ((labeled * iou).nansum() / labeled.sum()).item()
-        return Result(iou.nanmean().item(), iou.tolist(), weighted, accuracy, len(self.images))
+        hits, labeled, predicted = self._sums()[:, 3:].double().unbind(1)
+        boundary_iou = 100 * hits / (labeled + predicted - hits)
+        return Result(iou.nanmean().item(), iou.tolist(), weighted, accuracy, len(self.images), boundary_iou.tolist())
+
+    def _sums(self) -> Tensor:
+        """Return the sums (C, 6) of the counts of images."""
+        rows = torch.cat([torch.zeros(0, COLUMNS, dtype=torch.long), *self.per_image])
+        return torch.zeros(len(self.matrix), COLUMNS - 2, dtype=torch.long).index_add_(0, rows[:, 1], rows[:, 2:])
 
     def to_bytes(self) -> bytes:
         """Return the matrix, image indices, counts of images and times as the content of an npz file."""
         buffer = io.BytesIO()
         images, milliseconds = np.array(self.images, np.int64), np.array(self.milliseconds, np.float64)
-        per_image = torch.cat(self.per_image).numpy() if self.per_image else np.zeros((0, 5), np.int64)
+        per_image = torch.cat(self.per_image).numpy() if self.per_image else np.zeros((0, COLUMNS), np.int64)
         matrix = self.matrix.cpu().numpy()
         np.savez(buffer, matrix=matrix, per_image=per_image, images=images, milliseconds=milliseconds)
         return buffer.getvalue()
@@ -127,15 +150,21 @@ class ConfusionMatrix:
         """Load an npz file that was written from `to_bytes`.
 
         Raises:
-            ValueError: If the file has a different number of classes.
+            ValueError: If the file has a different number of classes, or not the counts of all images.
         """
         with np.load(path, allow_pickle=False) as file:
             matrix, images, milliseconds = (file[name] for name in ("matrix", "images", "milliseconds"))
-            per_image = file["per_image"] if "per_image" in file else np.zeros((0, 5), np.int64)  # up to version 0.1
+            per_image = file["per_image"] if "per_image" in file else np.zeros((0, 0))  # version 0.1 has none
         if matrix.shape != (num_classes, num_classes):
             raise ValueError(f"the matrix has shape {matrix.shape}, but there are {num_classes} classes")
+        if per_image.shape[1:] != (COLUMNS,):
+            raise ValueError("it is of an earlier version, without the counts of each image")
         loaded = cls(num_classes)
         loaded.matrix += torch.from_numpy(matrix)
         loaded.images, loaded.milliseconds = images.tolist(), milliseconds.tolist()
         loaded.per_image = [torch.from_numpy(per_image)]
+        correct, labeled, predicted = loaded._sums()[:, :3].unbind(1)
+        parts = (loaded.matrix.diagonal(), loaded.matrix.sum(1), loaded.matrix.sum(0))
+        if not all(torch.equal(*pair) for pair in zip((correct, labeled, predicted), parts, strict=True)):
+            raise ValueError("the counts of images do not add up to the matrix")
         return loaded

@@ -4,6 +4,7 @@ Each rank evaluates a share of the images that are not counted yet and writes it
 sum equals that of a single process, for any number of ranks and restarts.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -23,10 +24,13 @@ from spar_lightning.datasets.samples import LabelledImage
 from spar_lightning.evaluation.benchmark import Benchmark
 from spar_lightning.evaluation.confusion import ConfusionMatrix
 from spar_lightning.evaluation.environment import environment
+from spar_lightning.evaluation.gallery import choose, pictures
+from spar_lightning.evaluation.html_report import evaluation_page, pictures_file, stored_pictures
 from spar_lightning.evaluation.partial_counts import PartialCounts
 from spar_lightning.evaluation.protocol import Protocol
-from spar_lightning.evaluation.report import Report
+from spar_lightning.evaluation.report import Report, draw_seed, read_counts
 from spar_lightning.evaluation.timing import timed
+from spar_lightning.files.atomic import replace
 from spar_lightning.files.hashing import hash_json
 from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.segmenter import Segmenter
@@ -86,6 +90,7 @@ class Evaluator:
         parent: Path,
         folder: Path | None = None,
         area: int | None = None,
+        gallery: int | None = None,
     ) -> Report:
         """Evaluate the images of all benchmarks that are not counted yet, and return the report.
 
@@ -96,6 +101,7 @@ class Evaluator:
             parent: Folder in which the result folder, named after network and protocol, is created.
             folder: Result folder to use instead.
             area: Side of a square in pixels: all images are resized to its area. None uses the benchmark's `resize`.
+            gallery: Number of images in each group of report.html; None writes no report.html.
         """
         fabric, protocol = self.fabric, self.protocol(backbone, config)
         network, content = protocol.model(), protocol.content()
@@ -117,7 +123,22 @@ class Evaluator:
             counts = self.evaluate(segmenter, benchmark, stored)
             if fabric.is_global_zero:
                 report.add(benchmark, own, counts, stored.path)
+                if gallery is not None:
+                    self._write_page(report, benchmark, segmenter, gallery)
         return report
+
+    def _write_page(self, report: Report, benchmark: Benchmark, segmenter: Segmenter, count: int) -> None:
+        """Write report.html, and first the pictures of a benchmark unless they exist."""
+        row, private = report.content["benchmarks"][benchmark.name], report.folder / "counts" / "tmp"
+        if count and stored_pictures(report.folder, row)["count"] != count:
+            counts = read_counts(report.folder, row)[..., :3]
+            chosen = choose(counts, count, draw_seed(row))
+            found = pictures(benchmark, segmenter, counts, chosen, self.fabric.device, self.fabric.autocast)
+            path = pictures_file(report.folder, row)
+            path.parent.mkdir(exist_ok=True)
+            replace(path, json.dumps({"count": count, "images": found}).encode(errors="replace"), private)
+        page = evaluation_page(report.folder, report.content)
+        replace(report.folder / "report.html", page.encode(errors="replace"), private)
 
     def evaluate(self, segmenter: Segmenter, benchmark: Benchmark, stored: PartialCounts) -> ConfusionMatrix:
         """Return the counts of all images of a benchmark, on every rank.

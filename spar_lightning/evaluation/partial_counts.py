@@ -78,5 +78,5 @@ class PartialCounts:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            log.warning("%s is damaged (%s). Its images are evaluated again.", path, error)
+            log.warning("%s cannot be used (%s). Its images are evaluated again.", path, error)
             return None

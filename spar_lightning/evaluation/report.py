@@ -8,10 +8,15 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
 
 from spar_lightning.errors import UserError
 from spar_lightning.evaluation.benchmark import Benchmark
 from spar_lightning.evaluation.benchmark_config import SETS, SHIPPED
+from spar_lightning.evaluation.bootstrap import Counts, Interval, dense, miou_draws
 from spar_lightning.evaluation.confusion import ConfusionMatrix, Result
 from spar_lightning.evaluation.protocol import differences, upgraded
 from spar_lightning.files.atomic import replace, replace_json
@@ -42,11 +47,12 @@ class Report:
             "model": model, "protocol": protocol, "environment": environment, "benchmarks": {},
         }  # fmt: skip
         self.content["benchmarks"] |= self._earlier()
+        self._draws: dict[str, Counts] = {}  # by name of the file with the counts
 
     def _earlier(self) -> dict[str, Any]:
         """Return the results of this network and protocol that are already in the folder."""
         if not self.path.exists():
-            check_ours(self.folder, self.path.name, ("table.md", "per_class"), "spar evaluate")
+            check_ours(self.folder, self.path.name, ("table.md", "report.html", "per_class"), "spar evaluate")
             return {}
         try:
             found = read(self.path)
@@ -89,39 +95,73 @@ class Report:
                 len(benchmark.classes),
                 names,
             )
-        per_class = [None if math.isnan(iou) else iou for iou in result.per_class]
-        self.content["benchmarks"][benchmark.name] = {
+        assert result.boundary is not None
+        per_class, boundary = (
+            {label: None if math.isnan(iou) else iou for label, iou in zip(benchmark.classes, values, strict=True)}
+            for values in (result.per_class, result.boundary)
+        )
+        row = {
             "shipped": benchmark.source in SHIPPED,
             "mIoU": result.miou,
+            "boundary_IoU": statistics.fmean(iou for iou in boundary.values() if iou is not None),
             "frequency_weighted_IoU": result.frequency_weighted,
             "pixel_accuracy": result.accuracy,
             "images": result.images,
             "ms_per_image": statistics.median(counts.milliseconds),
-            "IoU": dict(zip(benchmark.classes, per_class, strict=True)),
+            "IoU": per_class,
+            "boundary_IoU_per_class": boundary,
             "counts": str(file.relative_to(self.folder)),
             "protocol": protocol,
         }
+        row["mIoU_interval"] = self._interval([row])
+        self.content["benchmarks"][benchmark.name] = row
+        self.content["mean"] = self._mean()
         unfinished = self.folder / "counts" / "tmp"
         replace_json(self.path, self.content, unfinished)  # first: it marks the folder as ours
         self._write_classes(benchmark, counts, result)
         replace(self.folder / "table.md", f"{table(self.content)}\n".encode(errors="surrogateescape"), unfinished)
 
+    def _mean(self) -> dict[str, Any]:
+        """Return the mean over benchmarks with its interval, None if the counts of a benchmark cannot be read."""
+        rows = list(self.content["benchmarks"].values())
+        try:
+            interval = self._interval(rows)
+        except UserError:  # version 0.1 stored no counts of single images
+            interval = None
+        return {"mIoU": statistics.fmean(row["mIoU"] for row in rows), "mIoU_interval": interval}
+
+    def _interval(self, rows: list[dict[str, Any]]) -> list[float]:
+        """Return the 95 % interval of the mean mIoU of benchmarks.
+
+        Benchmarks with the same files, such as voc20 and voc21, have the same draws of images.
+        """
+        for row in rows:
+            if row.get("counts") not in self._draws:
+                counts = read_counts(self.folder, row)[..., :3]
+                self._draws[row["counts"]] = miou_draws(counts, draw_seed(row))
+        draws = np.mean([self._draws[row["counts"]] for row in rows], axis=0)
+        interval = Interval.of_miou(statistics.fmean(row["mIoU"] for row in rows), draws)
+        return [interval.low, interval.high]
+
     def _write_classes(self, benchmark: Benchmark, counts: ConfusionMatrix, result: Result) -> None:
         """Write per_class/NAME.csv with one line per class."""
+        assert result.boundary is not None
         path = self.folder / "per_class" / f"{benchmark.name}.csv"
         path.parent.mkdir(exist_ok=True)
         columns = zip(
             benchmark.classes.items(),
             result.per_class,
+            result.boundary,
             counts.matrix.sum(1).tolist(),
             counts.matrix.sum(0).tolist(),
             strict=True,
         )
         with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
-            writer.writerow(["class", "names", "IoU", "pixels", "predicted_pixels"])
-            for (label, names), iou, pixels, predicted in columns:
-                writer.writerow([label, "; ".join(names), "" if math.isnan(iou) else f"{iou:.4f}", pixels, predicted])
+            writer.writerow(["class", "names", "IoU", "boundary_IoU", "pixels", "predicted_pixels"])
+            for (label, names), *ious, pixels, predicted in columns:
+                numbers = ["" if math.isnan(iou) else f"{iou:.4f}" for iou in ious]
+                writer.writerow([label, "; ".join(names), *numbers, pixels, predicted])
 
 
 def check_ours(folder: Path, marker: str, patterns: Iterable[str], command: str) -> None:
@@ -132,22 +172,63 @@ def check_ours(folder: Path, marker: str, patterns: Iterable[str], command: str)
 
 def table(content: dict[str, Any]) -> str:
     """Return a Markdown table with one line per benchmark, in the order of the paper, and their unweighted mean."""
+    return markdown(cells(content))
+
+
+def cells(content: dict[str, Any]) -> list[list[str]]:
+    """Return the cells of the table of results; the first line has the titles."""
     results: dict[str, Any] = content["benchmarks"]
     names = [*(name for name in SHIPPED if name in results), *(name for name in results if name not in SHIPPED)]
-    lines = [["benchmark", "mIoU", "pixel accuracy", "images", "classes", "ms per image", "protocol"]]
+    lines = [[
+        "benchmark", "mIoU", "95 % interval", "boundary IoU", "pixel accuracy", "images", "classes", "ms per image",
+        "protocol",
+    ]]  # fmt: skip
     for name in names:
         row = results[name]
-        accuracy, ms = f"{row['pixel_accuracy']:.2f}", f"{row['ms_per_image']:.1f}"
         counted = f"{sum(iou is not None for iou in row['IoU'].values())} of {len(row['IoU'])}"
-        lines.append([name, f"{row['mIoU']:.2f}", accuracy, str(row["images"]), counted, ms, row["protocol"]["hash"]])
+        boundary = f"{row['boundary_IoU']:.2f}" if "boundary_IoU" in row else ""
+        lines.append([
+            name, f"{row['mIoU']:.2f}", _bounds(row.get("mIoU_interval")), boundary, f"{row['pixel_accuracy']:.2f}",
+            str(row["images"]), counted, f"{row['ms_per_image']:.1f}", row["protocol"]["hash"],
+        ])  # fmt: skip
     if len(names) > 1:
         ships = all(results[name]["shipped"] for name in names)
         known = ships and any(set(names) == set(benchmarks) for benchmarks in SETS.values())
         title = f"Mean{len(names)}" if known else f"mean of {len(names)}"
         images = str(sum(results[name]["images"] for name in names))
-        mean = statistics.fmean(results[name]["mIoU"] for name in names)
-        lines.append([title, f"{mean:.2f}", "", images, "", "", ""])
-    return markdown(lines)
+        mean = content["mean"]
+        lines.append([title, f"{mean['mIoU']:.2f}", _bounds(mean["mIoU_interval"]), "", "", images, "", "", ""])
+    return lines
+
+
+def _bounds(interval: list[float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
+
+
+def read_counts(folder: Path, row: dict[str, Any]) -> Counts:
+    """Return the counts (images, C, 6) of the images of a benchmark, in the order of the benchmark.
+
+    The columns are correct, labeled and predicted pixels, and the same three of the boundary regions.
+
+    Args:
+        folder: Result folder.
+        row: Results of the benchmark.
+
+    Raises:
+        UserError: If the file with the counts is of an earlier version or cannot be read.
+    """
+    if "counts" not in row:
+        raise UserError(f"{folder} is of version 0.1, without counts of single images. Evaluate again.")
+    try:
+        counts = ConfusionMatrix.load(folder / row["counts"], len(row["IoU"]))
+        return dense(torch.cat(counts.per_image).numpy(), row["images"], len(row["IoU"]))
+    except (OSError, EOFError, KeyError, IndexError, ValueError, BadZipFile) as error:
+        raise UserError(f"{folder / row['counts']} cannot be read ({error}). Evaluate again.") from error
+
+
+def draw_seed(row: dict[str, Any]) -> int:
+    """Return the seed of the draws of images, a function of the image and label files of a benchmark."""
+    return int(row["protocol"]["images_sha256"], 16)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -163,7 +163,7 @@ def test_other_labels_are_counted_anew(config: Callable[[str], list[str]], tmp_p
     row = json.loads((out / "results.json").read_text())["benchmarks"]["mine"]
     assert row["images"] == 1 and before[2].sum() < 1200
     lines = (out / "per_class" / "mine.csv").read_text().splitlines()
-    assert [line.split(",")[3] for line in lines[1:]] == ["0", "0", "1200"]
+    assert [line.split(",")[4] for line in lines[1:]] == ["0", "0", "1200"]
     (out / "results.json").write_text("{")
     assert "--out" in sentence(args, capsys)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from spar_lightning.datasets.samples import IGNORED
-from spar_lightning.evaluation.bootstrap import LEVEL, Counts, compare, dense, iou
+from spar_lightning.evaluation.bootstrap import LEVEL, Counts, Interval, compare, dense, iou, miou_draws
 from spar_lightning.evaluation.confusion import ConfusionMatrix
 
 
@@ -33,25 +33,25 @@ def test_coverage() -> None:
     truth, covered, trials = miou[1] - miou[0], 0, 1000
     for trial in range(trials):
         chosen = rng.integers(0, len(one), 200)
-        found = compare(one[chosen], other[chosen], seed=trial).miou
+        found = compare(one[chosen], other[chosen], trial).miou
         covered += int(found.low <= truth <= found.high)
     assert abs(covered / trials - LEVEL) <= 0.02
 
 
 def test_a_network_does_not_differ_from_itself() -> None:
     one, other = population(100, np.random.default_rng(1))
-    same = compare(one, one)
-    assert (same.miou.difference, same.miou.low, same.miou.high) == (0, 0, 0) and not same.miou.differs
+    same = compare(one, one, 0)
+    assert (same.miou.value, same.miou.low, same.miou.high) == (0, 0, 0) and not same.miou.differs
     assert not any(each.differs for each in same.per_class if each is not None)
-    there, back = compare(one, other).miou, compare(other, one).miou
-    assert (there.difference, there.low, there.high) == pytest.approx((-back.difference, -back.high, -back.low))
+    there, back = compare(one, other, 0).miou, compare(other, one, 0).miou
+    assert (there.value, there.low, there.high) == pytest.approx((-back.value, -back.high, -back.low))
 
 
 def test_blocks_of_draws_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = population(30, np.random.default_rng(2))
-    whole = compare(one, other, samples=50)
+    whole = compare(one, other, 0, samples=50)
     monkeypatch.setattr("spar_lightning.evaluation.bootstrap.BLOCK", 1)
-    assert compare(one, other, samples=50).miou.low == pytest.approx(whole.miou.low)
+    assert compare(one, other, 0, samples=50).miou.low == pytest.approx(whole.miou.low)
 
 
 def test_counts_of_images_add_up_to_the_matrix() -> None:
@@ -64,10 +64,35 @@ def test_counts_of_images_add_up_to_the_matrix() -> None:
     parts[0].update(torch.zeros(5, 7, dtype=torch.long), torch.full((5, 7), IGNORED), 9)  # no pixel is counted
     total = parts[0].merge(parts[1])
     counts = dense(torch.cat(total.per_image).numpy(), 10, 6)
-    assert counts.shape == (10, 6, 3) and not counts[9].any()
+    assert counts.shape == (10, 6, 6) and not counts[9].any()
     matrix = total.matrix.numpy()
-    assert np.array_equal(counts.sum(0), np.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0)], axis=1))
+    assert np.array_equal(counts.sum(0)[:, :3], np.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0)], axis=1))
     result = total.results()
-    assert np.nanmean(iou(counts.sum(0))) == pytest.approx(result.miou) and np.isnan(iou(counts.sum(0))[5])
+    assert np.nanmean(iou(counts.sum(0)[:, :3])) == pytest.approx(result.miou) and np.isnan(
+        iou(counts.sum(0)[:, :3])[5]
+    )
     labeled, per_class = matrix.sum(1), np.nan_to_num(np.array(result.per_class))
     assert result.frequency_weighted == pytest.approx((labeled * per_class).sum() / labeled.sum())
+
+
+def rare(images: int, rng: np.random.Generator) -> Counts:
+    """Return counts of a network on images of 30 classes, of which the rarest occur in 4 % of the images."""
+    often = np.minimum(1, 1.2 / np.arange(1, 31))
+    quality, easy = rng.beta(2, 2, 30), 1 - rng.beta(2, 3, (images, 1))
+    labeled = rng.gamma(1.0, 100, (images, 30)) * (rng.random((images, 30)) < often)
+    hits = labeled * np.clip(1.3 * quality * easy + rng.normal(0, 0.1, (images, 30)), 0, 1)
+    wrong = (labeled - hits).sum(1, keepdims=True) * rng.dirichlet(10 * often + 0.01, images)
+    return np.stack([hits, labeled, hits + wrong * (wrong > 1)], axis=-1)
+
+
+@pytest.mark.parametrize(("rarity", "images"), [("common", 200), ("rare", 1000)])
+def test_coverage_of_a_single_result(rarity: str, images: int) -> None:
+    """Also if the rarest classes occur in 40 images: the mIoU of the draws is then lower than that of the images."""
+    rng = np.random.default_rng(6)
+    everything = rare(5000, rng) if rarity == "rare" else population(20_000, rng)[0]
+    truth, covered, trials = np.nanmean(iou(everything.sum(0))), 0, 1000
+    for trial in range(trials):
+        counts = everything[rng.integers(0, len(everything), images)]
+        found = Interval.of_miou(float(np.nanmean(iou(counts.sum(0)))), miou_draws(counts, trial, 500))
+        covered += int(found.low <= truth <= found.high)
+    assert abs(covered / trials - LEVEL) <= 0.02

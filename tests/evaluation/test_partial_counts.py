@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from spar_lightning.evaluation.confusion import ConfusionMatrix
 from spar_lightning.evaluation.partial_counts import PartialCounts
@@ -10,9 +12,10 @@ from spar_lightning.files.atomic import MACHINE
 
 
 def counts(*images: int) -> ConfusionMatrix:
+    """Return counts of images with one pixel each."""
     made = ConfusionMatrix(2)
-    made.matrix += sum(images)
-    made.images, made.milliseconds = list(images), [float(image) for image in images]
+    for image in images:
+        made.update(torch.tensor([[image % 2]]), torch.tensor([[0]]), image, float(image))
     return made
 
 
@@ -23,7 +26,7 @@ def test_parts_become_one(tmp_path: Path) -> None:
     folder.write(counts(1), 1)
     for _ in range(2):
         total = folder.gather()
-        assert sorted(total.images) == [0, 1, 2] and total.matrix.sum() == 12
+        assert sorted(total.images) == [0, 1, 2] and total.matrix.tolist() == [[2, 1], [0, 0]]
         assert [path.name for path in (tmp_path / "counts").glob("*.npz")] == ["voc.npz"]
 
 
@@ -43,7 +46,25 @@ def test_a_damaged_file_is_counted_again(tmp_path: Path, caplog: pytest.LogCaptu
     content[150] ^= 4
     path.write_bytes(content)
     assert folder.gather().images == [1]
-    assert "voc.npz is damaged" in caplog.text
+    assert "voc.npz cannot be used" in caplog.text
+
+
+@pytest.mark.parametrize("change", ["per_image", "matrix", "boundary"])
+def test_counts_that_are_not_complete_are_counted_again(
+    change: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = PartialCounts(tmp_path, "voc", 2)
+    folder.write(counts(0, 2))
+    content = dict(np.load(folder.path))
+    if change == "per_image":
+        del content["per_image"]  # as in version 0.1
+    elif change == "boundary":
+        content["per_image"] = content["per_image"][:, :5]
+    else:
+        content["matrix"] += 1  # as if other images had been added by version 0.1
+    np.savez(folder.path, **content)
+    assert folder.gather().images == []
+    assert "its images are evaluated again" in caplog.text.lower() and "counts of" in caplog.text
 
 
 def test_any_name(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from spar_lightning.errors import UserError
 from spar_lightning.evaluation.benchmark import Benchmark
 from spar_lightning.evaluation.benchmark_config import BenchmarkError
 from spar_lightning.evaluation.confusion import ConfusionMatrix
+from spar_lightning.evaluation.partial_counts import PartialCounts
 from spar_lightning.evaluation.report import Report
 from spar_lightning.evaluation.sweep_report import SweepReport
 
@@ -39,8 +40,14 @@ def counts(predicted: list[int], labels: list[int]) -> ConfusionMatrix:
 
 
 def report(folder: Path) -> Report:
-    folder.mkdir()
     return Report(folder, {"family": "Tiny"}, {"inference": "single"}, {})
+
+
+def add(results: Report, folder: Path, found: ConfusionMatrix) -> None:
+    """Write counts to the folder of a report and add them."""
+    stored = PartialCounts(results.folder, folder.name, 3)
+    stored.write(found)
+    results.add(benchmark(folder), {"hash": "x", "images_sha256": "12ab"}, found, stored.path)
 
 
 def strict(path: Path) -> dict[str, object]:
@@ -55,11 +62,11 @@ def strict(path: Path) -> dict[str, object]:
 
 def test_the_table_counts_the_classes_in_the_mean(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     results = report(tmp_path / "out")
-    results.add(
-        benchmark(tmp_path / "mine"), {"hash": "x"}, counts([0, 0, 1, 1], [0, 0, 0, 0]), tmp_path / "out" / "counts.npz"
-    )
+    add(results, tmp_path / "mine", counts([0, 0, 1, 1], [0, 0, 0, 0]))
     line = (tmp_path / "out" / "table.md").read_text().splitlines()[-1]
-    assert [cell.strip() for cell in line.split("|")][1:6] == ["mine", "25.00", "50.00", "1", "2 of 3"]
+    assert [cell.strip() for cell in line.split("|")][1:8] == [
+        "mine", "25.00", "25.00 to 25.00", "25.00", "50.00", "1", "2 of 3"
+    ]  # fmt: skip
     assert strict(results.path)
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith("mine: 2 of 3 classes") and "dog, hen" in said  # dog is predicted, but not labeled
@@ -68,21 +75,14 @@ def test_the_table_counts_the_classes_in_the_mean(tmp_path: Path, caplog: pytest
 def test_a_set_without_a_counted_pixel_writes_nothing(tmp_path: Path) -> None:
     results = report(tmp_path / "out")
     with pytest.raises(BenchmarkError, match=r"mine.*255"):
-        results.add(
-            benchmark(tmp_path / "mine"),
-            {"hash": "x"},
-            counts([0, 0, 1, 1], [IGNORED] * 4),
-            tmp_path / "out" / "counts.npz",
-        )
-    assert not list((tmp_path / "out").iterdir())
+        add(results, tmp_path / "mine", counts([0, 0, 1, 1], [IGNORED] * 4))
+    assert not results.path.exists() and not (tmp_path / "out" / "table.md").exists()
 
 
 def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     results = report(tmp_path / "out")
-    results.add(
-        benchmark(tmp_path / name), {"hash": "x"}, counts([0, 1, 2], [0, 1, 2]), tmp_path / "out" / "counts.npz"
-    )
+    add(results, tmp_path / name, counts([0, 1, 2], [0, 1, 2]))
     assert b"caf\xe9" in (tmp_path / "out" / "table.md").read_bytes()
     assert list(strict(results.path)["benchmarks"]) == [name]  # type: ignore[call-overload]
 
