@@ -19,8 +19,8 @@ INTERVALS = (
     "images only."
 )
 GALLERY = (
-    "The mIoU of an image is the mean over the classes in its labels or its prediction. Error pictures: red is wrong, "
-    "black is not counted."
+    "Pictures: image, labels, prediction, errors (red: wrong, black: not counted). The mIoU of an image is the mean "
+    "over the classes in its labels or its prediction; the numbers are the IoU of each class in the image."
 )
 
 
@@ -38,9 +38,10 @@ def evaluation_page(folder: Path, content: dict[str, Any]) -> str:
             {"cells": [label, _number(iou), _number(boundary.get(label))], "ious": [iou]}
             for label, iou in row["IoU"].items()
         ]
-        images = stored_pictures(folder, row)["images"]
-        benchmarks[name] = {"heads": ["class", "IoU", "boundary IoU"], "classes": rows, "images": images}
-    title = f"Evaluation of {content['model']['family']}, {content['protocol']['inference']}"
+        groups = _groups(stored_pictures(folder, row)["images"])
+        benchmarks[name] = {"heads": ["class", "IoU", "boundary IoU"], "classes": rows, "groups": groups}
+    inference = {"single": "single pass", "sliding": "sliding windows"}[content["protocol"]["inference"]]
+    title = f"Evaluation of {content['model']['family']}, {inference}"
     return _page(title, cells(content), [INTERVALS, GALLERY], benchmarks, content, compared=False)
 
 
@@ -57,8 +58,12 @@ def comparison_page(comparison: Comparison) -> str:
             ends = ["", ""] if found is None else [bounds(found), "yes" if found.differs else "no"]
             rows.append({"cells": [label, _number(a), _number(b), difference, *ends], "ious": [a, b]})
         heads = ["class", "A", "B", "B - A", "95 % interval", "differs"]
+        theirs = stored_pictures(comparison.folders[0], first[name])["images"]
+        predictions = {image["stem"]: {"prediction of A": image["pictures"]["prediction"]} for image in theirs}
         images = stored_pictures(comparison.folders[1], second[name])["images"]
-        benchmarks[name] = {"heads": heads, "classes": rows, "images": images}
+        for image in images:  # the random images are the same for A and B
+            image["pictures"] |= predictions.get(image["stem"], {})
+        benchmarks[name] = {"heads": heads, "classes": rows, "groups": _groups(images)}
     lines = [TITLES, *(row.cells() for row in comparison.rows)]
     notes = [f"A: {comparison.paths[0]}", f"B: {comparison.paths[1]}", *comparison.settings, NOTE, GALLERY]
     content = comparison.results[1]
@@ -94,6 +99,10 @@ def stored_pictures(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     path = pictures_file(folder, row)
     found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"count": 0, "images": []}
     return found
+
+
+def _groups(images: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    return {group: [image for image in images if image["group"] == group] for group in ("best", "worst", "random")}
 
 
 def _number(iou: float | None) -> str:
