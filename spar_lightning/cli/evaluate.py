@@ -6,6 +6,7 @@ after the protocol: the same command continues there, another protocol gets anot
 
 import logging
 import os
+import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -35,6 +36,7 @@ from spar_lightning.errors import UserError, check_at_least
 from spar_lightning.evaluation.benchmark import Benchmark, opened_later
 from spar_lightning.evaluation.benchmark_config import BenchmarkError
 from spar_lightning.evaluation.evaluator import Evaluator
+from spar_lightning.evaluation.paper_table import check_paper
 from spar_lightning.evaluation.report import table
 from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.text_embeddings import TextClassifiers
@@ -59,6 +61,8 @@ class EvaluateCLI(SparCLI):
     `spar evaluate --prepare context --root DIR` creates label maps from a download: context, context459, ade847.
 
     `spar evaluate --compare A B [--out PAGE.html]` compares two result folders: is a difference significant?
+
+    `spar evaluate --check_paper DIR` compares the results of scripts/reproduce_paper.sh with Table 1 of the paper.
 
     `spar evaluate --figures A B --out DIR` draws several sweeps in one figure."""
     shown = (*OPTIONS, *INFERENCE_SHOWN, *BENCHMARKS_SHOWN, "data.num_workers")
@@ -122,6 +126,7 @@ class EvaluateCLI(SparCLI):
         `spar evaluate --check ROOT` lists the benchmarks found in a folder and the expected locations of the others.
         `spar evaluate --prepare context --root ROOT` creates label maps from a download: context, context459, ade847.
         `spar evaluate --compare A B [--out PAGE.html]` compares two results.
+        `spar evaluate --check_paper DIR` compares the results of scripts/reproduce_paper.sh with Table 1 of the paper.
         `spar evaluate --figures A B --out DIR` draws several sweeps in one figure.
         Inference options can be written without `--model.`: --inference sliding, --refine LPOSS --refine.preset spar.
         """
@@ -200,19 +205,21 @@ def opened(benchmarks: list[Benchmark], max_images: int | None) -> list[Benchmar
 
 
 def run(args: Sequence[str]) -> int:
-    """Run an evaluation, or one of the actions --check, --prepare, --compare and --figures."""
+    """Run an evaluation, or one of the actions --check, --prepare, --compare, --check_paper and --figures."""
     others = ArgumentParser("spar evaluate", add_help=False, allow_abbrev=False, parents=[weights_options()])
     others.add_argument("--check", type=Path)
     others.add_argument("--prepare")
     others.add_argument("--compare", type=Path, nargs=2)
+    others.add_argument("--check_paper", "--check-paper", type=Path)
     others.add_argument("--figures", type=Path, nargs="+")
     others.add_argument("--stride")
     others.add_argument("--strides")
     chosen, rest = others.parse_known_args(args)
-    looks = chosen.check or chosen.prepare or chosen.compare or chosen.figures
+    looks = chosen.check or chosen.prepare or chosen.compare or chosen.check_paper or chosen.figures
     if looks and (unused := [f"--{name}" for name in ("weights", "config") if getattr(chosen, name)]):
         raise UserError(
-            f"--check, --prepare, --compare and --figures cannot be combined with {' and '.join(unused)}. Leave it out."
+            "--check, --prepare, --compare, --check_paper and --figures cannot be combined with "
+            f"{' and '.join(unused)}. Leave it out."
         )
     if chosen.stride and chosen.strides:
         raise UserError("--stride and --strides cannot be combined. Pass one of them.")
@@ -222,6 +229,12 @@ def run(args: Sequence[str]) -> int:
         return prepare(chosen.prepare, rest)
     if chosen.compare:
         return compare(chosen.compare, rest)
+    if chosen.check_paper:
+        if rest:
+            raise UserError(f"--check_paper takes one folder and no other arguments, but got {' '.join(rest)}.")
+        text, good = check_paper(chosen.check_paper, color=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+        print(text)
+        return int(not good)
     if chosen.figures:
         return figures(chosen.figures, rest)
     try:

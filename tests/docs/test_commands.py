@@ -6,9 +6,11 @@ benchmarks, photographs. `adapted` lists the differences. tests/docs/test_reader
 """
 
 import ast
+import os
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,8 @@ ELSEWHERE = {
     r"torchrun ": ("tests/cli/test_nodes.py", '"torch.distributed.run", "--nnodes", "2"'),
     r"spar evaluate --prepare context ": ("tests/cli/conftest.py", '"evaluate", "--prepare", what'),
     r"spar evaluate .* --upsampler anyup": ("tests/cli/test_evaluate_sweep.py", '([], None, "anyup")'),
+    r"(ROWS=\S+ )?scripts/reproduce_paper\.sh ": ("tests/evaluation/test_paper_table.py", "reproduce_paper.sh"),
+    r"spar evaluate --check_paper results$": ("tests/evaluation/test_paper_table.py", '"--check_paper"'),
     r"spar speed all ": ("tests/cli/test_speed.py", '"speed", "all"'),
     r"python -m scripts\.file_catalogue( --group images)? +#": (
         "tests/catalogue/test_catalogue.py",
@@ -183,6 +187,26 @@ def test_commands_run(lines: list[str], world: Path, capsys: pytest.CaptureFixtu
         shown = capsys.readouterr()
         expected = 1 if args[:2] == ["evaluate", "--check"] else 0
         assert code in (0, expected), f"{command}\n{shown.err}"
+
+
+@pytest.mark.slow
+def test_table_1_at_small_scale(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All rows of scripts/reproduce_paper.sh; AnyUp is left out, whose network has its full size."""
+    students = dict.fromkeys(("SIGLIP2", "OPENCLIP", "DINOV3"), "runs/siglip2_vitb16")
+    script = ["bash", str(ROOT / "scripts" / "reproduce_paper.sh"), "--dry-run", "benchmarks", "results"]
+    commands = subprocess.run(
+        [*script, "--max_images", "1", "--gallery", "1"], check=True, capture_output=True, text=True,
+        env={**os.environ, **students},
+    ).stdout.splitlines()  # fmt: skip
+    assert len(commands) == 19
+    for command in commands[:-1]:
+        args = shlex.split(re.sub(r"--model\.backbone\S* \S+|--upsampler anyup", "", command))[1:]
+        assert main(args) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert main(shlex.split(commands[-1])[1:]) == 1  # the benchmarks are not complete, so nothing is compared
+    shown = capsys.readouterr().out
+    assert shown.count("1 of 1449 images") == 2 * 18 and shown.count("family SmallCLIP instead of") == 18
+    assert len(list((world / "results").glob("*/report.html"))) == 18
 
 
 PYTHON = [
