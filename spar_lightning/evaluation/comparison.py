@@ -31,7 +31,7 @@ class Row:
         benchmark: Name of the benchmark, or that of the mean.
         metric: Key of METRICS.
         values: Metric of both networks in percent.
-        difference: Difference with its interval, or None if there is none.
+        difference: Difference with its interval, or None without counts of single images.
     """
 
     benchmark: str
@@ -60,7 +60,7 @@ class Comparison:
         settings: Differences of networks and protocols, one text each.
         rows: Differences of the benchmarks that both have evaluated, and of their mean.
         classes: For each benchmark, the difference of the IoU of each class with its interval.
-        reasons: Why there is no interval, by benchmark.
+        reasons: Reason for a missing interval, by benchmark.
 
     Raises:
         UserError: If a result cannot be read.

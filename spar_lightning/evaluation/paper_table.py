@@ -79,7 +79,7 @@ def check_paper(folder: Path, color: bool) -> tuple[str, bool]:
         color: Mark cells by ANSI colors, too.
 
     Raises:
-        UserError: If there is no result of any row, or if a result cannot be read.
+        UserError: If no row has a result, or if a result cannot be read.
     """
     rows = paper_rows()
     found = {name: read(folder / name) for name in rows if (folder / name).is_dir()}

@@ -76,7 +76,7 @@ def test_counts_of_images_add_up_to_the_matrix() -> None:
 
 
 def rare(images: int, rng: np.random.Generator, classes: int = 30) -> tuple[Counts, Counts]:
-    """Return counts of two networks on images of many classes; class k occurs in a fraction of 1.2 / k of the images."""
+    """Return counts of two networks on many classes; class k is in a fraction of 1.2 / k of the images."""
     often = np.minimum(1, 1.2 / np.arange(1, classes + 1))
     quality, easy = rng.beta(2, 2, classes), 1 - rng.beta(2, 3, (images, 1))
     labeled = rng.gamma(1.0, 100, (images, classes)) * (rng.random((images, classes)) < often)
