@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 SAMPLES: Final = 2000  # draws of images
 LEVEL: Final = 0.95  # probability that an interval covers the value on all images of the same kind
-BLOCK: Final = 2**24  # numbers in a block of draws
+FEW: Final = 10  # images; a class that is labeled in fewer makes intervals too narrow (docs/evaluation.md)
+BLOCK: Final = 2**22  # numbers in a block of draws
 
 Counts = NDArray[np.float64]
 
@@ -85,6 +86,19 @@ def iou(counts: Counts) -> Counts:
     union = labeled + predicted - hits
     share: Counts = np.divide(hits, union, out=np.full_like(union, np.nan), where=union > 0)
     return 100 * share
+
+
+def warning(counts: Counts) -> str | None:
+    """Return a warning if more than a tenth of the classes are labeled in fewer than FEW images, otherwise None.
+
+    Args:
+        counts: Counts (images, C, k), of which the second column are labeled pixels.
+    """
+    images = (counts[..., 1] > 0).sum(0)
+    rare, classes = np.count_nonzero((images > 0) & (images < FEW)), np.count_nonzero(images)
+    if 10 * rare <= classes:
+        return None
+    return f"{rare} of {classes} classes are labeled in fewer than {FEW} images, so the intervals are too narrow."
 
 
 def resampled(counts: Counts, seed: int, samples: int = SAMPLES) -> Counts:

@@ -60,7 +60,7 @@ class Comparison:
         settings: Differences of networks and protocols, one text each.
         rows: Differences of the benchmarks that both have evaluated, and of their mean.
         classes: For each benchmark, the difference of the IoU of each class with its interval.
-        reasons: Reason for a missing interval, by benchmark.
+        notes: Reasons for missing intervals and warnings, by benchmark.
 
     Raises:
         UserError: If a result cannot be read.
@@ -79,7 +79,7 @@ class Comparison:
         self.shared = [name for name in first if name in second]
         self.rows: list[Row] = []
         self.classes: dict[str, dict[str, Interval | None]] = {}
-        self.reasons: dict[str, str] = {}
+        self.notes: dict[str, str] = {}
         draws: dict[str, list[bootstrap.Counts]] = {metric: [] for metric in METRICS}
         for name in self.shared:
             rows = (first[name], second[name])
@@ -87,9 +87,11 @@ class Comparison:
             try:
                 counts = self._counts(rows)
             except UserError as error:
-                self.reasons[name] = str(error)
+                self.notes[name] = f"no interval, because {error}"
                 self.rows.append(Row(name, "mIoU", (rows[0]["mIoU"], rows[1]["mIoU"]), None))
                 continue
+            if text := bootstrap.warning(counts[0]):
+                self.notes[name] = text
             for metric, columns in METRICS.items():
                 one_counts, other_counts = (each[..., columns] for each in counts)
                 found = bootstrap.compare(one_counts, other_counts, draw_seed(rows[0]))
@@ -130,8 +132,8 @@ class Comparison:
         only = [name for side in self.results for name in side["benchmarks"] if name not in self.shared]
         lines += [f"only in one of the two reports: {', '.join(only)}"] if only else []
         lines += ["the same network, the same protocol"] if len(lines) == 3 else []
-        reasons = [f"{name}: no interval, because {reason}" for name, reason in self.reasons.items()]
-        lines += ["", markdown([TITLES, *(row.cells() for row in self.rows)]), *reasons, "", NOTE]
+        notes = [f"{name}: {note}" for name, note in self.notes.items()]
+        lines += ["", markdown([TITLES, *(row.cells() for row in self.rows)]), *notes, "", NOTE]
         if explained := [line for name in self.classes for line in self._explanation(name)]:
             title = f"Classes with the largest differences of IoU, at most {CLASSES} of each benchmark:"
             head = ["benchmark", "class", "A", "B", "B - A", "95 % interval"]

@@ -42,7 +42,9 @@ def evaluation_page(folder: Path, content: dict[str, Any]) -> str:
         benchmarks[name] = {"heads": ["class", "IoU", "boundary IoU"], "classes": rows, "groups": groups}
     inference = {"single": "single pass", "sliding": "sliding windows"}[content["protocol"]["inference"]]
     title = f"Evaluation of {content['model']['family']}, {inference}"
-    return _page(title, cells(content), [INTERVALS, GALLERY], benchmarks, content, compared=False)
+    rows = content["benchmarks"].items()
+    warnings = [f"{name}: {row['interval_warning']}" for name, row in rows if row.get("interval_warning")]
+    return _page(title, cells(content), [*warnings, INTERVALS, GALLERY], benchmarks, content, compared=False)
 
 
 def comparison_page(comparison: Comparison) -> str:
@@ -65,7 +67,8 @@ def comparison_page(comparison: Comparison) -> str:
             image["pictures"] |= predictions.get(image["stem"], {})
         benchmarks[name] = {"heads": heads, "classes": rows, "groups": _groups(images)}
     lines = [TITLES, *(row.cells() for row in comparison.rows)]
-    notes = [f"A: {comparison.paths[0]}", f"B: {comparison.paths[1]}", *comparison.settings, NOTE, GALLERY]
+    notes = [f"A: {comparison.paths[0]}", f"B: {comparison.paths[1]}", *comparison.settings]
+    notes += [*(f"{name}: {note}" for name, note in comparison.notes.items()), NOTE, GALLERY]
     content = comparison.results[1]
     return _page("Comparison of A and B", lines, notes, benchmarks, content, compared=True)
 

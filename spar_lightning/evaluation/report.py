@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from spar_lightning.errors import UserError
+from spar_lightning.evaluation import bootstrap
 from spar_lightning.evaluation.benchmark import Benchmark
 from spar_lightning.evaluation.benchmark_config import SETS, SHIPPED
 from spar_lightning.evaluation.bootstrap import Counts, Interval, dense, miou_draws
@@ -113,7 +114,11 @@ class Report:
             "counts": str(file.relative_to(self.folder)),
             "protocol": protocol,
         }
-        row["mIoU_interval"] = self._interval([row])
+        of_images = dense(torch.cat(counts.per_image).numpy(), result.images, len(benchmark.classes))[..., :3]
+        self._draws[row["counts"]] = miou_draws(of_images, draw_seed(row))
+        row["mIoU_interval"], row["interval_warning"] = self._interval([row]), bootstrap.warning(of_images)
+        if row["interval_warning"]:
+            log.warning("%s: %s", benchmark.name, row["interval_warning"])
         self.content["benchmarks"][benchmark.name] = row
         self.content["mean"] = self._mean()
         unfinished = self.folder / "counts" / "tmp"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from spar_lightning.datasets.samples import IGNORED
-from spar_lightning.evaluation.bootstrap import LEVEL, Counts, Interval, compare, dense, iou, miou_draws
+from spar_lightning.evaluation.bootstrap import LEVEL, Counts, Interval, compare, dense, iou, miou_draws, warning
 from spar_lightning.evaluation.confusion import ConfusionMatrix
 
 
@@ -45,6 +45,18 @@ def test_a_network_does_not_differ_from_itself() -> None:
     assert not any(each.differs for each in same.per_class if each is not None)
     there, back = compare(one, other, 0).miou, compare(other, one, 0).miou
     assert (there.value, there.low, there.high) == pytest.approx((-back.value, -back.high, -back.low))
+
+
+def test_rare_classes_are_a_warning() -> None:
+    counts = np.zeros((20, 10, 3))
+    counts[:, :, 1] = 1
+    assert warning(counts) is None
+    counts[9:, 0, 1] = 0
+    assert warning(counts) is None  # a tenth of the classes
+    counts[9:, 1, 1] = 0
+    assert "2 of 10 classes are labeled in fewer than 10 images" in str(warning(counts))
+    counts[:, 0, 1] = 0  # never labeled
+    assert "1 of 9 classes" in str(warning(counts))
 
 
 def test_blocks_of_draws_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
