@@ -101,7 +101,7 @@ class Report:
             {label: None if math.isnan(iou) else iou for label, iou in zip(benchmark.classes, values, strict=True)}
             for values in (result.per_class, result.boundary)
         )
-        row = {
+        row: dict[str, Any] = {
             "shipped": benchmark.source in SHIPPED,
             "mIoU": result.miou,
             "boundary_IoU": statistics.fmean(iou for iou in boundary.values() if iou is not None),

@@ -68,7 +68,8 @@ def test_the_table_counts_the_classes_in_the_mean(tmp_path: Path, caplog: pytest
         "mine", "25.00", "25.00 to 25.00", "25.00", "50.00", "1", "2 of 3"
     ]  # fmt: skip
     assert strict(results.path)
-    (said,) = [record.getMessage() for record in caplog.records]
+    said, few = [record.getMessage() for record in caplog.records]
+    assert "fewer than 10 images" in few
     assert said.startswith("mine: 2 of 3 classes") and "dog, hen" in said  # dog is predicted, but not labeled
 
 
