@@ -30,7 +30,14 @@ row() {
   local command=(spar evaluate "$@" --benchmarks paper6 --root "$benchmarks" --out "$results/$name" "${options[@]}")
   printf '%q ' "${command[@]}"
   printf '\n'
-  if [[ ! $dry_run ]]; then "${command[@]}" || failed+=("$name"); fi
+  if [[ $dry_run ]]; then return 0; fi
+  local code=0
+  "${command[@]}" || code=$?
+  case $code in
+    0) ;;
+    130 | 143) exit "$code" ;;  # stopped by Ctrl-C or SIGTERM
+    *) failed+=("$name") ;;
+  esac
 }
 
 siglip2=(--config siglip2_vitb16)
@@ -67,7 +74,7 @@ fi
 spar evaluate --check_paper "$results"
 code=$?
 if ((${#failed[@]})); then
-  printf '%s rows failed: %s\n' "${#failed[@]}" "${failed[*]}" >&2
+  printf 'Failed: %s\n' "${failed[*]}" >&2
   code=1
 fi
 exit "$code"

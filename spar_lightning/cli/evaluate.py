@@ -206,21 +206,19 @@ def opened(benchmarks: list[Benchmark], max_images: int | None) -> list[Benchmar
 
 def run(args: Sequence[str]) -> int:
     """Run an evaluation, or one of the actions --check, --prepare, --compare, --check_paper and --figures."""
-    others = ArgumentParser("spar evaluate", add_help=False, allow_abbrev=False, parents=[weights_options()])
-    others.add_argument("--check", type=Path)
-    others.add_argument("--prepare")
-    others.add_argument("--compare", type=Path, nargs=2)
-    others.add_argument("--check_paper", "--check-paper", type=Path)
-    others.add_argument("--figures", type=Path, nargs="+")
-    others.add_argument("--stride")
-    others.add_argument("--strides")
-    chosen, rest = others.parse_known_args(args)
-    looks = chosen.check or chosen.prepare or chosen.compare or chosen.check_paper or chosen.figures
-    if looks and (unused := [f"--{name}" for name in ("weights", "config") if getattr(chosen, name)]):
-        raise UserError(
-            "--check, --prepare, --compare, --check_paper and --figures cannot be combined with "
-            f"{' and '.join(unused)}. Leave it out."
-        )
+    options = ArgumentParser("spar evaluate", add_help=False, allow_abbrev=False, parents=[weights_options()])
+    options.add_argument("--check", type=Path)
+    options.add_argument("--prepare")
+    options.add_argument("--compare", type=Path, nargs=2)
+    options.add_argument("--check_paper", "--check-paper", type=Path)
+    options.add_argument("--figures", type=Path, nargs="+")
+    options.add_argument("--stride")
+    options.add_argument("--strides")
+    chosen, rest = options.parse_known_args(args)
+    actions = [name for name in ("check", "prepare", "compare", "check_paper", "figures") if getattr(chosen, name)]
+    others = [*actions[1:], *(name for name in ("weights", "config") if getattr(chosen, name))]
+    if actions and others:
+        raise UserError(f"--{actions[0]} cannot be combined with --{' and --'.join(others)}. Leave it out.")
     if chosen.stride and chosen.strides:
         raise UserError("--stride and --strides cannot be combined. Pass one of them.")
     if chosen.check:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 SAMPLES: Final = 2000  # draws of images
 LEVEL: Final = 0.95  # probability that an interval covers the value on all images of the same kind
-FEW: Final = 10  # images; a class that is labeled in fewer makes intervals too narrow (docs/evaluation.md)
+FEW: Final = 10  # images; a class that is labeled in fewer is rare, and has no interval (docs/evaluation.md)
 BLOCK: Final = 2**22  # numbers in a block of draws
 
 Counts = NDArray[np.float64]
@@ -57,12 +57,12 @@ class Comparison:
     """Differences of two networks on the same images.
 
     Attributes:
-        miou: Difference of the mIoU.
-        per_class: Difference of the IoU of each class; None for a class that never occurs.
+        miou: Difference of the mIoU; None if too many classes are rare.
+        per_class: Difference of the IoU of each class; None for a class that is rare or never occurs.
         draws: Difference of the mIoU in each draw (samples), for means of several benchmarks.
     """
 
-    miou: Interval
+    miou: Interval | None
     per_class: list[Interval | None]
     draws: Counts
 
@@ -88,17 +88,30 @@ def iou(counts: Counts) -> Counts:
     return 100 * share
 
 
-def warning(counts: Counts) -> str | None:
-    """Return a warning if more than a tenth of the classes are labeled in fewer than FEW images, otherwise None.
+def rare_classes(counts: Counts) -> NDArray[np.bool_]:
+    """Return which classes (C) are labeled in 1 to FEW - 1 images.
 
     Args:
         counts: Counts (images, C, k), of which the second column are labeled pixels.
     """
     images = (counts[..., 1] > 0).sum(0)
-    rare, classes = np.count_nonzero((images > 0) & (images < FEW)), np.count_nonzero(images)
+    rare: NDArray[np.bool_] = (images > 0) & (images < FEW)
+    return rare
+
+
+def warning(counts: Counts) -> str | None:
+    """Return a warning if more than a tenth of the labeled classes are rare, which makes intervals too narrow."""
+    rare, classes = int(rare_classes(counts).sum()), int(counts[..., 1].any(0).sum())
     if 10 * rare <= classes:
         return None
-    return f"{rare} of {classes} classes are labeled in fewer than {FEW} images, so the intervals are too narrow."
+    effect = "the intervals are too narrow" if has_interval(counts) else "there is no interval"
+    return f"{rare} of {classes} classes are labeled in fewer than {FEW} images, so {effect}."
+
+
+def has_interval(counts: Counts) -> bool:
+    """Return False if more than half of the classes are rare, or if no class is labeled."""
+    rare, classes = int(rare_classes(counts).sum()), int(counts[..., 1].any(0).sum())
+    return 2 * rare <= classes and classes > 0
 
 
 def resampled(counts: Counts, seed: int, samples: int = SAMPLES) -> Counts:
@@ -122,10 +135,17 @@ def resampled(counts: Counts, seed: int, samples: int = SAMPLES) -> Counts:
     return np.concatenate(found)
 
 
+def mean_iou(ious: Counts) -> Counts:
+    """Return the mean over classes (..., C) -> (...), without classes that do not occur; NaN if none occurs."""
+    occurs = np.isfinite(ious)
+    sums, count = np.where(occurs, ious, 0).sum(-1), occurs.sum(-1)
+    means: Counts = np.divide(sums, count, out=np.full(sums.shape, np.nan), where=count > 0)
+    return means
+
+
 def miou_draws(counts: Counts, seed: int, samples: int = SAMPLES) -> Counts:
     """Return the mIoU in percent (samples) of each draw, from the counts (images, C, 3) of one network."""
-    draws: Counts = np.nanmean(resampled(counts[:, None], seed, samples)[:, 0], axis=-1)
-    return draws
+    return mean_iou(resampled(counts[:, None], seed, samples)[:, 0])
 
 
 def compare(one: Counts, other: Counts, seed: int, samples: int = SAMPLES) -> Comparison:
@@ -140,8 +160,10 @@ def compare(one: Counts, other: Counts, seed: int, samples: int = SAMPLES) -> Co
     assert one.shape == other.shape
     both = np.stack([one, other], axis=1)  # (images, 2, C, 3)
     found, whole = resampled(both, seed, samples), iou(both.sum(0))  # (samples, 2, C), (2, C)
-    draws, miou = (np.diff(np.nanmean(values, axis=-1))[..., 0] for values in (found, whole))
-    difference = Interval.of(float(miou), draws)
-    assert difference is not None
-    per_class = zip(whole[1] - whole[0], (found[:, 1] - found[:, 0]).T, strict=True)
-    return Comparison(difference, [Interval.of(value, values) for value, values in per_class], draws)
+    draws, miou = (np.diff(mean_iou(values))[..., 0] for values in (found, whole))
+    rare = rare_classes(one)
+    per_class = [
+        None if rare[c] else Interval.of(whole[1, c] - whole[0, c], found[:, 1, c] - found[:, 0, c])
+        for c in range(len(rare))
+    ]
+    return Comparison(Interval.of(float(miou), draws) if has_interval(one) else None, per_class, draws)

@@ -16,8 +16,8 @@ from spar_lightning.formatting import markdown
 
 CLASSES: Final = 5  # classes listed for each benchmark
 NOTE: Final = (
-    f"95 % intervals: {bootstrap.SAMPLES} draws of the images with replacement, the same for A and B. Of classes that "
-    "do not differ, one in twenty is listed by chance."
+    f"95 % intervals: {bootstrap.SAMPLES} draws of the images with replacement, the same for A and B. Of classes "
+    f"without a difference, 5 to 10 % are listed by chance; those in fewer than {bootstrap.FEW} images are left out."
 )
 TITLES: Final = ["benchmark", "metric", "A", "B", "B - A", "95 % interval", "differs"]
 METRICS: Final = {"mIoU": slice(0, 3), "boundary IoU": slice(3, 6)}  # columns of the counts
@@ -77,10 +77,15 @@ class Comparison:
             for text in differences(self.results[0][part], self.results[1][part])
         ]
         self.shared = [name for name in first if name in second]
+        if not self.shared:
+            raise UserError(
+                f"--compare: the results have no benchmark in common. {one}: {', '.join(first)}; {other}: "
+                f"{', '.join(second)}. Evaluate both on the same benchmarks."
+            )
         self.rows: list[Row] = []
         self.classes: dict[str, dict[str, Interval | None]] = {}
         self.notes: dict[str, str] = {}
-        draws: dict[str, list[bootstrap.Counts]] = {metric: [] for metric in METRICS}
+        draws: dict[str, list[bootstrap.Counts | None]] = {metric: [] for metric in METRICS}
         for name in self.shared:
             rows = (first[name], second[name])
             self.settings += [f"{name}: {text}" for text in differences(*(_plain(row["protocol"]) for row in rows))]
@@ -89,26 +94,28 @@ class Comparison:
             except UserError as error:
                 self.notes[name] = f"no interval, because {error}"
                 self.rows.append(Row(name, "mIoU", (rows[0]["mIoU"], rows[1]["mIoU"]), None))
+                draws["mIoU"].append(None)
                 continue
             if text := bootstrap.warning(counts[0]):
                 self.notes[name] = text
             for metric, columns in METRICS.items():
                 one_counts, other_counts = (each[..., columns] for each in counts)
                 found = bootstrap.compare(one_counts, other_counts, draw_seed(rows[0]))
-                a, b = (float(np.nanmean(bootstrap.iou(each.sum(0)))) for each in (one_counts, other_counts))
+                a, b = (float(bootstrap.mean_iou(bootstrap.iou(each.sum(0)))) for each in (one_counts, other_counts))
                 self.rows.append(Row(name, metric, (a, b), found.miou))
-                draws[metric].append(found.draws)
+                draws[metric].append(None if found.miou is None else found.draws)
                 if metric == "mIoU":
                     self.classes[name] = dict(zip(rows[0]["IoU"], found.per_class, strict=True))
         if len(self.shared) > 1:
-            self.rows += [self._mean(metric, draws[metric]) for metric in METRICS if draws[metric] or metric == "mIoU"]
+            complete = [metric for metric in METRICS if len(draws[metric]) == len(self.shared)]
+            self.rows += [self._mean(metric, draws[metric]) for metric in complete]
 
-    def _mean(self, metric: str, draws: list[bootstrap.Counts]) -> Row:
+    def _mean(self, metric: str, draws: list[bootstrap.Counts | None]) -> Row:
         """Return the difference of the mean over benchmarks; with an interval if all of them have one."""
         rows = [row for row in self.rows if row.metric == metric]
         a, b = (statistics.fmean(row.values[i] for row in rows) for i in range(2))
-        complete = len(draws) == len(self.shared)
-        interval = Interval.of(b - a, np.mean(draws, axis=0)) if complete else None
+        present = [each for each in draws if each is not None]
+        interval = Interval.of(b - a, np.mean(present, axis=0)) if len(present) == len(draws) else None
         return Row(f"mean of {len(rows)}", metric, (a, b), interval)
 
     def _counts(self, rows: tuple[dict[str, Any], dict[str, Any]]) -> list[bootstrap.Counts]:

@@ -35,7 +35,7 @@ class Result:
         frequency_weighted: Mean IoU in percent, in which a class counts by its number of labeled pixels.
         accuracy: Fraction of correctly classified pixels among the counted pixels, in percent.
         images: Number of counted images.
-        boundary: Boundary IoU of each class in percent; NaN if the class never occurs. None if it was not computed.
+        boundary: Boundary IoU of each class in percent; NaN if the class never occurs.
     """
 
     miou: float
@@ -43,7 +43,7 @@ class Result:
     frequency_weighted: float
     accuracy: float
     images: int
-    boundary: list[float] | None = None
+    boundary: list[float]
 
 
 class ConfusionMatrix:
@@ -162,6 +162,8 @@ class ConfusionMatrix:
         loaded = cls(num_classes)
         loaded.matrix += torch.from_numpy(matrix)
         loaded.images, loaded.milliseconds = images.tolist(), milliseconds.tolist()
+        if per_image.dtype != np.int64 or not np.isin(per_image[:, 1], np.arange(num_classes)).all():
+            raise ValueError("the counts of images are not those of classes")
         loaded.per_image = [torch.from_numpy(per_image)]
         correct, labeled, predicted = loaded._sums()[:, :3].unbind(1)
         parts = (loaded.matrix.diagonal(), loaded.matrix.sum(1), loaded.matrix.sum(0))

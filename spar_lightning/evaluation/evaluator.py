@@ -137,7 +137,8 @@ class Evaluator:
             path = pictures_file(report.folder, row)
             path.parent.mkdir(exist_ok=True)
             replace(path, json.dumps({"count": count, "images": found}).encode(errors="replace"), private)
-        page = evaluation_page(report.folder, report.content)
+        report.refresh()  # drawing takes time
+        page = evaluation_page(report.folder, report.content, with_pictures=count > 0)
         replace(report.folder / "report.html", page.encode(errors="replace"), private)
 
     def evaluate(self, segmenter: Segmenter, benchmark: Benchmark, stored: PartialCounts) -> ConfusionMatrix:

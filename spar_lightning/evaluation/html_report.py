@@ -1,9 +1,10 @@
 """HTML report of an evaluation or of a comparison: one file with tables, bars and pictures, without a server.
 
-The template is report.html in this folder. Pictures are data URIs of at most 320 pixels, about 30 kB per image.
+The template is report.html in this folder. Pictures are data URIs of at most 320 pixels, about 35 kB per image.
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -13,6 +14,8 @@ from jinja2 import Environment
 
 from spar_lightning.evaluation.comparison import NOTE, TITLES, Comparison, bounds
 from spar_lightning.evaluation.report import cells
+
+log = logging.getLogger("spar_lightning")
 
 INTERVALS = (
     "mIoU in percent. 95 % intervals: 2000 draws of the images with replacement (bootstrap); they cover the choice of "
@@ -24,12 +27,13 @@ GALLERY = (
 )
 
 
-def evaluation_page(folder: Path, content: dict[str, Any]) -> str:
+def evaluation_page(folder: Path, content: dict[str, Any], with_pictures: bool = True) -> str:
     """Return the page of an evaluation.
 
     Args:
         folder: Result folder, in which the pictures are.
         content: Content of its results.json.
+        with_pictures: Whether to show the stored pictures.
     """
     benchmarks = {}
     for name, row in content["benchmarks"].items():
@@ -38,7 +42,7 @@ def evaluation_page(folder: Path, content: dict[str, Any]) -> str:
             {"cells": [label, _number(iou), _number(boundary.get(label))], "ious": [iou]}
             for label, iou in row["IoU"].items()
         ]
-        groups = _groups(stored_pictures(folder, row)["images"])
+        groups = _groups(stored_pictures(folder, row)["images"] if with_pictures else [])
         benchmarks[name] = {"heads": ["class", "IoU", "boundary IoU"], "classes": rows, "groups": groups}
     inference = {"single": "single pass", "sliding": "sliding windows"}[content["protocol"]["inference"]]
     title = f"Evaluation of {content['model']['family']}, {inference}"
@@ -60,11 +64,15 @@ def comparison_page(comparison: Comparison) -> str:
             ends = ["", ""] if found is None else [bounds(found), "yes" if found.differs else "no"]
             rows.append({"cells": [label, _number(a), _number(b), difference, *ends], "ious": [a, b]})
         heads = ["class", "A", "B", "B - A", "95 % interval", "differs"]
-        theirs = stored_pictures(comparison.folders[0], first[name])["images"]
-        predictions = {image["stem"]: {"prediction of A": image["pictures"]["prediction"]} for image in theirs}
         images = stored_pictures(comparison.folders[1], second[name])["images"]
+        comparable = name in comparison.classes  # the same images, labels and classes
+        theirs = stored_pictures(comparison.folders[0], first[name])["images"] if comparable else []
+        predictions = {image["stem"]: image["pictures"]["prediction"] for image in theirs}
         for image in images:  # the random images are the same for A and B
-            image["pictures"] |= predictions.get(image["stem"], {})
+            pictures = image["pictures"]
+            of_a = {"prediction of A": predictions[image["stem"]]} if image["stem"] in predictions else {}
+            of_b = {"prediction of B": pictures["prediction"], "errors of B": pictures["errors"]}
+            image["pictures"] = {"image": pictures["image"], "labels": pictures["labels"], **of_a, **of_b}
         benchmarks[name] = {"heads": heads, "classes": rows, "groups": _groups(images)}
     lines = [TITLES, *(row.cells() for row in comparison.rows)]
     notes = [f"A: {comparison.paths[0]}", f"B: {comparison.paths[1]}", *comparison.settings]
@@ -82,7 +90,7 @@ def _page(
     compared: bool,
 ) -> str:
     settings = {
-        part.capitalize(): {key: json.dumps(value).strip('"') for key, value in content.get(part, {}).items()}
+        part.capitalize(): {key: _plain(value) for key, value in content.get(part, {}).items()}
         for part in ("model", "protocol", "environment")
     }
     text = resources.files("spar_lightning.evaluation").joinpath("report.html").read_text(encoding="utf-8")
@@ -99,13 +107,23 @@ def pictures_file(folder: Path, row: Mapping[str, Any]) -> Path:
 
 def stored_pictures(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the pictures of a benchmark as `images`, and as `count` how many of each group were wanted."""
-    path = pictures_file(folder, row)
-    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"count": 0, "images": []}
-    return found
+    path, none = pictures_file(folder, row), {"count": 0, "images": []}
+    if not path.is_file():
+        return none
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        return {"count": found["count"], "images": found["images"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s cannot be used (%s: %s). Its pictures are missing.", path, type(error).__name__, error)
+        return none
 
 
 def _groups(images: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return {group: [image for image in images if image["group"] == group] for group in ("best", "worst", "random")}
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _number(iou: float | None) -> str:

@@ -53,7 +53,9 @@ class Report:
     def _earlier(self) -> dict[str, Any]:
         """Return the results of this network and protocol that are already in the folder."""
         if not self.path.exists():
-            check_ours(self.folder, self.path.name, ("table.md", "report.html", "per_class"), "spar evaluate")
+            check_ours(
+                self.folder, self.path.name, ("table.md", "report.html", "per_class", "gallery"), "spar evaluate"
+            )
             return {}
         try:
             found = read(self.path)
@@ -65,6 +67,10 @@ class Report:
                 f"{self.folder} contains results of another network or protocol: {'; '.join(other)}. Set another --out."
             )
         return dict(found["benchmarks"])
+
+    def refresh(self) -> None:
+        """Add the results of benchmarks that other processes have added to the folder in the meantime."""
+        self.content["benchmarks"] |= self._earlier()
 
     @property
     def path(self) -> Path:
@@ -82,7 +88,7 @@ class Report:
             counts: Counts of all images.
             file: File with these counts, in the folder of the report.
         """
-        self.content["benchmarks"] |= self._earlier()
+        self.refresh()
         result = benchmark.results(counts)
         unlabeled = [
             label for label, pixels in zip(benchmark.classes, counts.matrix.sum(1).tolist(), strict=True) if not pixels
@@ -96,7 +102,6 @@ class Report:
                 len(benchmark.classes),
                 names,
             )
-        assert result.boundary is not None
         per_class, boundary = (
             {label: None if math.isnan(iou) else iou for label, iou in zip(benchmark.classes, values, strict=True)}
             for values in (result.per_class, result.boundary)
@@ -115,10 +120,12 @@ class Report:
             "protocol": protocol,
         }
         of_images = dense(torch.cat(counts.per_image).numpy(), result.images, len(benchmark.classes))[..., :3]
-        self._draws[row["counts"]] = miou_draws(of_images, draw_seed(row))
-        row["mIoU_interval"], row["interval_warning"] = self._interval([row]), bootstrap.warning(of_images)
+        row["interval_warning"] = bootstrap.warning(of_images)
         if row["interval_warning"]:
             log.warning("%s: %s", benchmark.name, row["interval_warning"])
+        if bootstrap.has_interval(of_images):
+            self._draws[row["counts"]] = miou_draws(of_images, draw_seed(row))
+        row["mIoU_interval"] = self._interval([row])
         self.content["benchmarks"][benchmark.name] = row
         self.content["mean"] = self._mean()
         unfinished = self.folder / "counts" / "tmp"
@@ -127,30 +134,35 @@ class Report:
         replace(self.folder / "table.md", f"{table(self.content)}\n".encode(errors="surrogateescape"), unfinished)
 
     def _mean(self) -> dict[str, Any]:
-        """Return the mean over benchmarks with its interval, None if the counts of a benchmark cannot be read."""
+        """Return the mean over benchmarks with its interval, or None for the interval if a benchmark has none."""
         rows = list(self.content["benchmarks"].values())
-        try:
-            interval = self._interval(rows)
-        except UserError:  # version 0.1 stored no counts of single images
-            interval = None
-        return {"mIoU": statistics.fmean(row["mIoU"] for row in rows), "mIoU_interval": interval}
+        return {"mIoU": statistics.fmean(row["mIoU"] for row in rows), "mIoU_interval": self._interval(rows)}
 
-    def _interval(self, rows: list[dict[str, Any]]) -> list[float]:
-        """Return the 95 % interval of the mean mIoU of benchmarks.
+    def _interval(self, rows: list[dict[str, Any]]) -> list[float] | None:
+        """Return the 95 % interval of the mean mIoU of benchmarks, or None if a benchmark has no interval.
 
         Benchmarks with the same files, such as voc20 and voc21, have the same draws of images.
         """
-        for row in rows:
-            if row.get("counts") not in self._draws:
-                counts = read_counts(self.folder, row)[..., :3]
-                self._draws[row["counts"]] = miou_draws(counts, draw_seed(row))
-        draws = np.mean([self._draws[row["counts"]] for row in rows], axis=0)
-        interval = Interval.of_miou(statistics.fmean(row["mIoU"] for row in rows), draws)
+        draws = [self._draws_of(row) for row in rows]
+        present = [each for each in draws if each is not None]
+        if len(present) < len(rows):
+            return None
+        interval = Interval.of_miou(statistics.fmean(row["mIoU"] for row in rows), np.mean(present, axis=0))
         return [interval.low, interval.high]
+
+    def _draws_of(self, row: dict[str, Any]) -> Counts | None:
+        """Return the mIoU of the draws of a benchmark, or None if it has no interval or its counts cannot be read."""
+        if row.get("counts") not in self._draws and row.get("mIoU_interval"):
+            try:
+                counts = read_counts(self.folder, row)[..., :3]
+            except UserError as error:
+                log.warning("The mean over benchmarks has no interval: %s", error)
+                return None
+            self._draws[row["counts"]] = miou_draws(counts, draw_seed(row))
+        return self._draws.get(row.get("counts", ""))
 
     def _write_classes(self, benchmark: Benchmark, counts: ConfusionMatrix, result: Result) -> None:
         """Write per_class/NAME.csv with one line per class."""
-        assert result.boundary is not None
         path = self.folder / "per_class" / f"{benchmark.name}.csv"
         path.parent.mkdir(exist_ok=True)
         columns = zip(
@@ -201,8 +213,9 @@ def cells(content: dict[str, Any]) -> list[list[str]]:
         known = ships and any(set(names) == set(benchmarks) for benchmarks in SETS.values())
         title = f"Mean{len(names)}" if known else f"mean of {len(names)}"
         images = str(sum(results[name]["images"] for name in names))
-        mean = content["mean"]
-        lines.append([title, f"{mean['mIoU']:.2f}", _bounds(mean["mIoU_interval"]), "", "", images, "", "", ""])
+        mean, interval = statistics.fmean(results[name]["mIoU"] for name in names), content.get("mean", {})
+        bounds = _bounds(interval.get("mIoU_interval"))
+        lines.append([title, f"{mean:.2f}", bounds, "", "", images, "", "", ""])
     return lines
 
 
@@ -226,6 +239,8 @@ def read_counts(folder: Path, row: dict[str, Any]) -> Counts:
         raise UserError(f"{folder} is of version 0.1, without counts of single images. Evaluate again.")
     try:
         counts = ConfusionMatrix.load(folder / row["counts"], len(row["IoU"]))
+        if sorted(counts.images) != list(range(row["images"])):
+            raise ValueError(f"it has {len(counts.images)} of {row['images']} images")
         return dense(torch.cat(counts.per_image).numpy(), row["images"], len(row["IoU"]))
     except (OSError, EOFError, KeyError, IndexError, ValueError, BadZipFile) as error:
         raise UserError(f"{folder / row['counts']} cannot be read ({error}). Evaluate again.") from error

@@ -72,4 +72,6 @@ def compatible_result(counts: ConfusionMatrix) -> Result:
     assigned = 100 * iou[true, predicted]
     accuracy = 100 * matrix[true, predicted].sum() / matrix.sum()
     weighted = (matrix.sum(1) * assigned).sum() / matrix.sum()
-    return Result(assigned.mean().item(), assigned.tolist(), weighted.item(), accuracy.item(), len(counts.images))
+    boundary = [float("nan")] * len(assigned)  # not defined for reassigned classes
+    images = len(counts.images)
+    return Result(assigned.mean().item(), assigned.tolist(), weighted.item(), accuracy.item(), images, boundary)

@@ -5,7 +5,17 @@ import pytest
 import torch
 
 from spar_lightning.datasets.samples import IGNORED
-from spar_lightning.evaluation.bootstrap import LEVEL, Counts, Interval, compare, dense, iou, miou_draws, warning
+from spar_lightning.evaluation.bootstrap import (
+    LEVEL,
+    SAMPLES,
+    Counts,
+    Interval,
+    compare,
+    dense,
+    iou,
+    miou_draws,
+    warning,
+)
 from spar_lightning.evaluation.confusion import ConfusionMatrix
 
 
@@ -25,6 +35,13 @@ def population(images: int, rng: np.random.Generator) -> tuple[Counts, Counts]:
     return found[0], found[1]
 
 
+def difference(one: Counts, other: Counts, seed: int = 0, samples: int = SAMPLES) -> Interval:
+    """Return the difference of the mIoU of two networks."""
+    found = compare(one, other, seed, samples).miou
+    assert found is not None
+    return found
+
+
 def test_coverage() -> None:
     """In 95 % of the samples of 200 images, within 2 points, the interval contains the difference on all images."""
     rng = np.random.default_rng(5)
@@ -33,37 +50,40 @@ def test_coverage() -> None:
     truth, covered, trials = miou[1] - miou[0], 0, 1000
     for trial in range(trials):
         chosen = rng.integers(0, len(one), 200)
-        found = compare(one[chosen], other[chosen], trial).miou
+        found = difference(one[chosen], other[chosen], trial)
         covered += int(found.low <= truth <= found.high)
     assert abs(covered / trials - LEVEL) <= 0.02
 
 
 def test_a_network_does_not_differ_from_itself() -> None:
     one, other = population(100, np.random.default_rng(1))
-    same = compare(one, one, 0)
-    assert (same.miou.value, same.miou.low, same.miou.high) == (0, 0, 0) and not same.miou.differs
-    assert not any(each.differs for each in same.per_class if each is not None)
-    there, back = compare(one, other, 0).miou, compare(other, one, 0).miou
+    same = difference(one, one)
+    assert (same.value, same.low, same.high) == (0, 0, 0) and not same.differs
+    assert not any(each.differs for each in compare(one, one, 0).per_class if each is not None)
+    there, back = difference(one, other), difference(other, one)
     assert (there.value, there.low, there.high) == pytest.approx((-back.value, -back.high, -back.low))
 
 
-def test_rare_classes_are_a_warning() -> None:
+def test_rare_classes() -> None:
+    """More than a tenth of them give a warning; with more than half, there is no interval."""
     counts = np.zeros((20, 10, 3))
-    counts[:, :, 1] = 1
-    assert warning(counts) is None
-    counts[9:, 0, 1] = 0
-    assert warning(counts) is None  # a tenth of the classes
-    counts[9:, 1, 1] = 0
-    assert "2 of 10 classes are labeled in fewer than 10 images" in str(warning(counts))
-    counts[:, 0, 1] = 0  # never labeled
-    assert "1 of 9 classes" in str(warning(counts))
+    counts[...] = 1
+    for rare in range(10):
+        counts[9:, rare] = 0
+        found, text = compare(counts, counts, 0, 10), warning(counts)
+        assert (found.miou is None) == (rare + 1 > 5)
+        assert [each is None for each in found.per_class] == [c <= rare for c in range(10)]
+        assert (text is None) == (rare == 0)
+        assert text is None or text.startswith(f"{rare + 1} of 10 classes are labeled in fewer than 10 images")
+        assert ("no interval" in str(text)) == (found.miou is None)
+    assert compare(np.zeros((3, 2, 3)), np.zeros((3, 2, 3)), 0, 10).miou is None  # no pixel is counted
 
 
 def test_blocks_of_draws_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = population(30, np.random.default_rng(2))
-    whole = compare(one, other, 0, samples=50)
+    whole = difference(one, other, samples=50)
     monkeypatch.setattr("spar_lightning.evaluation.bootstrap.BLOCK", 1)
-    assert compare(one, other, 0, samples=50).miou.low == pytest.approx(whole.miou.low)
+    assert difference(one, other, samples=50).low == pytest.approx(whole.low)
 
 
 def test_counts_of_images_add_up_to_the_matrix() -> None:

@@ -132,6 +132,9 @@ def test_text(tmp_path: Path) -> None:
     text = page_of(tmp_path, drawn(opened(tmp_path / "mine"))).read_text()
     assert "45.50 to 54.50" in text and "Evaluation of Tiny, single pass" in text
     assert "<b>hen" not in text and text.count("&lt;b&gt;hen") == 4 and "a &amp; b 0" in text
+    (tmp_path / "gallery" / "mine-1.json").write_text("{")  # damaged
+    text_only = evaluation_page(tmp_path, content(3))
+    assert "cat" in text_only and "<figure>" not in text_only
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)", text)
 
 
@@ -172,16 +175,22 @@ def test_in_a_browser(browser_page: Page, tmp_path: Path) -> None:
     assert dialog.is_visible() and dialog.locator("img").count() == 4 and focus(page) == "Close"
     first = dialog.locator("p").inner_text()
     page.keyboard.press("ArrowRight")
-    assert dialog.locator("p").inner_text() != first and "<b>hen</b>" in first
+    second = dialog.locator("p").inner_text()
+    dialog.get_by_text("Previous").click()
+    assert dialog.locator("p").inner_text() == first != second
+    dialog.get_by_text("Next").press("Enter")
+    assert dialog.locator("p").inner_text() == second and "<b>hen</b>" in first
     page.keyboard.press("Escape")
-    assert not dialog.is_visible() and focus(page) == page.locator(".enlarge").nth(1).get_attribute("aria-label")
-    head = page.locator(".sortable th button").nth(1)
-    orders = []
-    for _ in range(2):
-        head.press("Enter")
-        orders.append(page.locator(".sortable tbody td:first-child").all_inner_texts())
-    assert orders == [["cat", "dog", "<b>hen</b>"], ["<b>hen</b>", "dog", "cat"]]
-    assert head.locator("..").get_attribute("aria-sort") == "ascending"
+    assert not dialog.is_visible()
+    label = page.locator(".enlarge").nth(1).get_attribute("aria-label")
+    page.wait_for_function("label => document.activeElement.ariaLabel == label", arg=label, timeout=5000)
+    for column, names, first in ((1, ["cat", "dog", "<b>hen</b>"], "descending"), (0, sorted(CLASSES), "ascending")):
+        head, orders = page.locator(".sortable th button").nth(column), []
+        for direction in (first, "descending" if first == "ascending" else "ascending"):
+            head.press("Enter")
+            orders.append(page.locator(".sortable tbody th").all_inner_texts())
+            assert head.locator("..").get_attribute("aria-sort") == direction
+        assert orders == [names, names[::-1]] and page.locator(".sortable [aria-sort]").count() == 1
     assert problems == []
 
 

@@ -13,6 +13,9 @@ import pytest
 from spar_lightning.cli import main
 from spar_lightning.evaluation.benchmark_config import SETS, read, shipped
 from spar_lightning.evaluation.paper_table import PaperRow, paper_rows
+from spar_lightning.files.hashing import hash_json
+from spar_lightning.refinement import LPOSS
+from spar_lightning.segmentation.prompts import prompt_templates
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "paper.md").read_text()
@@ -45,28 +48,35 @@ def test_the_script_has_the_commands_of_the_page() -> None:
 
 
 def test_the_script_continues_after_a_failure(tmp_path: Path) -> None:
-    (tmp_path / "spar").write_text('#!/bin/sh\necho "$@" >> "$LOG"\ncase "$*" in *openclip*) exit 2;; esac\n')
+    (tmp_path / "spar").write_text(
+        '#!/bin/sh\necho "$@" >> "$LOG"\ncase "$*" in *openclip*) exit 2;; *stop*) exit 130;; esac\n'
+    )
     (tmp_path / "spar").chmod(0o755)
     log = tmp_path / "log"
     variables = {"LOG": str(log), "ROWS": "*-spar", "OPENCLIP": "open clip.ckpt"}
     done = script("/data", "out", "--max_images", "1", path=tmp_path, **variables)
-    assert done.returncode == 1 and "1 rows failed: openclip-spar" in done.stderr
+    assert done.returncode == 1 and "Failed: openclip-spar" in done.stderr
     ran = log.read_text().splitlines()
     assert len(ran) == 4 and ran[-1] == "evaluate --check_paper out"
     assert all("--max_images 1" in line and "--root /data" in line for line in ran[:3])
     assert "--weights open clip.ckpt" in ran[1]
+    log.unlink()
+    stopped = script("/data", "stop", path=tmp_path, LOG=str(log), ROWS="*")
+    assert stopped.returncode == 130 and len(log.read_text().splitlines()) == 1  # Ctrl-C stops the script
     wrong = script("--help")
     assert wrong.returncode == 2 and "scripts/reproduce_paper.sh BENCHMARKS RESULTS" in wrong.stderr
 
 
 def write(folder: Path, row: PaperRow, offset: float, **changes: Any) -> None:
     """Write a result of a row, each mIoU by `offset` higher than in the paper."""
-    protocol: dict[str, Any] = {"inference": row.inference}
+    templates = hash_json(prompt_templates("openai_imagenet"), 12)
+    protocol: dict[str, Any] = {"inference": row.inference, "precision": "32-true", "templates_sha256": templates}
     if row.inference == "sliding":
         protocol["stride"] = 24
-    for key in ("refine", "upsampler"):
-        if name := getattr(row, key):
-            protocol[key] = {"name": name}
+    if row.refine:
+        protocol["refine"] = LPOSS(row.refine).identity()
+    if row.upsampler:
+        protocol["upsampler"] = {"name": row.upsampler, "weights": "1"}
     benchmarks = {
         name: {
             "mIoU": row.miou[name] + offset,
@@ -75,7 +85,8 @@ def write(folder: Path, row: PaperRow, offset: float, **changes: Any) -> None:
         }
         for name in NAMES
     }
-    content = {"model": {"family": row.family}, "protocol": {**protocol, **changes}, "benchmarks": benchmarks}
+    model = {"family": row.family, "window": row.window, "weights": folder.name}
+    content = {"model": model, "protocol": {**protocol, **changes}, "benchmarks": benchmarks}
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps(content))
 
@@ -103,7 +114,10 @@ def test_marks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("siglip2-sliding", {"stride": 32}, "stride 32 instead of 24"),
         ("siglip2-single", {"inference": "sliding"}, "inference sliding instead of single"),
         ("siglip2-single", {"attention": {"tile": 2}}, "attention"),
-        ("siglip2-spar", {"refine": {"name": "LPOSS"}}, "refine LPOSS instead of None"),
+        ("siglip2-spar", {"refine": {"name": "LPOSS"}}, "refine {'name': 'LPOSS'} instead of None"),
+        ("siglip2-spar-lposs", {"refine": LPOSS("pretrained").identity()}, "refine {'name': 'LPOSS', 'gamma': 1.0"),
+        ("siglip2-spar", {"precision": "bf16-mixed"}, "precision bf16-mixed instead of 32-true"),
+        ("siglip2-spar", {"templates_sha256": "0"}, "templates_sha256 0 instead of"),
     ],
 )
 def test_other_protocols_are_not_compared(
@@ -113,6 +127,23 @@ def test_other_protocols_are_not_compared(
     assert main(["evaluate", "--check_paper", str(tmp_path)]) == 1
     shown = capsys.readouterr().out
     assert f"{name}: not comparable: {text}" in shown and shown.count(" ? ") == 7 + 1
+
+
+def test_results_of_other_networks_and_benchmarks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = paper_rows()
+    for name in ("siglip2-single", "siglip2-spar"):
+        write(tmp_path / name, rows[name], 0.0)
+        path = tmp_path / name / "results.json"
+        content = json.loads(path.read_text())
+        content["model"]["weights"] = "same"
+        content["benchmarks"]["context60"]["images"] = 5105 if name == "siglip2-single" else 5
+        path.write_text(json.dumps(content))
+    (tmp_path / "openclip-spar" / "counts").mkdir(parents=True)  # stopped in its first benchmark
+    assert main(["evaluate", "--check_paper", str(tmp_path)]) == 1
+    shown = capsys.readouterr().out
+    assert "siglip2-spar: not comparable: weights are those of siglip2-single" in shown
+    assert "context60 has 5 of 5104 images" in shown and "openclip-spar: no results yet" in shown
+    assert shown.count(" = ") == 7 + 1 and shown.count(" ? ") == 7 + 1
 
 
 def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

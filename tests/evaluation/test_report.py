@@ -17,7 +17,7 @@ from spar_lightning.evaluation.benchmark import Benchmark
 from spar_lightning.evaluation.benchmark_config import BenchmarkError
 from spar_lightning.evaluation.confusion import ConfusionMatrix
 from spar_lightning.evaluation.partial_counts import PartialCounts
-from spar_lightning.evaluation.report import Report
+from spar_lightning.evaluation.report import Report, read_counts
 from spar_lightning.evaluation.sweep_report import SweepReport
 
 
@@ -65,12 +65,37 @@ def test_the_table_counts_the_classes_in_the_mean(tmp_path: Path, caplog: pytest
     add(results, tmp_path / "mine", counts([0, 0, 1, 1], [0, 0, 0, 0]))
     line = (tmp_path / "out" / "table.md").read_text().splitlines()[-1]
     assert [cell.strip() for cell in line.split("|")][1:8] == [
-        "mine", "25.00", "25.00 to 25.00", "25.00", "50.00", "1", "2 of 3"
+        "mine", "25.00", "", "25.00", "50.00", "1", "2 of 3"
     ]  # fmt: skip
     assert strict(results.path)
     said, few = [record.getMessage() for record in caplog.records]
     assert "fewer than 10 images" in few
     assert said.startswith("mine: 2 of 3 classes") and "dog, hen" in said  # dog is predicted, but not labeled
+
+
+def test_interval_of_the_mean(tmp_path: Path) -> None:
+    """Benchmarks with the same files are drawn together; one without an interval leaves the mean without one."""
+    results, generator = report(tmp_path / "out"), torch.Generator().manual_seed(0)
+    found = ConfusionMatrix(3)
+    for i in range(20):
+        labels = torch.randint(3, (4, 4), generator=generator)
+        found.update(labels.where(torch.rand(4, 4, generator=generator) < i / 20, 0), labels, i)
+    add(results, tmp_path / "a", found)
+    add(results, tmp_path / "b", found)
+    a, b = results.content["benchmarks"].values()
+    low, high = a["mIoU_interval"]
+    assert low < a["mIoU"] < high and a["mIoU_interval"] == b["mIoU_interval"]
+    assert results.content["mean"] == {"mIoU": pytest.approx(a["mIoU"]), "mIoU_interval": pytest.approx([low, high])}
+    add(results, tmp_path / "c", counts([0, 0, 1, 1], [0, 0, 0, 0]))
+    assert results.content["mean"]["mIoU_interval"] is None
+
+
+def test_counts_of_fewer_images_are_an_error(tmp_path: Path) -> None:
+    results = report(tmp_path / "out")
+    add(results, tmp_path / "mine", counts([0, 0, 1, 1], [0, 0, 0, 0]))
+    row = {**results.content["benchmarks"]["mine"], "images": 2}
+    with pytest.raises(UserError, match="1 of 2 images"):
+        read_counts(results.folder, row)
 
 
 def test_a_set_without_a_counted_pixel_writes_nothing(tmp_path: Path) -> None:
@@ -83,7 +108,10 @@ def test_a_set_without_a_counted_pixel_writes_nothing(tmp_path: Path) -> None:
 def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     results = report(tmp_path / "out")
-    add(results, tmp_path / name, counts([0, 1, 2], [0, 1, 2]))
+    found = ConfusionMatrix(3)
+    for i in range(10):  # without a warning: pytest-xdist cannot send captured text that is not UTF-8
+        found.update(torch.tensor([[0, 1, 2]]), torch.tensor([[0, 1, 2]]), i)
+    add(results, tmp_path / name, found)
     assert b"caf\xe9" in (tmp_path / "out" / "table.md").read_bytes()
     assert list(strict(results.path)["benchmarks"]) == [name]  # type: ignore[call-overload]
 
