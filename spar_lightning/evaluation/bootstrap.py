@@ -104,7 +104,7 @@ def warning(counts: Counts) -> str | None:
     rare, classes = int(rare_classes(counts).sum()), int(counts[..., 1].any(0).sum())
     if 10 * rare <= classes:
         return None
-    effect = "the intervals are too narrow" if has_interval(counts) else "there is no interval"
+    effect = "the intervals are too narrow" if has_interval(counts) else "intervals are left out"
     return f"{rare} of {classes} classes are labeled in fewer than {FEW} images, so {effect}."
 
 

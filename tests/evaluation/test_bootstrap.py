@@ -75,7 +75,7 @@ def test_rare_classes() -> None:
         assert [each is None for each in found.per_class] == [c <= rare for c in range(10)]
         assert (text is None) == (rare == 0)
         assert text is None or text.startswith(f"{rare + 1} of 10 classes are labeled in fewer than 10 images")
-        assert ("no interval" in str(text)) == (found.miou is None)
+        assert ("left out" in str(text)) == (found.miou is None)
     assert compare(np.zeros((3, 2, 3)), np.zeros((3, 2, 3)), 0, 10).miou is None  # no pixel is counted
 
 

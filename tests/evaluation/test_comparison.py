@@ -101,7 +101,7 @@ def test_reasons(tmp_path: Path, benchmarks: list[Benchmark], capsys: Capture) -
 def test_few_images(tmp_path: Path, benchmarks: list[Benchmark]) -> None:
     a, b = (write(tmp_path / name, benchmarks[:1], right, 5) for name, right in (("a", 0.5), ("b", 0.6)))
     found = Comparison(a, b)
-    assert all(row.difference is None for row in found.rows) and "no interval" in found.notes["first"]
+    assert all(row.difference is None for row in found.rows) and "left out" in found.notes["first"]
     assert not any(found.classes["first"].values()) and " yes " not in found.text()
 
 
