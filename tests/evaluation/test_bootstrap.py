@@ -65,7 +65,7 @@ def test_a_network_does_not_differ_from_itself() -> None:
 
 
 def test_rare_classes() -> None:
-    """More than a tenth of them give a warning; with more than half, there is no interval."""
+    """More than a tenth of them give a warning; with more than half, intervals are left out."""
     counts = np.zeros((20, 10, 3))
     counts[...] = 1
     for rare in range(10):
