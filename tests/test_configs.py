@@ -12,7 +12,7 @@ from spar_lightning.backbones import NaFlex, Tiny
 from spar_lightning.cli import main
 from spar_lightning.configs import shipped
 from spar_lightning.losses import ClassSimilarityLoss
-from tests.test_testing import TABLE_2
+from tests.testing.test_checks import TABLE_2
 
 CONFIGS = [str(path) for name, path in shipped().items() if not name.startswith("table")]
 ROWS = {name: path for name, path in shipped().items() if name.startswith("table")}

@@ -188,10 +188,17 @@ class Backbone(nn.Module, ABC):
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Return text embeddings (Q, d) of the prompts on the CPU, without L2 normalization."""
+        """Return text embeddings (Q, d) of the prompts on the CPU, without L2 normalization.
+
+        Raises:
+            UserError: The text encoder returns anything else.
+        """
         if not self._text_tower:
             self._text_tower.append(self.build_text_tower())
-        return self._text_tower[0](prompts)
+        embeddings = self._text_tower[0](prompts)
+        if error := embedding_error(embeddings, len(prompts), self.embed_dim):
+            raise UserError(f"{type(self).__name__}: the text encoder {error}. Correct build_text_tower in the class.")
+        return embeddings
 
     def text_identity(self) -> dict[str, Any] | None:
         """Return the cache key of the text embeddings; None disables their cache on disk.
@@ -253,3 +260,13 @@ class Backbone(nn.Module, ABC):
         # Copies and pickles of a backbone do not contain the text tower.
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         return {**state, "_text_tower": []}
+
+
+def embedding_error(embeddings: Any, prompts: int, width: int) -> str | None:
+    """Return how text embeddings differ from floating-point numbers (prompts, width), or None."""
+    if isinstance(embeddings, Tensor) and embeddings.is_floating_point() and embeddings.shape == (prompts, width):
+        return None
+    found = type(embeddings).__name__
+    if isinstance(embeddings, Tensor):
+        found = f"a tensor of {embeddings.dtype} with shape {tuple(embeddings.shape)}"
+    return f"returned {found} for {prompts} prompts, expected floating-point numbers with shape ({prompts}, {width})"

@@ -28,7 +28,8 @@ class TimmTrunk(Backbone, ABC):
         """Set the attributes patch_size, grid, window, embed_dim and prefix from the trunk.
 
         Raises:
-            UserError: The blocks do not have the attention of a plain ViT, which `run_blocks` computes.
+            UserError: The blocks do not have the attention of a plain ViT, which `run_blocks` computes, or the trunk
+                has tokens or positions that `embed` does not know.
         """
         from timm.models.vision_transformer import Attention  # type: ignore[attr-defined]  # not in __all__
 
@@ -40,6 +41,14 @@ class TimmTrunk(Backbone, ABC):
                     f"{type(self).__name__}: block {i} of the trunk has {found}. Allowed: timm's Attention without a "
                     "gate. For other models, implement run_blocks in the backbone."
                 )
+        known = [token for token in (self.trunk.cls_token, self.trunk.reg_token) if token is not None]
+        if sum(token.shape[1] for token in known) != self.trunk.num_prefix_tokens or self.trunk.pos_embed is None:
+            table = "no" if self.trunk.pos_embed is None else "a"
+            raise UserError(
+                f"{type(self).__name__}: the trunk has {self.trunk.num_prefix_tokens} tokens before its patches, and "
+                f"{table} learned positional embedding. Allowed: a class token, registers and a learned positional "
+                "embedding. For other models, such as distilled DeiT, implement embed in the backbone."
+            )
         self.patch_size, self.grid = self.trunk.patch_embed.patch_size[0], self.trunk.patch_embed.grid_size
         self.window, self.embed_dim = self.grid[0] * self.patch_size, self.trunk.num_features
         self.prefix = self.trunk.num_prefix_tokens

@@ -6,9 +6,13 @@ is on the meta device and takes no memory.
 
 import copy
 import inspect
+import json
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version
+from typing import Any
+from unittest import SkipTest
 
 import torch
 from jsonargparse import ArgumentParser as ConfigParser
@@ -18,6 +22,7 @@ from spar_lightning.backbones.registry import class_path, find_backbone, plugins
 from spar_lightning.cli.help import CommandParser
 from spar_lightning.errors import UserError
 from spar_lightning.testing import backbone_checks
+from spar_lightning.testing.reference import Reference
 
 ACTIONS = {
     "list": (
@@ -31,7 +36,8 @@ ACTIONS = {
     ),
     "check": (
         "Run the interface checks of spar_lightning.testing on a backbone with random weights: shapes, sizes, packing, "
-        "parameter groups, weights, text tower. Exit code 1 if one fails.\n\nArguments after the name go to the class.",
+        "positions, parameter groups, weights, text encoder. Exit code 1 if one fails.\n\nOther arguments after the "
+        "name go to the class.",
         ("spar backbones check Tiny", "spar backbones check SigLIP2 --model ViT-B-32-SigLIP2-256"),
     ),
 }
@@ -48,12 +54,22 @@ def run(args: Sequence[str]) -> int:
     parser = CommandParser(f"spar backbones {action}".strip(), text, examples, usage)
     if action in ("show", "check"):
         parser.add_argument("name", nargs="?", help="Class name of a built-in or installed backbone, or its full path.")
+    if action == "check":
+        parser.add_argument(
+            "--reference",
+            help="Path of a function, such as my_vit.reference: from a backbone and images (1, 3, H, W) uint8 to the "
+            "features of the original library, with the weights of the backbone. Rotary embeddings, mean and std "
+            "can only be checked with it.",
+        )
+        parser.add_argument("--json", action="store_true", help="Print the results as JSON.")
     given, arguments = parser.parse_known_args(rest)
     if action in ("show", "check"):
         if given.name is None:
             raise UserError(f"Pass a backbone: spar backbones {action} NAME. `spar backbones` lists the names.")
         cls = find_backbone(given.name)
-        return _show(cls, arguments) if action == "show" else _check(cls, arguments)
+        if action == "show":
+            return _show(cls, arguments)
+        return _check(cls, arguments, given.reference and _function(given.reference), given.json)
     if arguments:
         allowed = "" if action else " Allowed: list, show NAME and check NAME."
         raise UserError(f"spar backbones{' list' if action else ''}: unexpected argument {arguments[0]!r}.{allowed}")
@@ -79,6 +95,15 @@ def make(cls: type[Backbone], arguments: Sequence[str]) -> Backbone:
     return cls(**settings)
 
 
+def _on_meta(cls: type[Backbone]) -> Backbone:
+    """Return a backbone without memory for its weights, or on the CPU if its constructor needs their values."""
+    try:
+        with torch.device("meta"):
+            return make(cls, [])
+    except NotImplementedError:  # "Cannot copy out of meta tensor"
+        return make(cls, [])
+
+
 def _list() -> int:
     loaded = plugins()
     packages = {plugin.backbone: plugin.package for plugin in loaded if plugin.backbone}
@@ -97,16 +122,14 @@ def _list() -> int:
 
 def _facts(cls: type[Backbone]) -> tuple[str, str, str, str]:
     try:
-        with torch.device("meta"):
-            backbone = make(cls, [])
+        backbone = _on_meta(cls)
     except Exception as error:  # the constructor of a plugin may raise anything
         return "-", "-", "-", printable(f"cannot be built without arguments: {error}")
     return str(backbone.window), str(backbone.patch_size), str(backbone.embed_dim), "ok"
 
 
 def _show(cls: type[Backbone], arguments: Sequence[str]) -> int:
-    with torch.device("cpu" if arguments else "meta"):  # weights cannot be loaded on the meta device
-        backbone = make(cls, arguments)
+    backbone = make(cls, arguments) if arguments else _on_meta(cls)  # arguments can name weights
     print(f"{cls.__name__} ({class_path(cls)})")
     print(f"window {backbone.window} px, patch {backbone.patch_size} px, dimension {backbone.embed_dim}")
     packs, windows = ("" if able else "no " for able in (backbone.packs, backbone.windowable))
@@ -117,21 +140,50 @@ def _show(cls: type[Backbone], arguments: Sequence[str]) -> int:
     grouped = {id(p) for members in groups.values() for p in members}
     unused = [p for p in backbone.parameters() if id(p) not in grouped]
     total = sum(p.numel() for p in backbone.parameters())
-    print(f"{'(never trained)':<16} {sum(p.numel() for p in unused) / 1e6:8.2f} M  not used for dense features")
+    print(f"{'(never trained)':<16} {sum(p.numel() for p in unused) / 1e6:8.2f} M  in no group")
     print(f"{'all':<16} {total / 1e6:8.2f} M")
     return 0
 
 
-def _check(cls: type[Backbone], arguments: Sequence[str]) -> int:
-    failed, backbone = 0, make(cls, arguments)  # built once: that takes longer than the checks
-    for check in backbone_checks(lambda: copy.deepcopy(backbone)):
+def _function(path: str) -> Any:
+    """Return a function by its path.
+
+    Raises:
+        UserError: There is no such function.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"--reference {path}: cannot be imported ({error}). Pass the path of a function, such as my_vit.reference."
+        ) from error
+
+
+def _check(cls: type[Backbone], arguments: Sequence[str], reference: Reference | None, as_json: bool) -> int:
+    results: list[dict[str, str | None]] = []
+    first: dict[str, str] = {}  # name of the first check with an error, by its type and place
+    backbone = make(cls, arguments)  # built once: that takes longer than the checks
+    for check in backbone_checks(lambda: copy.deepcopy(backbone), reference):
+        status, message, place = "passed", None, None
         try:
             check()
+        except SkipTest as reason:
+            status, message = "skipped", str(reason)
         except Exception as error:  # a broken backbone may raise anything
-            failed += 1
-            print(f"FAILED  {check}: {type(error).__name__}: {error}", flush=True)
-        else:
-            print(f"passed  {check}", flush=True)
+            status, message, place = "FAILED", f"{type(error).__name__}: {error}", check.place(error)
+        results.append({"check": check.name, "status": status.lower(), "message": message, "place": place})
+        if not as_json:
+            same = check.name
+            if message is not None and status == "FAILED" and not message.startswith("AssertionError"):
+                same = first.setdefault(f"{message.partition(':')[0]} {place}", check.name)
+            text = message if same == check.name else f"the same error as {same}"
+            print(f"{status:<7} {check}{f': {text}' if text else ''}", flush=True)
+            if place and same == check.name:
+                print(f"        {place}", flush=True)
+    if as_json:
+        print(json.dumps(results, indent=2))
+    failed = sum(result["status"] == "failed" for result in results)
     if failed:
         print(f"{failed} checks failed: {cls.__name__} does not implement the backbone interface.", file=sys.stderr)
     return 1 if failed else 0

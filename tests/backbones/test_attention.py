@@ -17,7 +17,7 @@ from spar_lightning.backbones.packing import dense_features
 from spar_lightning.backbones.pos_embed import placed, resized
 from spar_lightning.errors import UserError
 from tests.rounding import assert_rounded
-from tests.test_testing import FAMILIES, built
+from tests.testing.test_checks import FAMILIES, built
 
 LENGTH = st.integers(1, 13)
 SETTINGS = st.builds(

@@ -16,7 +16,7 @@ from spar_lightning.cli import main
 from spar_lightning.errors import UserError
 from tests.rounding import assert_rounded
 from tests.test_distillation import module, sample
-from tests.test_testing import FAMILIES, built
+from tests.testing.test_checks import FAMILIES, built
 
 
 @pytest.mark.parametrize("family", FAMILIES)

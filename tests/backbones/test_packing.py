@@ -11,7 +11,7 @@ from spar_lightning.backbones.base import Grid
 from spar_lightning.backbones.packing import dense_features, features_of
 from spar_lightning.backbones.parameter_groups import frozen_blocks, set_trainable
 from tests.rounding import assert_rounded, rounding
-from tests.test_testing import FAMILIES, built
+from tests.testing.test_checks import FAMILIES, built
 
 SIZES = [(2, 2), (1, 3), (3, 1), (2, 3)]  # patches (h, w)
 

@@ -1,6 +1,7 @@
 """Tests of `TimmTrunk` with models whose attention it does not compute."""
 
 import pytest
+import timm
 import torch
 from timm.models.vision_transformer import Attention  # type: ignore[attr-defined]  # not in __all__
 from torch import nn
@@ -39,3 +40,11 @@ def test_normalized_queries_and_outputs_are_computed_as_in_timm() -> None:
     x = torch.randn(1, 12, 768)
     with torch.no_grad():
         torch.testing.assert_close(backbone.run_blocks(x, [(3, 4)], 0, 1), block(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224"])
+def test_another_trunk_is_rejected(model: str) -> None:
+    backbone = SigLIP2("ViT-B-32-SigLIP2-256", pretrained=None)
+    backbone.trunk = timm.create_model(model, num_classes=0)
+    with pytest.raises(UserError, match=r"Allowed: .*implement (embed|run_blocks) in the backbone"):
+        backbone.read_facts()

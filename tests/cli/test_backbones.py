@@ -1,5 +1,6 @@
 """Tests of `spar backbones`, and of a plugin package that is installed, found, checked and trained."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -7,7 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from spar_lightning.backbones import Tiny
 from spar_lightning.backbones.registry import plugins
 from spar_lightning.cli import main
 from tests.conftest import ROOT, Finished, environment
@@ -118,7 +121,44 @@ def test_mistakes_are_sentences(args: list[str], sentence: str, capsys: Capture)
 
 
 def test_check_fails_a_broken_backbone(capsys: Capture) -> None:
-    assert main(["backbones", "check", "tests.test_testing.Awake"]) == 1
+    assert main(["backbones", "check", "tests.testing.test_checks.Awake"]) == 1
     captured = capsys.readouterr()
     assert "FAILED  stays_in_eval_mode: AssertionError: in train mode" in captured.out
+    assert f"{ROOT}/tests/testing/test_checks.py:" in captured.out
     assert "Awake" in captured.err
+
+
+def test_check_with_a_reference_as_json(capsys: Capture) -> None:
+    reference = ["--reference", "tests.testing.test_broken.original"]
+    for name, code in (("SmallRope", 0), ("RopeCut", 1)):
+        assert main(["backbones", "check", f"tests.testing.test_broken.{name}", "--json", *reference]) == code
+        results = {result["check"]: result for result in json.loads(capsys.readouterr().out)}
+        assert results["equals_its_reference"]["status"] == ("failed" if code else "passed")
+        assert results["text_embeddings_are_valid"]["status"] == "skipped"
+        assert sum(result["status"] == "failed" for result in results.values()) == code
+    assert "check positions" in results["equals_its_reference"]["message"]
+    assert main(["backbones", "check", "Tiny", "--reference", "tests.testing.no_such.function"]) == 2
+    assert "--reference tests.testing.no_such.function" in capsys.readouterr().err
+
+
+def test_one_cause_is_told_once(capsys: Capture) -> None:
+    assert main(["backbones", "check", "tests.testing.test_broken.WrongWidth"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("normalized_shape") == 1 and out.count("the same error as attributes_are_consistent") >= 5
+
+
+class Copies(Tiny):
+    """Backbone whose constructor copies weights, which is impossible on the meta device."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.head.weight.data.copy_(torch.zeros(128, 128, device="meta" if self.head.weight.is_meta else "cpu").cpu())
+
+
+@pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")
+def test_a_constructor_that_needs_values(capsys: Capture) -> None:
+    assert main(["backbones", "show", "tests.cli.test_backbones.Copies"]) == 0
+    assert "window 64 px" in capsys.readouterr().out
+    assert main(["backbones"]) == 0
+    rows = {line.split()[0]: " ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
+    assert rows["Copies"].endswith("64 8 128 ok")

@@ -9,7 +9,7 @@ from spar_lightning.errors import UserError
 from spar_lightning.probes.encoder import PatchEncoder
 from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.segmenter import Segmenter
-from tests.test_testing import FAMILIES, built
+from tests.testing.test_checks import FAMILIES, built
 
 
 @pytest.mark.parametrize("family", FAMILIES)
