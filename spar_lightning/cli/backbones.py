@@ -149,7 +149,7 @@ def _function(path: str) -> Any:
     """Return a function by its path.
 
     Raises:
-        UserError: There is no such function.
+        UserError: The function cannot be imported.
     """
     module, _, name = path.rpartition(".")
     try:

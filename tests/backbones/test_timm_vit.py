@@ -45,6 +45,6 @@ def test_normalized_queries_and_outputs_are_computed_as_in_timm() -> None:
 @pytest.mark.parametrize("model", ["deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224"])
 def test_another_trunk_is_rejected(model: str) -> None:
     backbone = SigLIP2("ViT-B-32-SigLIP2-256", pretrained=None)
-    backbone.trunk = timm.create_model(model, num_classes=0)
+    backbone.visual.trunk = timm.create_model(model, num_classes=0)
     with pytest.raises(UserError, match=r"Allowed: .*implement (embed|run_blocks) in the backbone"):
         backbone.read_facts()
