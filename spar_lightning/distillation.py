@@ -33,7 +33,7 @@ from spar_lightning.errors import UserError
 from spar_lightning.evaluation.benchmark_config import BenchmarkConfig
 from spar_lightning.evaluation.protocol import Protocol
 from spar_lightning.feature_cache.extract import Teacher
-from spar_lightning.losses import ClassSimilarityLoss
+from spar_lightning.losses import ClassSimilarityLoss, warn_if_tiny
 from spar_lightning.random_scale import RandomScale
 from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.segmenter import Segmenter
@@ -230,6 +230,8 @@ class Distillation(LightningModule, Teacher):
         """Compute the mean loss over the images of a batch."""
         self._encode_classes()
         students, targets = self._features(batch)
+        if self._trainer is not None and self.global_step == 0 and self.global_rank == 0:
+            warn_if_tiny(targets)
         # The loss is computed in float32 at any precision of the run; images of all sizes have the same weight.
         with torch.autocast(self.device.type, enabled=False):
             losses = [self.loss(s.float(), t.float()) for s, t in zip(students, targets, strict=True)]

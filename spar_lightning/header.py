@@ -12,12 +12,13 @@ from typing import Any, Final
 from safetensors import safe_open
 
 from spar_lightning.backbones.base import Backbone
-from spar_lightning.backbones.registry import class_path, plugins, subclasses
+from spar_lightning.backbones.registry import class_path, plugins, printable, subclasses
 from spar_lightning.configs.renamed import upgraded
 from spar_lightning.errors import UserError
 from spar_lightning.refinement.base import Refinement
 
 HEADER: Final = "spar_lightning"  # key of the metadata
+PACKAGE: Final = "spar_lightning_plugin"  # key of the name and version of the package with the backbone, if any
 
 
 def read_header(file: Path) -> dict[str, Any] | None:
@@ -28,7 +29,8 @@ def read_header(file: Path) -> dict[str, Any] | None:
     """
     try:
         with safe_open(file, "pt") as tensors:
-            recorded = (tensors.metadata() or {}).get(HEADER)
+            metadata = tensors.metadata() or {}
+            recorded = metadata.get(HEADER)
     except Exception as error:  # safetensors raises a direct subclass of Exception
         raise UserError(f"{file} cannot be read as safetensors ({error}). Download or export it again.") from error
     if recorded is None:
@@ -43,10 +45,11 @@ def read_header(file: Path) -> dict[str, Any] | None:
     known = known_paths()
     for path in _classes(model):
         if path not in known:
+            package = f" (package {printable(metadata[PACKAGE])})" if PACKAGE in metadata else ""
             raise UserError(
-                f"{file} names the class {path!r}, which is not part of spar_lightning or of an installed plugin. If "
-                "you trust it, pass the YAML file of the training (--config, or config=.. in Python), or import the "
-                "class before spar_lightning.load."
+                f"{file} names the class {path!r}{package}, which is not part of spar_lightning or of an installed "
+                "plugin. If you trust it, install its package, pass the YAML file of the training (--config, or "
+                "config=.. in Python), or import the class before spar_lightning.load."
             )
     return model
 

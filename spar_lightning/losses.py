@@ -5,7 +5,10 @@ paper uses `torch.nn.MSELoss`, the default of `model.loss`. A vector of zeros ha
 any vector is 0, without gradient.
 """
 
+import logging
 import math
+from collections.abc import Sequence
+from typing import Final
 
 import torch
 from jsonargparse import lazy_instance  # type: ignore[attr-defined]  # exported, but not by the name mypy wants
@@ -14,6 +17,21 @@ from torch import Tensor, nn
 from spar_lightning.errors import UserError, check_at_least
 from spar_lightning.evaluation.benchmark_config import class_names
 from spar_lightning.segmentation.text_embeddings import TextClassifiers
+
+SMALLEST: Final = 1e-4  # standard deviation; squares of smaller features vanish in 16-bit numbers
+
+log = logging.getLogger("spar_lightning")
+
+
+def warn_if_tiny(targets: Sequence[Tensor]) -> None:
+    """Log a warning if the features (h, w, d) of all images are so small that any loss looks good."""
+    deviation = max(float(target.float().std(correction=0)) for target in targets)
+    if deviation < SMALLEST:
+        log.warning(
+            "The teacher's features have a standard deviation of %.1e, so the loss is small whatever the student does. "
+            "Check the weights and the projection of the backbone.",
+            deviation,
+        )
 
 
 class CosineLoss(nn.Module):

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 import spar_lightning as spar
 from spar_lightning.backbones import Tiny
 from spar_lightning.errors import UserError
-from spar_lightning.header import HEADER, read_header
+from spar_lightning.header import HEADER, PACKAGE, read_header
 
 
 class Local(Tiny):
@@ -52,6 +52,13 @@ def test_a_header_imports_nothing(block: dict[str, Any], tmp_path: Path, monkeyp
     with pytest.raises(UserError, match=r"a\.safetensors.*evil_module\.Thing.*config"):
         spar.load(written(tmp_path / "a.safetensors", block))
     assert "evil_module" not in sys.modules
+
+
+def test_the_package_of_a_plugin_is_named(tmp_path: Path) -> None:
+    path, block = tmp_path / "a.safetensors", json.dumps({"backbone": "their_vit.TheirViT"})
+    save_file(Tiny().state_dict(), path, {HEADER: block, PACKAGE: "their-vit 1.2\n\x1b[31m"})
+    with pytest.raises(UserError, match=r"'their_vit\.TheirViT' \(package their-vit 1\.2 \\x1b.*install its package"):
+        read_header(path)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,14 @@ from spar_lightning.datasets.samples import Sample
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import UserError
 from spar_lightning.evaluation.benchmark_config import BenchmarkError
-from spar_lightning.losses import ClassSimilarityLoss, CosineLoss, GramLoss, MSECosineLoss, gram_difference
+from spar_lightning.losses import (
+    ClassSimilarityLoss,
+    CosineLoss,
+    GramLoss,
+    MSECosineLoss,
+    gram_difference,
+    warn_if_tiny,
+)
 from spar_lightning.segmentation.text_embeddings import TextClassifiers
 
 ALONE: dict[str, Any] = {"base": None}
@@ -257,3 +264,11 @@ def test_each_loss_trains(arguments: list[str], kind: type[nn.Module], classes: 
         values[-1].backward()
         optimizer.step()
     assert values[0] > values[1] > values[2] > 0
+
+
+def test_tiny_features_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    features = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    warn_if_tiny([features, 1e-6 * features])
+    assert not caplog.records
+    warn_if_tiny([1e-6 * features, (1e-6 * features).half()])
+    assert "standard deviation of" in caplog.text and "Check the weights" in caplog.text

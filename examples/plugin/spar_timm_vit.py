@@ -19,6 +19,7 @@ class TimmViT(TimmTrunk):
 
         super().__init__()
         self.trunk = timm.create_model(model, pretrained=pretrained, num_classes=0)
+        self.pretrained = pretrained
         self.mean, self.std = self.trunk.pretrained_cfg["mean"], self.trunk.pretrained_cfg["std"]
         self.read_facts()
         self.eval()
@@ -32,6 +33,9 @@ class TimmViT(TimmTrunk):
     def load_vision_state_dict(self, state_dict):
         check_fit(state_dict, self.trunk.state_dict(), "The state dict", "TimmViT")
         self.trunk.load_state_dict(state_dict)
+
+    def random_weights(self):
+        return None if self.pretrained else "Set model.backbone.init_args.pretrained to true."
 
     def build_text_tower(self):
         raise UserError("TimmViT has no text encoder, so it cannot be evaluated on class names.")

@@ -85,7 +85,9 @@ def _choices(groups: Groups) -> str:
     blocks = [name for name in groups if name.startswith("blocks.")]
     others = [name for name in groups if not name.startswith("blocks.")]
     depth = sum(name.count(".") == 1 for name in blocks)
+    parts = sorted({name.split(".", 2)[2] for name in blocks if name.count(".") > 1})
+    nested = f"a block followed by {' or '.join(f'.{part}' for part in parts)}, " if parts else ""
     return (
         f"Allowed: all, {', '.join(others)}, blocks.0 to blocks.{depth - 1} (or blocks.-{depth} to blocks.-1), "
-        "a block followed by .mlp or .qkv, and patterns such as blocks.*.mlp."
+        f"{nested}and patterns such as blocks.*{f'.{parts[0]}' if parts else ''}."
     )

@@ -90,6 +90,11 @@ def find_backbone(name: str) -> type[Backbone]:
     return cls
 
 
+def package_of(cls: type[Backbone]) -> str | None:
+    """Return name and version of the plugin package that registers a class, or None."""
+    return next((plugin.package for plugin in plugins() if plugin.backbone is cls), None)
+
+
 def class_path(cls: type) -> str:
     """Return the full path of a class."""
     return f"{cls.__module__}.{cls.__qualname__}"

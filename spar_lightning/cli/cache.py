@@ -14,6 +14,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
+from spar_lightning.backbones.checkpoints import warn_if_random
 from spar_lightning.cli.cache_report import CachePlan, summary
 from spar_lightning.cli.cache_verify import recompute, show, verify
 from spar_lightning.cli.help import CommandParser
@@ -99,6 +100,8 @@ class CacheCLI(SparCLI):
         self.trainer.strategy.connect(model)
         self.trainer.strategy.setup_environment()
         datamodule.trainer = self.trainer
+        if is_first_process():
+            warn_if_random(model.student)
         datamodule.prepare_data()
         config = self.config.cache
         if config.recompute:

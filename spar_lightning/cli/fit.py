@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from spar_lightning import __version__
+from spar_lightning.backbones.checkpoints import warn_if_random
 from spar_lightning.callbacks.checkpoint import BestCheckpoint, DurableCheckpointIO, LastCheckpoint
 from spar_lightning.callbacks.event_file import Events
 from spar_lightning.callbacks.jsonl_logger import JSONLLogger
@@ -155,6 +156,8 @@ class FitCLI(SparCLI):
         if self.trainer.is_global_zero:
             print(self._facts())
             log.info(self._facts())
+            if not self.resumed:
+                warn_if_random(self.model.student)
         self._compare_checkpoints()
         self.trainer.fit(**kwargs, ckpt_path=self.resumed)
 

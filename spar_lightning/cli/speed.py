@@ -113,7 +113,7 @@ class SpeedCLI(SparCLI):
             model,
             fabric.device,
             config.repeats,
-            datamodule.augmentation,
+            datamodule.augmentation.for_patch(model.student.patch_size),
             (config.height, config.width),
             config.precision,
         )

@@ -133,7 +133,7 @@ class SA1B(LightningDataModule):
             benchmark.open()
         if stage != "fit":
             return
-        self._check_patch()
+        self._fit_patch()
         self._check_steps()
         if self.cache is None:
             self._train = SourceImages(self.images(), self.augmentation, self.seed)
@@ -207,7 +207,7 @@ class SA1B(LightningDataModule):
         assert self.trainer is not None
         if self.cache is None:
             raise UserError("Cannot open a feature cache: data.cache is null. Set data.cache to a folder.")
-        self._check_patch()
+        self._fit_patch()
         identity = {
             "teacher": self._teacher.teacher_identity(),
             "augmentation": self.augmentation.identity(),
@@ -323,10 +323,6 @@ class SA1B(LightningDataModule):
         assert isinstance(module, Teacher)
         return module
 
-    def _check_patch(self) -> None:
-        patch, multiple = self._teacher.student.patch_size, self.augmentation.settings.multiple
-        if multiple % patch:
-            raise UserError(
-                f"data.augmentation.multiple is {multiple}, but the backbone has patches of {patch} pixels. "
-                f"Set it to a multiple of {patch}."
-            )
+    def _fit_patch(self) -> None:
+        """Let the sides of images be multiples of the backbone's patch size."""
+        self.augmentation = self.augmentation.for_patch(self._teacher.student.patch_size)

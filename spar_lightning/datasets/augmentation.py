@@ -7,7 +7,7 @@ different sizes. The default is the released configuration, because the paper's 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final, Literal, NamedTuple
 
@@ -76,9 +76,10 @@ class Augmentation:
         scale: Maximum long side and short side of the resized image in pixels, before both are multiplied by the ratio;
             null uses the preset.
         ratio_range: Smallest and largest ratio by which `scale` is multiplied, drawn uniformly; null uses the preset.
-        min_side: Minimum side of the result in pixels; smaller results are enlarged. null uses the preset.
+        min_side: Minimum side of the result in pixels; smaller results are enlarged. null uses the preset, rounded up
+            to a multiple of `multiple`.
         multiple: Sides of the result are rounded down to multiples of this number of pixels, which must be a multiple
-            of the patch size; null uses the preset.
+            of the patch size; null uses the preset, or the patch size if the preset's number is not a multiple of it.
         crop_probability: Probability of a random crop instead of the whole image; null uses the preset.
         crop_range: Smallest and largest side of a crop as a fraction of the image's side, drawn independently for
             height and width; null uses the preset.
@@ -122,7 +123,25 @@ class Augmentation:
     def settings(self) -> Settings:
         """Settings of the preset, overridden by the options that are not null."""
         given = {name: value for name in Settings._fields if (value := getattr(self, name)) is not None}
-        return PRESETS[self.preset]._replace(**given)
+        settings = PRESETS[self.preset]._replace(**given)
+        if self.min_side is None and settings.multiple > 0:
+            settings = settings._replace(min_side=-(-settings.min_side // settings.multiple) * settings.multiple)
+        return settings
+
+    def for_patch(self, patch: int) -> "Augmentation":
+        """Return an augmentation whose sides are multiples of a patch size.
+
+        Raises:
+            UserError: If `multiple` is given and is not a multiple of the patch size.
+        """
+        if self.settings.multiple % patch == 0:
+            return self
+        if self.multiple is not None:
+            raise UserError(
+                f"data.augmentation.multiple is {self.multiple}, but the backbone has patches of {patch} pixels. Set "
+                f"it to a multiple of {patch}, or leave it out."
+            )
+        return replace(self, multiple=patch)
 
     def identity(self) -> dict[str, Any]:
         """Return the augmentation's part of the cache key: its settings, without the name of the preset."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from spar_lightning import __version__
 from spar_lightning.backbones import DINOv3Text
+from spar_lightning.backbones.registry import package_of
 from spar_lightning.export.parity import Difference
 from spar_lightning.export.recipe import Recipe
 from spar_lightning.files.hashing import hash_file
@@ -119,6 +120,8 @@ def facts(student: Student) -> dict[str, str]:
         "patch, native size, channels": f"{backbone.patch_size} px, {backbone.window} px, {backbone.embed_dim}",
         "teacher": f"this network before training, {windows.description()}",
     }
+    if package := package_of(type(backbone)):
+        rows["package of the backbone"] = package
     if backbone.windowed is not None:
         rows["attention"] = f"windowed: {_public(asdict(backbone.windowed))}"
     model, data, trainer = (run.get(key) or {} for key in ("model", "data", "trainer"))

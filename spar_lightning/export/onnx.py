@@ -19,6 +19,7 @@ from spar_lightning.student import Student
 
 FILE: Final = "student.onnx"
 LARGEST_REACH: Final = 4
+HINT: Final = "Remove code that converts a size to a number, such as len(images) or float(h)."
 
 
 class Graph(nn.Module):
@@ -62,19 +63,25 @@ def write(student: Student, folder: Path) -> None:
     free |= {axis: patch * Dim(name, min=side + 1, max=4096) for axis, name in ((2, "h"), (3, "w"))}
     length = max(side, 2 * GROUP) + 1  # several groups of tiles: tracing specializes sizes of 1
     example = torch.zeros(2, 3, length * patch, (length + 2) * patch)
-    with torch.no_grad():
-        program = torch.export.export(Graph(backbone).eval(), (example,), dynamic_shapes=(free,), strict=False)
-    graph: Any = torch.onnx.export(
-        program, dynamo=True, input_names=["pixels"], output_names=["features"], verbose=False
-    )
+    try:
+        with torch.no_grad():
+            program = torch.export.export(Graph(backbone).eval(), (example,), dynamic_shapes=(free,), strict=False)
+        graph: Any = torch.onnx.export(
+            program, dynamo=True, input_names=["pixels"], output_names=["features"], verbose=False
+        )
+    except Exception as error:  # torch raises many types, with texts of up to 60 lines
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+        raise UserError(
+            f"{type(backbone).__name__} cannot be traced for all image sizes ({type(error).__name__}: {reason[:300]}). "
+            f"{HINT}"
+        ) from error
     model = graph.model.graph
     for axis, name in ((0, "batch"), (2, "height"), (3, "width")):
         model.inputs[0].shape[axis] = name
     if any(isinstance(size, int) for size in model.outputs[0].shape[:3]):
         raise UserError(
             f"{type(backbone).__name__} cannot be exported to ONNX for all image sizes: its output has shape "
-            f"{list(model.outputs[0].shape)}. Remove code that converts a size to a number, such as len(images) or "
-            "float(h)."
+            f"{list(model.outputs[0].shape)}. {HINT}"
         )
     for node in model:
         node.metadata_props.clear()  # stack traces contain local paths

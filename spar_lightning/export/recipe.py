@@ -9,7 +9,7 @@ from torch import Tensor
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.student import Student
 
-TOLERANCE = 1e-4  # largest absolute difference that the check allows, fp32
+TOLERANCE = 1e-4  # largest difference that the check allows, in standard deviations of the output, fp32
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Recipe:
         tokens: Function that computes the same tokens with a backbone of this package; None if the export does not
             return tokens.
         pixels: True if the model takes pixels in [0, 1] and normalizes them itself.
-        tolerance: Largest absolute difference that the check allows.
+        tolerance: Largest difference that the check allows, in standard deviations of the student's output.
     """
 
     write: Callable[[Student, Path], None]

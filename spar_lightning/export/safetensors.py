@@ -8,15 +8,19 @@ from safetensors.torch import save_file
 
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.backbones.checkpoints import STUDENT
+from spar_lightning.backbones.registry import package_of
 from spar_lightning.export.recipe import Recipe, Recipes
-from spar_lightning.header import HEADER
+from spar_lightning.header import HEADER, PACKAGE
 from spar_lightning.student import Student
 
 
 def write(student: Student, folder: Path) -> None:
     """Write the vision weights under the names of their original library."""
     tensors = {name: t.contiguous() for name, t in student.backbone.vision_state_dict().items()}
-    save_file(tensors, folder / STUDENT, {"format": "pt", HEADER: json.dumps(student.block)})
+    metadata = {"format": "pt", HEADER: json.dumps(student.block)}
+    if package := package_of(type(student.backbone)):
+        metadata[PACKAGE] = package
+    save_file(tensors, folder / STUDENT, metadata)
 
 
 LOAD: Final = """

@@ -42,3 +42,15 @@ def test_a_selector_without_match_lists_what_exists(selector: str) -> None:
 def test_nothing_selected() -> None:
     with pytest.raises(SelectorError, match="trainable"):
         select(Tiny(pretrained=None).parameter_groups(), [])
+
+
+def test_parts_of_blocks_are_allowed_only_if_they_exist() -> None:
+    groups = Tiny(pretrained=None).parameter_groups()
+    with pytest.raises(
+        SelectorError, match=r"a block followed by \.mlp or \.qkv, and patterns such as blocks\.\*\.mlp"
+    ):
+        select(groups, ["blocks.0.attn"])
+    plain = {name: members for name, members in groups.items() if name.count(".") < 2}
+    with pytest.raises(SelectorError) as caught:
+        select(plain, ["blocks.0.mlp"])
+    assert ".qkv" not in str(caught.value) and "patterns such as blocks.*." in str(caught.value)

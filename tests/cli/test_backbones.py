@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from spar_lightning.backbones import Tiny
-from spar_lightning.backbones.registry import plugins
+from spar_lightning.backbones.registry import find_backbone, package_of, plugins
 from spar_lightning.cli import main
 from tests.conftest import ROOT, Finished, environment
 
@@ -83,6 +83,7 @@ def test_the_example_keeps_the_contract(capsys: Capture) -> None:
     code = main(["backbones", "check", "TimmViT"])
     out = capsys.readouterr().out
     assert code == 0 and "FAILED" not in out and out.count("passed") > 10, out
+    assert package_of(find_backbone("TimmViT")) == "spar-timm-vit 0.1" and package_of(Tiny) is None
 
 
 def test_the_example_trains_two_steps(run: Callable[..., Finished], photos: str, tmp_path: Path) -> None:
@@ -94,6 +95,24 @@ def test_the_example_trains_two_steps(run: Callable[..., Finished], photos: str,
     assert done.code == 0, done.err
     assert "class_path: spar_timm_vit.TimmViT" in (tmp_path / "run" / "config.yaml").read_text()
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+class Patch14(Tiny):
+    """Backbone with patches of 14 pixels and random weights."""
+
+    patch_size, window = 14, 56
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+
+def test_a_patch_of_14_pixels_trains_by_default(photos: str, tmp_path: Path) -> None:
+    arguments = [
+        "fit", "--model.backbone", "tests.cli.test_backbones.Patch14", "--model.stride", "56", "--data", "SA1B",
+        "--data.shards", photos, "--trainer.max_epochs", "1", "--trainer.max_steps", "1",
+        "--trainer.accelerator", "cpu", "--run_dir", str(tmp_path / "run"),
+    ]  # fmt: skip
+    assert main(arguments) == 0
 
 
 def test_show_prints_groups_with_counts(capsys: Capture) -> None:

@@ -100,6 +100,21 @@ def test_min_side_must_fit_the_multiple() -> None:
         Augmentation(min_side=500)
 
 
+@pytest.mark.parametrize(("patch", "multiple", "min_side"), [(8, 16, 512), (16, 16, 512), (14, 14, 518), (32, 32, 512)])
+def test_sides_follow_the_patch(patch: int, multiple: int, min_side: int) -> None:
+    augmentation = Augmentation().for_patch(patch)
+    assert (augmentation.settings.multiple, augmentation.settings.min_side) == (multiple, min_side)
+    record = augmentation.draw(1500, 2250, 0, "sa_1")
+    assert record.crop_height % patch == record.crop_width % patch == 0
+    assert augmentation.for_patch(patch) is augmentation and Augmentation(multiple=patch).settings.min_side == min_side
+    given = Augmentation("none", min_side=48, multiple=24)
+    if patch == 8:
+        assert given.for_patch(patch) is given
+    else:
+        with pytest.raises(UserError, match=rf"multiple is 24.* patches of {patch} pixels"):
+            given.for_patch(patch)
+
+
 def test_the_draw_of_version_1() -> None:
     """Fixed draws. If they must change, increase ALGORITHM in augmentation.py: older caches contain other pixels."""
     draws = [Augmentation().draw(1500, 2250, 0, f"sa_{i}") for i in (1, 2, 3)]

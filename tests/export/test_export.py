@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 import spar_lightning as spar
-from spar_lightning.backbones import DINOv3Text, OpenCLIP, Tiny
+from spar_lightning.backbones import Backbone, DINOv3Text, OpenCLIP, Tiny
 from spar_lightning.backbones.attention import WindowedAttention
 from spar_lightning.cli import main
 from spar_lightning.datasets.scene_renderer import render
@@ -135,8 +135,31 @@ def test_a_size_that_becomes_a_number_is_refused(
     made = student("Tiny")
     forward = Tiny.forward
     monkeypatch.setattr(Tiny, "forward", lambda tiny, images: forward(tiny, images)[:, : int(images.shape[2]) // 8])
-    with pytest.raises(Exception, match=r"cannot be exported to ONNX for all image sizes|specialized|constraints"):
+    with pytest.raises(UserError, match=r"Tiny cannot be (exported to ONNX|traced) for all image sizes") as caught:
         export(made, "onnx", tmp_path / "export")
+    assert "\n" not in str(caught.value) and "len(images)" in str(caught.value)
+
+
+def test_small_features_are_compared_in_their_own_scale(
+    student: Make, in_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features of 1e-7 with a relative error of 1 % differ by less than 1e-4."""
+    made = student("Tiny")
+    head = made.backbone.get_submodule("head")
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter *= 1e-7
+    exact = export(made, "safetensors", tmp_path / "exact")
+    recipe = LIBRARIES["safetensors"][Backbone]
+    wrong = replace(
+        recipe,
+        any_size=recipe.any_size
+        + "\nplain = dense\n\n\ndef dense(model, images):\n    return 1.01 * plain(model, images)\n",
+    )
+    monkeypatch.setattr("spar_lightning.export.exporter.recipe_of", lambda *_: wrong)
+    with pytest.raises(ExportError, match="standard deviations"):
+        export(made, "safetensors", tmp_path / "export")
+    assert {each.largest for each in exact} == {0.0}
 
 
 def test_places_that_do_not_exist(student: Make, tmp_path: Path) -> None:

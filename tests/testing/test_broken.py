@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from spar_lightning.backbones import Backbone, DINOv3Text, Tiny
 from spar_lightning.backbones.base import Grid, TextTower
 from spar_lightning.backbones.packing import patch_tokens
+from spar_lightning.errors import UserError
 from spar_lightning.image.resize import check_sides
 from spar_lightning.testing import Check, backbone_checks
 
@@ -232,6 +233,9 @@ def test_text_towers(embeddings: TextTower, text: str) -> None:
         def build_text_tower(self) -> TextTower:
             return embeddings
 
+    if "returned" in text or "shape" in text or "int64" in text:
+        with pytest.raises(UserError, match=r"Words: the text encoder returned .* Correct build_text_tower"):
+            Words().encode_text(["red", "blue"])
     checks = {check.name: check for check in backbone_checks(Words)}
     error = failure(checks["text_embeddings_are_valid"])
     assert text in str(error)
