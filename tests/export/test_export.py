@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 import spar_lightning as spar
-from spar_lightning.backbones import Backbone, DINOv3Text, OpenCLIP, Tiny
+from spar_lightning.backbones import DINOv3Text, OpenCLIP, Tiny
 from spar_lightning.backbones.attention import WindowedAttention
 from spar_lightning.cli import main
 from spar_lightning.datasets.scene_renderer import render
@@ -148,9 +148,9 @@ def test_small_features_are_compared_in_their_own_scale(
     head = made.backbone.get_submodule("head")
     with torch.no_grad():
         for parameter in head.parameters():
-            parameter *= 1e-7
+            parameter.mul_(1e-7)
     exact = export(made, "safetensors", tmp_path / "exact")
-    recipe = LIBRARIES["safetensors"][Backbone]
+    recipe = recipe_of(made.backbone, "safetensors")
     wrong = replace(
         recipe,
         any_size=recipe.any_size
