@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -48,7 +48,8 @@ class Check:
     def place(self, error: BaseException) -> str | None:
         """Return file and line of the author's code that an error of this check is about, or None.
 
-        This is the innermost line of the traceback in a file of the backbone's class, or else the tested method.
+        This is the innermost line of the traceback in a file of the backbone's class, or else the tested method, or the
+        class.
         """
         classes = [cls for cls in type(self.factory()).__mro__ if issubclass(cls, Backbone) and cls is not Backbone]
         classes = [cls for cls in classes if cls.__module__.partition(".")[0] != "spar_lightning"] or classes
@@ -60,15 +61,21 @@ class Check:
                 break  # further out is the caller of the check
         for cls in classes:
             if (method := cls.__dict__.get(self.method)) is not None and inspect.isfunction(inspect.unwrap(method)):
-                method = inspect.unwrap(method)
-                return f"{inspect.getsourcefile(method)}:{inspect.getsourcelines(method)[1]}"
-        return None
+                return _place(inspect.unwrap(method))
+        return _place(classes[0])
 
 
 def _file(cls: type) -> Path | None:
     try:
         return Path(inspect.getfile(cls))
     except (OSError, TypeError):  # defined in an interactive session
+        return None
+
+
+def _place(code: Any) -> str | None:
+    try:
+        return f"{inspect.getsourcefile(code)}:{inspect.getsourcelines(code)[1]}"
+    except (OSError, TypeError):
         return None
 
 
