@@ -41,7 +41,7 @@ def reader(folder: Path) -> dict[str, str]:
         script.chmod(0o755)
     path = f"{folder / 'venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
     # One thread: other tests run at the same time, and with two the quickstart would take twice as long.
-    offline = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"}  # 0 means: no isolation
+    offline = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "HF_HUB_OFFLINE": "1"}  # 0: no isolation
     return {**os.environ, **offline, "PATH": path, "OMP_NUM_THREADS": "1", "SPAR_CACHE": str(folder / "text")}
 
 
