@@ -29,6 +29,7 @@ from spar_lightning.cosine_decay import CosineDecay as CosineDecay
 from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.datamodules.samplers import ResumeError as ResumeError
 from spar_lightning.datasets.samples import ActivationSample, LabelledImage, Sample
+from spar_lightning.distributed import is_first_process
 from spar_lightning.errors import UserError
 from spar_lightning.evaluation.benchmark_config import BenchmarkConfig
 from spar_lightning.evaluation.protocol import Protocol
@@ -230,7 +231,7 @@ class Distillation(LightningModule, Teacher):
         """Compute the mean loss over the images of a batch."""
         self._encode_classes()
         students, targets = self._features(batch)
-        if self._trainer is not None and self.global_step == 0 and self.global_rank == 0:
+        if self._trainer is not None and self.global_step == 0 and is_first_process():
             warn_if_tiny(targets)
         # The loss is computed in float32 at any precision of the run; images of all sizes have the same weight.
         with torch.autocast(self.device.type, enabled=False):
