@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from spar_lightning.datasets.samples import IGNORED
 from spar_lightning.evaluation.benchmark import Benchmark
-from spar_lightning.evaluation.bootstrap import Counts, iou
+from spar_lightning.evaluation.bootstrap import Counts, iou, mean_iou
 from spar_lightning.image.resize import at_most, resize_labels
 from spar_lightning.visualization.palette import palette
 
@@ -40,7 +40,7 @@ def choose(counts: Counts, count: int, seed: int) -> Groups:
         count: Number of images in each group; fewer if the benchmark has fewer than three times as many.
         seed: Seed of the random choice.
     """
-    miou = image_miou(counts)
+    miou = mean_iou(iou(counts))
     usable = np.flatnonzero(np.isfinite(miou))  # images with a counted pixel
     count = min(count, -(-len(usable) // 3))
     drawn = np.random.default_rng(seed).permutation(usable)[:count]
@@ -48,15 +48,6 @@ def choose(counts: Counts, count: int, seed: int) -> Groups:
     order = others[np.argsort(-miou[others], kind="stable")]
     worst = order[count:][-count:][::-1] if count else order[:0]
     return {"best": order[:count].tolist(), "worst": worst.tolist(), "random": drawn.tolist()}
-
-
-def image_miou(counts: Counts) -> Counts:
-    """Return the mean IoU in percent (images) of the classes in each image or its prediction; NaN without any."""
-    ious = iou(counts)  # (images, C)
-    occurs = np.isfinite(ious)
-    sums = np.where(occurs, ious, 0).sum(1)
-    means: Counts = np.divide(sums, occurs.sum(1), out=np.full(len(ious), np.nan), where=occurs.any(1))
-    return means
 
 
 def pictures(
@@ -77,7 +68,7 @@ def pictures(
         device: Device of the network.
         precision: Function that returns the precision context of the network.
     """
-    miou, found = image_miou(counts), []
+    miou, found = mean_iou(iou(counts)), []
     indices = [(group, index) for group, chosen in groups.items() for index in chosen]
     for group, index in tqdm(indices, f"{benchmark.name}: pictures of report.html", unit="image", leave=False):
         image = benchmark[index]

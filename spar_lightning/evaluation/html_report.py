@@ -12,14 +12,15 @@ from typing import Any
 
 from jinja2 import Environment
 
+from spar_lightning.evaluation.bootstrap import SAMPLES
 from spar_lightning.evaluation.comparison import NOTE, TITLES, Comparison, bounds
 from spar_lightning.evaluation.report import cells
 
 log = logging.getLogger("spar_lightning")
 
 INTERVALS = (
-    "mIoU in percent. 95 % intervals: 2000 draws of the images with replacement (bootstrap); they cover the choice of "
-    "images only."
+    f"mIoU in percent. 95 % intervals: {SAMPLES} draws of the images with replacement (bootstrap); they cover the "
+    "choice of images only."
 )
 GALLERY = (
     "Pictures: image, labels, prediction, errors (red: wrong, black: not counted). The mIoU of an image is the mean "

@@ -19,9 +19,9 @@ from playwright.sync_api import Page, sync_playwright
 from torch import Tensor
 
 from spar_lightning.evaluation.benchmark import Benchmark
-from spar_lightning.evaluation.bootstrap import Counts
+from spar_lightning.evaluation.bootstrap import Counts, iou, mean_iou
 from spar_lightning.evaluation.confusion import ConfusionMatrix
-from spar_lightning.evaluation.gallery import choose, image_miou, pictures
+from spar_lightning.evaluation.gallery import choose, pictures
 from spar_lightning.evaluation.html_report import evaluation_page
 from spar_lightning.visualization.palette import palette
 from tests import fake_benchmarks
@@ -37,7 +37,7 @@ def counts(hits: list[int]) -> Counts:
 
 def test_choice_of_images() -> None:
     one, other = counts([5, 9, 1, 7, 3, 10, 0, 2]), counts([9, 5, 7, 1, 2, 0, 10, 3])
-    assert image_miou(one)[[0, 5, 6]].tolist() == [25, 100, 0]  # the mean of two classes, of one, and of two
+    assert mean_iou(iou(one))[[0, 5, 6]].tolist() == [25, 100, 0]  # the mean of two classes, of one, and of two
     groups = choose(one, 2, seed=1)
     assert groups["random"] == choose(other, 2, seed=1)["random"] != choose(one, 2, seed=2)["random"]
     left = [index for index in (5, 1, 3, 0, 4, 7, 2, 6) if index not in groups["random"]]  # the best first
