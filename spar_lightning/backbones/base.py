@@ -44,6 +44,8 @@ class Backbone(nn.Module, ABC):
         packs: Whether `run_blocks` accepts several images of different sizes in one sequence.
         prefix: Number of class and register tokens per image.
         windowable: Whether `run_blocks` calls `attend` for attention, which then can be windowed.
+        crops_positions: Whether the positional embedding is a table for larger images than the window, resized to a
+            square of which an image uses the top left part (C-RADIO).
         windowed: Settings of windowed attention, set by `with_attention`; None for full attention.
     """
 
@@ -57,6 +59,7 @@ class Backbone(nn.Module, ABC):
     packs: bool = True
     prefix: int = 0
     windowable: bool = False
+    crops_positions: bool = False
     windowed: WindowedAttention | None = None
 
     def __init__(self) -> None:

@@ -75,18 +75,7 @@ class OpenClipModel(Backbone):
         return {**super().identity(), "quick_gelu": self.quick_gelu}  # not visible in the weights
 
     def text_identity(self) -> dict[str, Any] | None:
-        if self.text_pretrained is None:
-            return None
-        known = pretrained_config(self.model, self.text_pretrained)
-        weights = self.text_pretrained if known else hash_file(find(self.text_pretrained, FILES))
-        recorded = settings(self.model, self.text_pretrained).get("quick_gelu") if not known else None
-        tokenizer: Any = self.tokenizer  # a name on the Hugging Face Hub, or a folder
-        if tokenizer is not None and Path(tokenizer).is_dir():
-            files = sorted(path for path in Path(tokenizer).iterdir() if path.is_file())
-            tokenizer = {path.name: hash_file(path) for path in files}
-        found = {"family": "open_clip", "model": self.model, "weights": weights, "tokenizer": tokenizer}
-        # Only if the folder of the weights demands it, so that older caches stay valid.
-        return {**found, "quick_gelu": True} if recorded and not model_config(self.model).get("quick_gelu") else found
+        return None if self.text_pretrained is None else text_key(self.model, self.text_pretrained, self.tokenizer)
 
     def random_weights(self) -> str | None:
         return "Set pretrained to a tag of open_clip or a path." if self.pretrained is None else None
@@ -107,6 +96,25 @@ class OpenClipModel(Backbone):
 
     def build_text_tower(self) -> TextTower:
         return text_tower(self.model, self.text_pretrained, self.tokenizer)
+
+
+def text_key(model: str, pretrained: str, tokenizer: Any) -> dict[str, Any]:
+    """Return the cache key of text embeddings.
+
+    Args:
+        model: Name of the model in open_clip.
+        pretrained: Pretrained tag or path of the text tower.
+        tokenizer: Name on the Hugging Face Hub or folder of the tokenizer; None if the model selects it.
+    """
+    known = pretrained_config(model, pretrained)
+    weights = pretrained if known else hash_file(find(pretrained, FILES))
+    recorded = settings(model, pretrained).get("quick_gelu") if not known else None
+    if tokenizer is not None and Path(tokenizer).is_dir():
+        files = sorted(path for path in Path(tokenizer).iterdir() if path.is_file())
+        tokenizer = {path.name: hash_file(path) for path in files}
+    found = {"family": "open_clip", "model": model, "weights": weights, "tokenizer": tokenizer}
+    # Only if the folder of the weights demands it, so that older caches stay valid.
+    return {**found, "quick_gelu": True} if recorded and not model_config(model).get("quick_gelu") else found
 
 
 def vision_tower(model: str, quick_gelu: bool = False) -> nn.Module:

@@ -52,13 +52,20 @@ class SigLIP2(OpenClipModel, TimmTrunk):
         return self.visual.trunk
 
     def project(self, tokens: Tensor, grids: Sequence[Grid]) -> Tensor:
-        pool, width = self.trunk.attn_pool, self.embed_dim
-        values = F.linear(self.trunk.norm(tokens), pool.kv.weight[width:], pool.kv.bias[width:])
-        values = pool.proj(values)
-        features: Tensor = values + pool.mlp(pool.norm(values))
-        return features
+        return pooled_values(self.trunk.attn_pool, self.trunk.norm(tokens))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        pool = self.trunk.attn_pool
-        head = [p for part in (pool.kv, pool.proj, pool.norm, pool.mlp) for p in part.parameters()]
-        return {**super().parameter_groups(), "head": head}
+        return {**super().parameter_groups(), "head": pool_parameters(self.trunk.attn_pool)}
+
+
+def pooled_values(pool: Any, tokens: Tensor) -> Tensor:
+    """Apply the value path of timm's attention pooling to each token: (B, n, D) -> (B, n, D)."""
+    width = tokens.shape[-1]
+    values = pool.proj(F.linear(tokens, pool.kv.weight[width:], pool.kv.bias[width:]))
+    features: Tensor = values + pool.mlp(pool.norm(values))
+    return features
+
+
+def pool_parameters(pool: Any) -> list[nn.Parameter]:
+    """Return the parameters of the value path of timm's attention pooling."""
+    return [p for part in (pool.kv, pool.proj, pool.norm, pool.mlp) for p in part.parameters()]

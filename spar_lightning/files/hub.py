@@ -1,0 +1,89 @@
+"""Files of a repository on the Hugging Face Hub, downloaded once into the cache of huggingface_hub.
+
+The environment variables of huggingface_hub apply: HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from spar_lightning.errors import UserError
+
+PREFIX: Final = "hf-hub:"
+NAME: Final = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # org/name or org/name@revision
+
+
+class HubError(UserError):
+    """Error for a repository on the Hub that cannot be read or written."""
+
+
+def is_name(text: str) -> bool:
+    """Return whether a text has the form org/name or org/name@revision."""
+    return NAME.fullmatch(text) is not None
+
+
+def download(name: str, files: Sequence[str]) -> Path:
+    """Return a local folder with files of a repository; files that the repository does not have are left out.
+
+    Args:
+        name: Name of the repository as org/name, or org/name@revision for a branch, tag or commit.
+        files: Names of the files, with wildcards.
+
+    Raises:
+        HubError: The repository cannot be read, or the name is invalid.
+    """
+    from huggingface_hub import snapshot_download
+
+    if not is_name(name):
+        raise HubError(f"{name!r} is not a repository on the Hugging Face Hub. Allowed: org/name or org/name@revision.")
+    repository, _, revision = name.partition("@")
+    with translated(name, "read"):
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(files)))
+
+
+@contextmanager
+def translated(name: str, action: str) -> Iterator[None]:
+    """Raise HubError for the errors of huggingface_hub and of the network.
+
+    Args:
+        name: Name of the repository.
+        action: What is done with it: "read" or "written".
+    """
+    from huggingface_hub import errors
+
+    subject = f"{name} on the Hugging Face Hub cannot be {action}"
+    login = "log in with `hf auth login`, or set HF_TOKEN"
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise HubError(f"{subject}: access has to be requested on its page. Then {login}.") from error
+    except errors.RepositoryNotFoundError as error:  # also the Hub's answer without a valid login
+        raise HubError(
+            f"{subject}: it does not exist, or you have no access. Check the name; if it is private, {login}."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise HubError(f"{subject}: it has no such revision. Pass a branch, tag or commit after @.") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise HubError(
+            f"{subject}: it is not in the local cache, and {_unreachable()}. Connect to the network once, or copy its "
+            "files to this machine and pass the folder."
+        ) from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "no status"
+        hint = f" {login[0].upper()}{login[1:]}." if status in (401, 403) else " Try again later."
+        raise HubError(f"{subject}: the server answered {status}.{hint}") from error
+    except Exception as error:  # HTTP clients, sockets and proxies raise different exceptions
+        if isinstance(error, OSError) and error.filename:
+            raise  # a local file
+        raise HubError(f"{subject} ({type(error).__name__}: {' '.join(str(error).split())}).") from error
+
+
+def _unreachable() -> str:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    return f"{os.environ.get('HF_ENDPOINT', constants.ENDPOINT)} cannot be reached"
