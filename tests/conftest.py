@@ -115,14 +115,6 @@ def small_naflex(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.fixture(scope="session")
-def small_timm(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Register the models of `tests.backbones.small_models` in timm and open_clip."""
-    from tests.backbones.small_models import register_in_open_clip
-
-    register_in_open_clip(tmp_path_factory.mktemp("open_clip"))
-
-
 def environment() -> dict[str, str]:
     """Return environment variables that limit each process to one thread."""
     return {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -77,8 +77,7 @@ class CRADIO(TimmTrunk):
         return features
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        groups = {name: group for name, group in super().parameter_groups().items() if group}  # no final norm
-        return {**groups, "head": list(self.head.parameters())}
+        return {**super().parameter_groups(), "head": list(self.head.parameters())}
 
     def vision_state_dict(self) -> dict[str, Tensor]:
         return dict(self.state_dict())  # trunk.* as in timm, head.* as in the official adaptor

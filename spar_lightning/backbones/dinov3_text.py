@@ -11,22 +11,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from spar_lightning.backbones.base import Backbone, Grid, TextTower
+from spar_lightning.backbones.base import Grid, TextTower
 from spar_lightning.backbones.packing import patch_tokens
 from spar_lightning.backbones.prompt_length import token_counts, warn_if_cut
+from spar_lightning.backbones.timm_eva import EvaTrunk
 from spar_lightning.backbones.weights import WeightsError, check_fit, find, read, skipped
 from spar_lightning.errors import UserError
 from spar_lightning.files.hashing import hash_file
-from spar_lightning.image.resize import check_sides, stretch
+from spar_lightning.image.resize import stretch
 
 FORM = "https://ai.meta.com/resources/models-and-libraries/dinov3-downloads/"
 VISION_FILE = "dinov3_vitl16_pretrain_lvd1689m-8aa4cbdd.pth"
 TEXT_FILE = "dinov3_vitl16_dinotxt_vision_head_and_text_encoder-a442d8f5.pth"
 
 
-class DINOv3Text(Backbone):
+class DINOv3Text(EvaTrunk):
     """DINOv3.txt ViT-L/16, or another DINOv3 ViT of timm, with patch tokens as dense features.
 
     Args:
@@ -39,7 +40,6 @@ class DINOv3Text(Backbone):
     paper_patch_fit = staticmethod(stretch)
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
-    windowable = True
 
     def __init__(
         self,
@@ -77,31 +77,7 @@ class DINOv3Text(Backbone):
         self._round_periods()  # timm recomputes them when the dtype changes
         return self
 
-    def embed(self, images: Tensor) -> Tensor:
-        check_sides(images, self.patch_size)
-        patches = self.trunk.patch_embed.proj(images).flatten(2).transpose(1, 2)  # (B, N, D)
-        prefix = [token.expand(images.shape[0], -1, -1) for token in (self.trunk.cls_token, self.trunk.reg_token)]
-        return torch.cat([*prefix, patches], dim=1)
-
-    def run_blocks(self, tokens: Tensor, grids: Sequence[Grid], start: int = 0, stop: int | None = None) -> Tensor:
-        from timm.layers import apply_rot_embed_cat  # type: ignore[attr-defined]  # exported, but not in __all__
-
-        rope = torch.cat([self._rope(grid) for grid in grids])
-        for block in self.trunk.blocks[start:stop]:
-            attn, x = block.attn, block.norm1(tokens)
-            bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
-            qkv = F.linear(x, attn.qkv.weight, bias).unflatten(-1, (3, attn.num_heads, -1))
-            q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, n, head width) each
-            q, k = (apply_rot_embed_cat(part, rope, half=attn.rotate_half).type_as(v) for part in (q, k))
-            tokens = tokens + block.gamma_1 * attn.proj(self.attend(q, k, v, grids))
-            tokens = tokens + block.gamma_2 * block.mlp(block.norm2(tokens))
-        return tokens
-
-    def _rope(self, grid: Grid) -> Tensor:
-        """Return the sines and cosines of RoPE (prefix+N, 2 * head width); class and register tokens do not rotate.
-
-        Equal to timm's RoPE, but exportable with dynamic sizes: timm converts h to a Python number.
-        """
+    def rotation(self, grid: Grid) -> Tensor:
         periods = self.trunk.rope.periods
         # Centers of the patches, in [-1, 1] along each axis.
         axes = [2 * (torch.arange(n, device=periods.device, dtype=torch.float32) + 0.5) / n - 1 for n in grid]
@@ -117,22 +93,6 @@ class DINOv3Text(Backbone):
     def project(self, tokens: Tensor, grids: Sequence[Grid]) -> Tensor:
         features: Tensor = self.trunk.norm(patch_tokens(tokens, grids, self.prefix))
         return features
-
-    def final_norm(self) -> nn.Module:
-        norm: nn.Module = self.trunk.norm
-        return norm
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        trunk = self.trunk
-        groups = {
-            "patch_embed": list(trunk.patch_embed.parameters()),
-            "prefix": [trunk.cls_token, trunk.reg_token],
-        }
-        for i, block in enumerate(trunk.blocks):
-            groups[f"blocks.{i}"] = list(block.parameters())
-            groups[f"blocks.{i}.mlp"] = list(block.mlp.parameters())
-            groups[f"blocks.{i}.qkv"] = [block.attn.qkv.weight, block.attn.q_bias, block.attn.v_bias]
-        return {**groups, "norm": list(trunk.norm.parameters())}
 
     def vision_state_dict(self) -> dict[str, Tensor]:
         return dict(self.trunk.state_dict())  # names as in timm

@@ -1,4 +1,4 @@
-"""Forward pass of timm's Eva, a ViT with rotary positional embedding (RoPE), for EVA02-CLIP, PE-Core and plugins."""
+"""Forward pass of timm's Eva, a ViT with rotary positional embedding (RoPE), for EVA02-CLIP, PE-Core and DINOv3."""
 
 from abc import ABC
 from collections.abc import Sequence

@@ -68,9 +68,10 @@ class TimmTrunk(Backbone, ABC):
         trunk = self.trunk
         # timm's PatchEmbed accepts only the native image size, so its projection is called directly.
         patches = trunk.patch_embed.proj(images)  # (B, D, h, w)
-        held = 0 if trunk.no_embed_class else self.prefix  # rows of pos_embed for class and register tokens
-        of_patches = self.positions((patches.shape[-2], patches.shape[-1]), trunk.pos_embed[:, held:])
-        tokens: Tensor = patches.flatten(2).transpose(1, 2) + of_patches
+        tokens = patches.flatten(2).transpose(1, 2)
+        held = 0 if trunk.no_embed_class or trunk.pos_embed is None else self.prefix  # rows for class and registers
+        if trunk.pos_embed is not None:
+            tokens = tokens + self.positions((patches.shape[-2], patches.shape[-1]), trunk.pos_embed[:, held:])
         if prefix := [token for token in (trunk.cls_token, trunk.reg_token) if token is not None]:
             first = torch.cat(prefix, dim=1)
             first = first + trunk.pos_embed[:, :held] if held else first
@@ -105,14 +106,17 @@ class TimmTrunk(Backbone, ABC):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         trunk = self.trunk
-        groups = {"patch_embed": list(trunk.patch_embed.parameters()), "pos_embed": [trunk.pos_embed]}
+        groups = {"patch_embed": list(trunk.patch_embed.parameters())}
+        if trunk.pos_embed is not None:
+            groups["pos_embed"] = [trunk.pos_embed]
         if prefix := [token for token in (trunk.cls_token, trunk.reg_token) if token is not None]:
             groups["prefix"] = prefix
         for i, block in enumerate(trunk.blocks):
             groups[f"blocks.{i}"] = list(block.parameters())
             groups[f"blocks.{i}.mlp"] = list(block.mlp.parameters())
             groups[f"blocks.{i}.qkv"] = self.qkv_parameters(block.attn)
-        return {**groups, "norm": [*trunk.norm_pre.parameters(), *trunk.norm.parameters()]}
+        norm = [*trunk.norm_pre.parameters(), *trunk.norm.parameters()]  # C-RADIO has none
+        return {**groups, "norm": norm} if norm else groups
 
     def qkv_parameters(self, attn: Any) -> list[nn.Parameter]:
         """Return the parameters that compute queries, keys and values."""

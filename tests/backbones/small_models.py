@@ -1,13 +1,17 @@
-"""Small models of the large families, registered in timm and open_clip under names of these families."""
+"""Small models of the large families, which the import registers in timm and open_clip."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 from timm.models import register_model
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
+
+from spar_lightning.backbones import Backbone
 
 CLIP_MEAN, CLIP_STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 SMALL = {"embed_dim": 64, "depth": 3, "num_heads": 2}
@@ -60,12 +64,24 @@ CONFIGS = {
 }
 
 
-def register_in_open_clip(folder: Path) -> None:
+def randomized(backbone: Backbone) -> Backbone:
+    """Add noise to all parameters, because the initial ones are so small that features hardly depend on the image."""
+    torch.manual_seed(0)
+    for parameter in backbone.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return backbone
+
+
+def register() -> None:
     """Make the models of `CONFIGS` known to open_clip, which reads configurations from files."""
-    for name, (trunk, pool) in CONFIGS.items():
-        vision = {"image_size": 64, "timm_model_name": trunk, "timm_model_pretrained": False, "timm_pool": pool,
-                  "timm_proj": None}  # fmt: skip
-        text = {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
-        config = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": text, "custom_text": True}
-        (folder / f"{name}.json").write_text(json.dumps(config))
-    open_clip.add_model_config(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (trunk, pool) in CONFIGS.items():
+            vision = {"image_size": 64, "timm_model_name": trunk, "timm_model_pretrained": False, "timm_pool": pool,
+                      "timm_proj": None}  # fmt: skip
+            text = {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
+            config = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": text, "custom_text": True}
+            Path(folder, f"{name}.json").write_text(json.dumps(config))
+        open_clip.add_model_config(folder)  # reads the files
+
+
+register()

@@ -11,6 +11,7 @@ from transformers import RadioConfig, RadioModel
 from spar_lightning.backbones import CRADIO
 from spar_lightning.backbones.weights import WeightsError
 from spar_lightning.errors import UserError
+from tests.backbones.small_models import register as register  # at import
 
 MODEL = "vit_tiny_patch16_radio_v4"
 HEAD = "radio_model.adaptors.siglip2-g.head_mlp."
@@ -54,7 +55,7 @@ def embeddings(tensors: dict[str, Tensor], tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def test_features_equal_the_original_at_two_sizes(original: tuple[Path, RadioModel], small_timm: None) -> None:
+def test_features_equal_the_original_at_two_sizes(original: tuple[Path, RadioModel]) -> None:
     folder, model = original
     backbone = CRADIO(MODEL, str(folder))
     assert backbone.window == 512 and backbone.prefix == 10
@@ -68,13 +69,13 @@ def test_features_equal_the_original_at_two_sizes(original: tuple[Path, RadioMod
         torch.testing.assert_close(backbone(normalized).flatten(1, 2), text_space, rtol=0, atol=1e-4)
 
 
-def test_a_student_with_another_adaptor_loads(original: tuple[Path, RadioModel], small_timm: None) -> None:
+def test_a_student_with_another_adaptor_loads(original: tuple[Path, RadioModel]) -> None:
     backbone, other = CRADIO(MODEL, str(original[0])), CRADIO(MODEL, None)
     other.load_vision_state_dict(backbone.vision_state_dict())
     assert other.weights_digest() == backbone.weights_digest()
 
 
-def test_errors_say_what_is_missing(original: tuple[Path, RadioModel], small_timm: None, tmp_path: Path) -> None:
+def test_errors_say_what_is_missing(original: tuple[Path, RadioModel], tmp_path: Path) -> None:
     tensors = load_file(original[0] / "model.safetensors")
     save_file({n: t for n, t in tensors.items() if HEAD not in n}, tmp_path / "model.safetensors")
     with pytest.raises(WeightsError, match="has no SigLIP2 adaptor"):

@@ -13,17 +13,9 @@ from spar_lightning.backbones import EVA02CLIP, PECore
 from spar_lightning.backbones.open_clip_base import both_towers
 from spar_lightning.backbones.timm_eva import EvaTrunk
 from spar_lightning.errors import UserError
-from tests.backbones.small_models import CONFIGS
+from tests.backbones.small_models import CONFIGS, randomized
 
 MODELS = [(EVA02CLIP, "EVA02-Tiny"), (EVA02CLIP, "EVA02-Post"), (PECore, "PE-Core-Nano"), (PECore, "PE-Core-T-16-384")]
-
-
-def randomized(cls: Any, model: str) -> EvaTrunk:
-    torch.manual_seed(0)
-    backbone: EvaTrunk = cls(model, pretrained=None)
-    for parameter in backbone.parameters():  # timm initializes biases with zeros
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return backbone
 
 
 def tokens_of_timm(backbone: EvaTrunk, name: str, images: Tensor, blocks: int) -> Tensor:
@@ -39,8 +31,8 @@ def tokens_of_timm(backbone: EvaTrunk, name: str, images: Tensor, blocks: int) -
 
 @pytest.mark.parametrize(("cls", "model"), MODELS)
 @torch.no_grad()
-def test_tokens_equal_timm_at_two_sizes(cls: Any, model: str, small_timm: None) -> None:
-    backbone = randomized(cls, model)
+def test_tokens_equal_timm_at_two_sizes(cls: Any, model: str) -> None:
+    backbone = randomized(cls(model, pretrained=None))
     name = CONFIGS[model][0] if model in CONFIGS else "vit_pe_core_tiny_patch16_384"
     side = backbone.grid[0]
     blocks = backbone.depth - backbone.value_path  # MaskCLIP changes the last block
@@ -52,10 +44,10 @@ def test_tokens_equal_timm_at_two_sizes(cls: Any, model: str, small_timm: None) 
 
 
 @torch.no_grad()
-def test_one_token_attends_to_itself(small_timm: None) -> None:
+def test_one_token_attends_to_itself() -> None:
     """With one token, attention is the value path: dense features equal open_clip's image embedding of that token."""
     for cls, model in ((EVA02CLIP, "EVA02-Tiny"), (EVA02CLIP, "EVA02-Post"), (PECore, "PE-Core-Nano")):
-        backbone = randomized(cls, model)
+        backbone = randomized(cls(model, pretrained=None))
         trunk, width = backbone.trunk, backbone.trunk.num_features
         token = torch.randn(1, 1, width)
         after = trunk.blocks[-1](token) if backbone.value_path else token
@@ -71,7 +63,7 @@ def test_one_token_attends_to_itself(small_timm: None) -> None:
 
 @pytest.mark.parametrize(("cls", "model"), MODELS[:3])
 @torch.no_grad()
-def test_both_towers_load_from_a_file_of_open_clip(cls: Any, model: str, small_timm: None, tmp_path: Path) -> None:
+def test_both_towers_load_from_a_file_of_open_clip(cls: Any, model: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
     clip = both_towers(model, quick_gelu=False, warn=False).eval()
     save_file(clip.state_dict(), tmp_path / "open_clip_model.safetensors")
@@ -90,14 +82,14 @@ def _tokens(model: str, prompts: list[str]) -> list[list[int]]:
     return tokens
 
 
-def test_other_models_are_rejected(small_timm: None) -> None:
+def test_other_models_are_rejected() -> None:
     with pytest.raises(UserError, match=r"ViT-B-16 is not an EVA-CLIP"):
         EVA02CLIP("ViT-B-16", None)
     with pytest.raises(UserError, match=r"EVA02-B-16 is not a Perception"):
         PECore("EVA02-B-16", None)
     with pytest.raises(UserError, match="open_clip has no model 'PE-Core-X'"):
         PECore("PE-Core-X", None)
-    backbone = randomized(EVA02CLIP, "EVA02-Tiny")
+    backbone = randomized(EVA02CLIP("EVA02-Tiny", pretrained=None))
     backbone.trunk.rope.ref_feat_shape = None
     with pytest.raises(UserError, match=r"RotaryEmbeddingCat with other settings"):
         backbone.read_facts()

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast, Tipsv2Config, Tipsv2Model
 from spar_lightning.backbones import TIPSv2
 from spar_lightning.backbones.weights import WeightsError
 from spar_lightning.errors import UserError
+from tests.backbones.small_models import register as register  # at import
 
 MODEL = "vit_tiny_patch14_reg1_tipsv2"
 WORDS = {"<pad>": 0, "<unk>": 1, "a": 2, "road": 3, "tree": 4}
@@ -50,7 +51,7 @@ def values_trick(model: Tipsv2Model, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def test_features_equal_the_original_at_two_sizes(original: tuple[Path, Tipsv2Model], small_timm: None) -> None:
+def test_features_equal_the_original_at_two_sizes(original: tuple[Path, Tipsv2Model]) -> None:
     folder, model = original
     assert "vision_encoder.register_tokens" in load_file(folder / "model.safetensors")
     backbone = TIPSv2(MODEL, str(folder))
@@ -66,7 +67,7 @@ def test_features_equal_the_original_at_two_sizes(original: tuple[Path, Tipsv2Mo
 
 
 @torch.no_grad()
-def test_text_embeddings_equal_the_original(original: tuple[Path, Tipsv2Model], small_timm: None) -> None:
+def test_text_embeddings_equal_the_original(original: tuple[Path, Tipsv2Model]) -> None:
     folder, model = original
     ids, mask = torch.zeros(2, 64, dtype=torch.long), torch.zeros(2, 64)
     ids[0, :2], ids[1, :1] = torch.tensor([2, 3]), 4
@@ -76,13 +77,13 @@ def test_text_embeddings_equal_the_original(original: tuple[Path, Tipsv2Model], 
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-def test_a_student_loads_under_names_of_timm(original: tuple[Path, Tipsv2Model], small_timm: None) -> None:
+def test_a_student_loads_under_names_of_timm(original: tuple[Path, Tipsv2Model]) -> None:
     backbone, other = TIPSv2(MODEL, str(original[0])), TIPSv2(MODEL, None)
     other.load_vision_state_dict(backbone.vision_state_dict())
     assert other.weights_digest() == backbone.weights_digest()
 
 
-def test_names_of_swiglu(original: tuple[Path, Tipsv2Model], small_timm: None, tmp_path: Path) -> None:
+def test_names_of_swiglu(original: tuple[Path, Tipsv2Model], tmp_path: Path) -> None:
     """The giant's MLP has the official names w12 and w3."""
     tensors = load_file(original[0] / "model.safetensors")
     renamed = {n.replace("mlp.c_fc", "mlp.w12").replace("mlp.c_proj", "mlp.w3"): t for n, t in tensors.items()}
@@ -90,7 +91,7 @@ def test_names_of_swiglu(original: tuple[Path, Tipsv2Model], small_timm: None, t
     assert TIPSv2(MODEL, str(tmp_path)).weights_digest() == TIPSv2(MODEL, str(original[0])).weights_digest()
 
 
-def test_errors_say_what_is_missing(original: tuple[Path, Tipsv2Model], small_timm: None, tmp_path: Path) -> None:
+def test_errors_say_what_is_missing(original: tuple[Path, Tipsv2Model], tmp_path: Path) -> None:
     tensors = load_file(original[0] / "model.safetensors")
     del tensors["vision_encoder.norm.weight"]
     save_file(tensors, tmp_path / "model.safetensors")

@@ -23,6 +23,7 @@ from spar_lightning.backbones import (
 from spar_lightning.backbones.base import Grid
 from spar_lightning.backbones.parameter_groups import SelectorError, select
 from spar_lightning.testing import Check, backbone_checks
+from tests.backbones.small_models import randomized
 
 FAMILIES: dict[str, Callable[[str], Backbone]] = {
     "Tiny": lambda folder: Tiny(),
@@ -31,11 +32,11 @@ FAMILIES: dict[str, Callable[[str], Backbone]] = {
     "OpenCLIP-quickgelu": lambda folder: OpenCLIP("ViT-B-32-quickgelu", pretrained=None),
     "DINOv3Text": lambda folder: DINOv3Text("vit_tiny_patch16_dinov3_qkvb", window=64),
     "NaFlex": lambda folder: NaFlex(folder),
-    "EVA02CLIP": lambda folder: EVA02CLIP("EVA02-Tiny", pretrained=None),
-    "EVA02CLIP-post": lambda folder: EVA02CLIP("EVA02-Post", pretrained=None),
-    "PECore": lambda folder: PECore("PE-Core-Nano", pretrained=None),
-    "TIPSv2": lambda folder: TIPSv2("vit_tiny_patch14_reg1_tipsv2", pretrained=None),
-    "CRADIO": lambda folder: CRADIO("vit_tiny_patch16_radio_v4", pretrained=None, window=64),
+    "EVA02CLIP": lambda folder: randomized(EVA02CLIP("EVA02-Tiny", pretrained=None)),
+    "EVA02CLIP-post": lambda folder: randomized(EVA02CLIP("EVA02-Post", pretrained=None)),
+    "PECore": lambda folder: randomized(PECore("PE-Core-Nano", pretrained=None)),
+    "TIPSv2": lambda folder: randomized(TIPSv2("vit_tiny_patch14_reg1_tipsv2", pretrained=None)),
+    "CRADIO": lambda folder: randomized(CRADIO("vit_tiny_patch16_radio_v4", pretrained=None, window=64)),
 }
 
 
@@ -52,7 +53,7 @@ PAIRS = [(family, name) for family in FAMILIES for name in NAMES if name != "imp
 
 @pytest.mark.parametrize(("family", "name"), PAIRS)
 def test_built_in_families_keep_the_contract(
-    family: str, name: str, small_naflex: str, small_timm: None, monkeypatch: pytest.MonkeyPatch
+    family: str, name: str, small_naflex: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # tokenizers are not downloaded
     checks = backbone_checks(lambda: copy.deepcopy(built(family, small_naflex)))
@@ -67,7 +68,7 @@ TABLE_2 = [
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_row_of_table_2_is_a_selection(family: str, small_naflex: str, small_timm: None) -> None:
+def test_every_row_of_table_2_is_a_selection(family: str, small_naflex: str) -> None:
     groups = built(family, small_naflex).parameter_groups()
     for selectors in TABLE_2:
         if family == "DINOv3Text" and selectors == ("pos_embed",):  # RoPE has no parameters
