@@ -18,7 +18,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from spar_lightning.backbones.base import Backbone
-from spar_lightning.backbones.checkpoints import STUDENT, load_weights, warn_if_random
+from spar_lightning.backbones.checkpoints import STUDENT, load_weights, local, warn_if_random
 from spar_lightning.backbones.registry import class_path, find_backbone, plugins
 from spar_lightning.backbones.weights import SUFFIXES, without_weights
 from spar_lightning.configs import find
@@ -44,8 +44,9 @@ def load(
     """Load a segmenter, which maps images to segmentation maps. It can be called from several threads.
 
     Args:
-        source: Run folder of `spar fit`, a checkpoint in it, a file or folder of `spar export --to safetensors`, a
-            weight file of the backbone's library together with `config`, or the name of a backbone such as siglip2.
+        source: Run folder of `spar fit`, a checkpoint in it, a file or folder of `spar export --to safetensors`, such
+            an export on the Hugging Face Hub (hf-hub:org/name, or hf-hub:org/name@revision), a weight file of the
+            backbone's library together with `config`, or the name of a backbone such as siglip2.
         classes: Class names; `label: name, name` or `name, name` sets several names for a class. Without classes, the
             segmenter only returns features.
         max_side: Maximum long side in pixels that the network sees. Larger images are downscaled, but the segmentation
@@ -138,7 +139,7 @@ def load_student(
     """Load the network of a source, frozen, on the CPU.
 
     Args:
-        source: Run folder, weight file or backbone name, as for `load`.
+        source: Run folder, weight file, repository or backbone name, as for `load`.
         config: YAML file with a `model` block that replaces the one of the source.
         inference: Settings of `InferenceConfig` that override those of the `model` block.
         backbone: Arguments of the backbone that override those of the `model` block.
@@ -146,7 +147,7 @@ def load_student(
     Raises:
         UserError: As for `load`.
     """
-    path, given = Path(source), dict(inference or {})
+    path, given = local(str(source)), dict(inference or {})
     exists = os.path.exists(path)  # False for a name that is too long for a path
     check_names(given, "load")
     # If None is the default of a setting (no refinement), it is a value; otherwise it means "as in the run".

@@ -219,6 +219,13 @@ class Backbone(nn.Module, ABC):
         """Return the license of the base weights and its conditions for distributing a student, in Markdown."""
         return "Unknown. The license of the base weights applies, because a student is a derivative work of them."
 
+    def hub_metadata(self) -> dict[str, str]:
+        """Return `base_model`, `license` and, for license: other, `license_name` and `license_link`, as far as known.
+
+        They become metadata of the model card on the Hugging Face Hub.
+        """
+        return {}
+
     def attention_identity(self) -> dict[str, Any] | None:
         """Return the cache key of windowed attention, or None for full attention."""
         return None if self.windowed is None else self.windowed.identity(self.window // self.patch_size)

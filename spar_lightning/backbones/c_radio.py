@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spar_lightning.backbones.base import Grid, TextTower
-from spar_lightning.backbones.hub_weights import FILE, local
+from spar_lightning.backbones.hub_weights import FILE, base_model, local
 from spar_lightning.backbones.open_clip_base import text_key, text_tower
 from spar_lightning.backbones.packing import patch_tokens
 from spar_lightning.backbones.pos_embed import placed
@@ -106,6 +106,16 @@ class CRADIO(TimmTrunk):
             "NVIDIA Open Model License. Commercial use is allowed; a student is a derivative model: include a copy of "
             'the agreement and the notice "Licensed by NVIDIA Corporation under the NVIDIA Open Model License".'
         )
+
+    def hub_metadata(self) -> dict[str, str]:
+        if self.pretrained is None:
+            return {}
+        return {
+            **base_model(self.pretrained),
+            "license": "other",
+            "license_name": "nvidia-open-model-license",
+            "license_link": "https://www.nvidia.com/en-us/agreements/enterprise-software/nvidia-open-model-license",
+        }
 
     def text_identity(self) -> dict[str, Any] | None:
         return None if self.text_pretrained is None else text_key(TEXT, self.text_pretrained, self.tokenizer)

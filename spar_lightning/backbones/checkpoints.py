@@ -7,6 +7,7 @@ from typing import Final
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.backbones.weights import WeightsError, difference, read
 from spar_lightning.errors import UserError
+from spar_lightning.files import hub
 
 STUDENT: Final = "student.safetensors"  # in the folder written by `spar export --to safetensors`
 log = logging.getLogger("spar_lightning")
@@ -18,7 +19,7 @@ def load_weights(backbone: Backbone, source: str) -> Path:
     Args:
         backbone: Backbone, changed in place.
         source: Path of a run folder (best.ckpt, otherwise last.ckpt), a checkpoint of `spar fit`, an export, or
-            a weight file of the upstream library.
+            a weight file of the upstream library; or hf-hub:org/name, an export on the Hugging Face Hub.
 
     Returns:
         Path of the file that was read.
@@ -26,7 +27,7 @@ def load_weights(backbone: Backbone, source: str) -> Path:
     Raises:
         UserError: The weights do not exist or do not match the backbone.
     """
-    path = Path(source)
+    path = local(source)
     if path.is_dir() and (path / "checkpoints").is_dir():
         candidates = [path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
         found = next((candidate for candidate in candidates if candidate.is_file()), None)
@@ -52,6 +53,25 @@ def load_weights(backbone: Backbone, source: str) -> Path:
         reason = str(error).splitlines()[0]
         raise UserError(f"--weights {source} does not match {type(backbone).__name__}: {reason}") from error
     return path
+
+
+def local(source: str) -> Path:
+    """Return the path of weights, downloaded if `source` is hf-hub:org/name or hf-hub:org/name@revision.
+
+    Raises:
+        HubError: The repository cannot be read.
+        UserError: It is not an export of this package.
+    """
+    if not source.startswith(hub.PREFIX):
+        return Path(source)
+    name = source.removeprefix(hub.PREFIX)
+    folder = hub.download(name, (STUDENT,))
+    if not (folder / STUDENT).is_file():
+        raise UserError(
+            f"{name} on the Hugging Face Hub has no {STUDENT}. Pass a repository that was written by `spar export --to "
+            "safetensors --push`."
+        )
+    return folder
 
 
 def warn_if_random(backbone: Backbone) -> None:

@@ -115,6 +115,16 @@ class DINOv3Text(EvaTrunk):
             f"use and export. The text of the license is provided with the weights: {FORM}"
         )
 
+    def hub_metadata(self) -> dict[str, str]:
+        if self.backbone_weights is None:
+            return {}
+        return {
+            "base_model": "facebook/dinov3-vitl16-pretrain-lvd1689m",
+            "license": "other",
+            "license_name": "dinov3-license",
+            "license_link": "https://ai.meta.com/resources/models-and-libraries/dinov3-license",
+        }
+
     def text_identity(self) -> dict[str, Any] | None:
         if self.text_weights is None:
             return None

@@ -37,6 +37,11 @@ def identity(source: str) -> str:
     return hash_file(path / FILE if path.is_dir() else path)
 
 
+def base_model(source: str) -> dict[str, str]:
+    """Return the entry of the model card for weights; empty if they are local."""
+    return {} if Path(source).exists() else {"base_model": source.partition("@")[0]}
+
+
 def text_model(source: str, model: Any, tokenizer: Any, files: Sequence[str]) -> tuple[Any, Any]:
     """Load a frozen text encoder and its tokenizer with transformers.
 

@@ -134,6 +134,9 @@ class NaFlex(Backbone):
             return super().licence() if self.pretrained else "None: the base weights are random."
         return f"Base weights {HUB}: Apache-2.0 (Google). Keep its notice and state that the weights were changed."
 
+    def hub_metadata(self) -> dict[str, str]:
+        return {"base_model": HUB, "license": "apache-2.0"} if self.pretrained == HUB else {}
+
     def text_identity(self) -> dict[str, Any] | None:
         if self.tokenizer or Path(self._text_source).exists():  # local folders are not hashed or cached
             return None

@@ -29,12 +29,14 @@ from spar_lightning.files.hashing import hash_file
 
 FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 
-# By prefix of open_clip's pretrained tag. Other tags have other terms.
+# Identifier on the Hugging Face Hub and conditions, by prefix of open_clip's pretrained tag. Others have other terms.
 LICENCES = {
-    "webli": "Apache-2.0 (Google). Keep its notice and state that the weights were changed.",
-    "openai": "MIT (OpenAI). Keep its notice.",
-    "laion": "MIT (LAION). Keep its notice.",
-    "datacomp": "MIT. Keep its notice.",
+    "webli": ("apache-2.0", "Apache-2.0 (Google). Keep its notice and state that the weights were changed."),
+    "openai": ("mit", "MIT (OpenAI). Keep its notice."),
+    "laion": ("mit", "MIT (LAION). Keep its notice."),
+    "datacomp": ("mit", "MIT. Keep its notice."),
+    "merged2b": ("mit", "MIT (BAAI). Keep its notice."),
+    "meta": ("apache-2.0", "Apache-2.0 (Meta). Keep its notice and state that the weights were changed."),
 }
 
 
@@ -83,10 +85,19 @@ class OpenClipModel(Backbone):
     def licence(self) -> str:
         if self.pretrained is None:
             return "None: the base weights are random."
-        for start, text in LICENCES.items():
+        for start, (_, text) in LICENCES.items():
             if pretrained_config(self.model, self.pretrained) and self.pretrained.startswith(start):
                 return f"Base weights `{self.pretrained}` of open_clip: {text}"
         return super().licence()
+
+    def hub_metadata(self) -> dict[str, str]:
+        config = pretrained_config(self.model, self.pretrained)
+        repository = config.get("hf_hub", "").partition("@")[0].strip("/")  # org/name/, or org/name/file
+        found = {"base_model": "/".join(repository.split("/")[:2])} if repository else {}
+        for start, (license, _) in LICENCES.items():
+            if config and str(self.pretrained).startswith(start):
+                found["license"] = license
+        return found
 
     def vision_state_dict(self) -> dict[str, Tensor]:
         return dict(self.state_dict())  # names as in open_clip: visual.*

@@ -112,11 +112,12 @@ class EvaTrunk(TimmTrunk, ABC):
 def _qkv(attn: Any, x: Tensor) -> list[Tensor]:
     """Compute queries, keys and values (B, heads, T, head width)."""
     if attn.qkv is None:
-        parts = (attn.q_proj(x), attn.k_proj(x), attn.v_proj(x))
+        parts = [attn.q_proj(x), attn.k_proj(x), attn.v_proj(x)]
     elif getattr(attn, "q_bias", None) is None:
         parts = attn.qkv(x).chunk(3, dim=-1)
     else:
-        parts = F.linear(x, attn.qkv.weight, torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])).chunk(3, dim=-1)
+        bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
+        parts = list(F.linear(x, attn.qkv.weight, bias).chunk(3, dim=-1))
     return [part.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for part in parts]
 
 

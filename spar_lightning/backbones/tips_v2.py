@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spar_lightning.backbones.base import Grid, TextTower
-from spar_lightning.backbones.hub_weights import FILE, identity, local, text_model
+from spar_lightning.backbones.hub_weights import FILE, base_model, identity, local, text_model
 from spar_lightning.backbones.packing import patch_tokens
 from spar_lightning.backbones.pos_embed import placed
 from spar_lightning.backbones.prompt_length import warn_if_cut
@@ -85,6 +85,9 @@ class TIPSv2(TimmTrunk):
         if self.pretrained is None:
             return "None: the base weights are random."
         return "TIPSv2: Apache-2.0 (Google). Keep its notice and state that the weights were changed."
+
+    def hub_metadata(self) -> dict[str, str]:
+        return {} if self.pretrained is None else {**base_model(self.pretrained), "license": "apache-2.0"}
 
     def text_identity(self) -> dict[str, Any] | None:
         return None if self.text_pretrained is None else {"family": "TIPSv2", "weights": identity(self.text_pretrained)}

@@ -8,8 +8,8 @@ from spar_lightning.evaluation.benchmark_config import SETS, SHIPPED
 OUT: Final = Path("runs") / "evaluate"
 
 OPTIONS: Final[dict[str, tuple[Any, Any, str]]] = {
-    "weights": (str | None, None, "Run folder, checkpoint of spar fit, or weight file; for a sweep also several, "
-                "separated by commas; null: the backbone as configured."),
+    "weights": (str | None, None, "Run folder, checkpoint of spar fit, export, hf-hub:org/name, or weight file; "
+                "for a sweep also several, separated by commas; null: the backbone as configured."),
     "benchmarks": (str | None, None, "Benchmarks, separated by commas: names, sets, YAML files or folders. Names: "
                    f"{', '.join(SHIPPED)}. Sets: {', '.join(f'{name} (the first {len(SETS[name])})' for name in SETS)}."
                    " null: data.benchmarks."),

@@ -21,6 +21,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from spar_lightning.backbones.checkpoints import STUDENT, local
 from spar_lightning.backbones.registry import plugins
 from spar_lightning.callbacks.mean_iou import MeanIoU
 from spar_lightning.callbacks.progress_bar import FitProgress
@@ -35,6 +36,7 @@ from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import UserError
 from spar_lightning.files.home import expand_home
+from spar_lightning.header import read_header
 from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.stopping import signals
 
@@ -239,12 +241,16 @@ def _configuration(given: str) -> str:
 
 
 def with_run_config(args: Sequence[str], weights: str | None, config: str | None) -> list[str]:
-    """Return the arguments, preceded by the configuration of the run that `weights` names unless one is given."""
+    """Return the arguments, preceded by the configuration of the run or export in `weights` unless one is given."""
     if config is not None or not weights:
         return list(args)
-    first = weights if os.path.exists(weights) else weights.split(",")[0]  # a name can contain a comma
-    path = Path(first) / "config.yaml"
-    return ["--config", str(path), *args] if path.is_file() else list(args)
+    path = local(weights if os.path.exists(weights) else weights.split(",")[0])  # a name can contain a comma
+    if (path / "config.yaml").is_file():
+        return ["--config", str(path / "config.yaml"), *args]
+    file = path / STUDENT if path.is_dir() else path
+    if file.suffix == ".safetensors" and file.is_file() and (block := read_header(file)):
+        return ["--config", yaml.safe_dump({"model": block}), *args]
+    return list(args)
 
 
 def of_model(arg: str) -> str:

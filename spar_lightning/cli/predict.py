@@ -61,8 +61,8 @@ def parser() -> Parser:
     add = parser.add_argument
     add("images", nargs="+", type=str, help="Image files, folders (with all subfolders, also linked ones) or glob "
         "patterns in quotes")  # fmt: skip
-    add("--weights", required=True, type=str, help="Run folder, checkpoint, export, weight file together with "
-        "--config, or name of a backbone such as siglip2")  # fmt: skip
+    add("--weights", required=True, type=str, help="Run folder, checkpoint, export, hf-hub:org/name, weight file "
+        "together with --config, or name of a backbone such as siglip2")  # fmt: skip
     add("--classes", type=str, help="Classes to segment, such as 'cat; dog; grass, lawn', or a file of class "
         "names (.txt with one class per line, or .json)")  # fmt: skip
     add("--out", type=str, default="runs/predict", help="Folder for the results")

@@ -30,8 +30,8 @@ def probe_parser(name: str, description: str, examples: tuple[str, ...], trained
     parser.usage_line = "--weights WEIGHTS --benchmark BENCHMARK [options]"
     parser.examples = examples
     add = parser.add_argument
-    add("--weights", required=True, type=str, help="Run folder, checkpoint, export, weight file together with "
-        "--config, or name of a backbone such as siglip2")  # fmt: skip
+    add("--weights", required=True, type=str, help="Run folder, checkpoint, export, hf-hub:org/name, weight file "
+        "together with --config, or name of a backbone such as siglip2")  # fmt: skip
     add("--benchmark", required=True, type=str, help="Name of a benchmark, YAML file, or folder with benchmark.yaml, "
         "images/ and labels/")  # fmt: skip
     add("--root", type=str, help="Folder that contains the data of the bundled benchmarks")

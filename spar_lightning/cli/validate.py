@@ -46,7 +46,8 @@ class ValidateCLI(SparCLI):
             "--weights",
             type=str | None,
             default=None,
-            help="Run folder, checkpoint of spar fit, or weight file; null: the backbone as configured.",
+            help="Run folder, checkpoint of spar fit, export, hf-hub:org/name, or weight file; null: the backbone as "
+            "configured.",
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
+
 from spar_lightning import __version__
 from spar_lightning.backbones import DINOv3Text
 from spar_lightning.backbones.registry import package_of
@@ -20,9 +22,7 @@ PAPER: Final = "SPAR (CVPR 2026, arXiv 2604.02252)"
 
 CARD: Final = """\
 ---
-tags: [spar, image-segmentation]
-library_name: {library}
----
+{metadata}---
 
 # {name}
 
@@ -92,8 +92,16 @@ def card(student: Student, library: str, recipe: Recipe, found: Sequence[Differe
             f"Images are RGB with pixel values in [0, 1], normalized with mean {backbone.mean} and std {backbone.std}. "
             "Image sides must be multiples of the patch size."
         )
+    library = "spar_lightning" if library == "safetensors" else library
+    metadata = {
+        "library_name": library,
+        "pipeline_tag": "image-segmentation",
+        "tags": ["spar", "open-vocabulary-segmentation", "vision-transformer"],
+        **backbone.hub_metadata(),
+    }
     return CARD.format(
-        library=library if library != "safetensors" else "spar_lightning",
+        metadata=yaml.safe_dump(metadata, sort_keys=False),
+        library=library,
         action="ran" if recipe.pixels else "loaded",
         name=f"Student of {type(backbone).__name__}",
         paper=PAPER,

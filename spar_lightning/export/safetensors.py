@@ -1,4 +1,7 @@
-"""Export of students for this package: one safetensors file whose metadata records the network."""
+"""Export of students for this package: one safetensors file whose metadata records the network.
+
+config.json repeats these metadata for readers and for the Hugging Face Hub, which counts its downloads. It is not read.
+"""
 
 import json
 from pathlib import Path
@@ -6,6 +9,7 @@ from typing import Final
 
 from safetensors.torch import save_file
 
+from spar_lightning import __version__
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.backbones.checkpoints import STUDENT
 from spar_lightning.backbones.registry import package_of
@@ -21,6 +25,8 @@ def write(student: Student, folder: Path) -> None:
     if package := package_of(type(student.backbone)):
         metadata[PACKAGE] = package
     save_file(tensors, folder / STUDENT, metadata)
+    config = {"library_name": "spar_lightning", "version": __version__, "model": student.block}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 LOAD: Final = """

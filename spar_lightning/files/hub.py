@@ -44,6 +44,33 @@ def download(name: str, files: Sequence[str]) -> Path:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(files)))
 
 
+def upload(name: str, folder: Path, private: bool) -> str:
+    """Upload the files of a folder to a repository in one commit, and return its address.
+
+    Args:
+        name: Name of the repository as org/name; it is created if it does not exist.
+        folder: Folder with the files.
+        private: Whether a new repository is private.
+
+    Raises:
+        HubError: The repository cannot be written, or the name is invalid.
+    """
+    from huggingface_hub import HfApi
+
+    check_new_name(name)
+    api = HfApi()
+    with translated(name, "written"):
+        address = api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload with spar_lightning")
+    return str(address)
+
+
+def check_new_name(name: str) -> None:
+    """Raise HubError unless a text has the form org/name."""
+    if not is_name(name) or "@" in name:
+        raise HubError(f"{name!r} is not a repository on the Hugging Face Hub. Allowed: org/name.")
+
+
 @contextmanager
 def translated(name: str, action: str) -> Iterator[None]:
     """Raise HubError for the errors of huggingface_hub and of the network.

@@ -11,8 +11,6 @@ from timm.models import register_model
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
-from spar_lightning.backbones import Backbone
-
 CLIP_MEAN, CLIP_STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 SMALL = {"embed_dim": 64, "depth": 3, "num_heads": 2}
 
@@ -27,31 +25,31 @@ def built(cls: Any, options: dict[str, Any], **defaults: Any) -> Any:
 
 
 @register_model
-def vit_tiny_patch14_reg1_tipsv2(**options: Any) -> VisionTransformer:
+def vit_tiny_patch14_reg1_tipsv2(**options: Any) -> Any:
     return built(VisionTransformer, options, img_size=56, patch_size=14, init_values=1.0, reg_tokens=1,
                  no_embed_class=True)  # fmt: skip
 
 
 @register_model
-def vit_tiny_patch16_radio_v4(**options: Any) -> VisionTransformer:
+def vit_tiny_patch16_radio_v4(**options: Any) -> Any:
     return built(VisionTransformer, options, img_size=512, patch_size=16, reg_tokens=9, no_embed_class=True,
                  final_norm=False)  # fmt: skip
 
 
 @register_model
-def eva02_tiny_patch16_clip_64(**options: Any) -> Eva:
+def eva02_tiny_patch16_clip_64(**options: Any) -> Any:
     return built(Eva, options, img_size=64, patch_size=16, qkv_fused=False, mlp_ratio=8 / 3, swiglu_mlp=True,
                  scale_mlp=True, scale_attn_inner=True, use_rot_pos_emb=True, ref_feat_shape=(16, 16),
                  global_pool="token")  # fmt: skip
 
 
 @register_model
-def eva02_post_patch16_clip_64(**options: Any) -> Eva:
+def eva02_post_patch16_clip_64(**options: Any) -> Any:
     return built(Eva, options, img_size=64, patch_size=16, mlp_ratio=4.0, use_post_norm=True, global_pool="token")
 
 
 @register_model
-def vit_pe_core_nano_patch16_64(**options: Any) -> Eva:
+def vit_pe_core_nano_patch16_64(**options: Any) -> Any:
     return built(Eva, options, img_size=64, patch_size=16, attn_type="rope", use_pre_transformer_norm=True,
                  use_rot_pos_emb=True, ref_feat_shape=(24, 24), rope_grid_offset=1.0, rope_grid_indexing="xy",
                  attn_pool_num_heads=8, attn_pool_mlp_ratio=4.0, global_pool="map")  # fmt: skip
@@ -64,7 +62,7 @@ CONFIGS = {
 }
 
 
-def randomized(backbone: Backbone) -> Backbone:
+def randomized(backbone: Any) -> Any:
     """Add noise to all parameters, because the initial ones are so small that features hardly depend on the image."""
     torch.manual_seed(0)
     for parameter in backbone.parameters():

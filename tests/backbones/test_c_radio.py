@@ -30,7 +30,7 @@ def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """Folder as published, with an adaptor of 0 or 2 residual blocks, and the model of transformers."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("radio")
-    model = RadioModel(RadioConfig(hidden_size=64, num_hidden_layers=3, num_attention_heads=2)).eval()
+    model = RadioModel(RadioConfig(hidden_size=64, num_hidden_layers=3, num_attention_heads=2)).train(False)
     for name, parameter in model.named_parameters():
         if "layer_scale" not in name:  # the published files have none
             parameter.data += 0.05 * torch.randn_like(parameter)

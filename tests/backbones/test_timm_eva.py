@@ -11,16 +11,15 @@ from torch import Tensor
 
 from spar_lightning.backbones import EVA02CLIP, PECore
 from spar_lightning.backbones.open_clip_base import both_towers
-from spar_lightning.backbones.timm_eva import EvaTrunk
 from spar_lightning.errors import UserError
 from tests.backbones.small_models import CONFIGS, randomized
 
 MODELS = [(EVA02CLIP, "EVA02-Tiny"), (EVA02CLIP, "EVA02-Post"), (PECore, "PE-Core-Nano"), (PECore, "PE-Core-T-16-384")]
 
 
-def tokens_of_timm(backbone: EvaTrunk, name: str, images: Tensor, blocks: int) -> Tensor:
+def tokens_of_timm(backbone: Any, name: str, images: Tensor, blocks: int) -> Any:
     """Return the tokens after the first blocks of timm's own model at any size."""
-    model = timm.create_model(name, num_classes=backbone.embed_dim, dynamic_img_size=True).eval()
+    model: Any = timm.create_model(name, num_classes=backbone.embed_dim, dynamic_img_size=True).eval()
     model.load_state_dict(backbone.trunk.state_dict())
     tokens, rope = model._pos_embed(model.patch_embed(images))
     tokens = model.norm_pre(tokens)
@@ -93,6 +92,6 @@ def test_other_models_are_rejected() -> None:
     backbone.trunk.rope.ref_feat_shape = None
     with pytest.raises(UserError, match=r"RotaryEmbeddingCat with other settings"):
         backbone.read_facts()
-    backbone.trunk.blocks[1] = timm.create_model("vit_tiny_patch14_reg1_tipsv2").blocks[0]
+    backbone.trunk.blocks[1] = vars(timm.create_model("vit_tiny_patch14_reg1_tipsv2"))["_modules"]["blocks"][0]
     with pytest.raises(UserError, match=r"block 1 .*is a Block"):
         backbone.read_facts()

@@ -1,6 +1,7 @@
 """TIPSv2 gives the features and text embeddings of transformers, from the files of the published repositories."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tipsv2Mode
     folder = tmp_path_factory.mktemp("tips")
     vision = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 56}
     text = {"vocab_size": 5, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
-    model = Tipsv2Model(Tipsv2Config(vision_config=vision, text_config={**text, "num_attention_heads": 2})).eval()
+    model = Tipsv2Model(Tipsv2Config(vision_config=vision, text_config={**text, "num_attention_heads": 2}))
+    model.train(False)
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     model.save_pretrained(folder)  # names as published: vision_encoder.blocks.0.attn.qkv.weight, ..
@@ -37,7 +39,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tipsv2Mode
 
 
 @torch.no_grad()
-def values_trick(model: Tipsv2Model, images: Tensor) -> Tensor:
+def values_trick(model: Tipsv2Model, images: Tensor) -> Any:
     """Return the patch tokens (1, N, D) of the official zero-shot segmentation, with the layers of transformers."""
     vision = model.vision_model
     tokens = vision.embeddings(images)

@@ -254,22 +254,22 @@ class SmallRope(DINOv3Text):
 
 
 class RopeExchanged(SmallRope):
-    def _rope(self, grid: Grid) -> Tensor:
-        rope = super()._rope((grid[1], grid[0]))
+    def rotation(self, grid: Grid) -> Tensor:
+        rope = super().rotation((grid[1], grid[0]))
         turned = rope[5:].unflatten(0, (grid[1], grid[0])).transpose(0, 1).flatten(0, 1)
         return torch.cat([rope[:5], turned])
 
 
 class RopeCut(SmallRope):
-    def _rope(self, grid: Grid) -> Tensor:
-        native = super()._rope((4, 4))
+    def rotation(self, grid: Grid) -> Tensor:
+        native = super().rotation((4, 4))
         patches = native[5:].unflatten(0, (4, 4)).tile(3, 3, 1)[: grid[0], : grid[1]].flatten(0, 1)
         return torch.cat([native[:5], patches])
 
 
 class RopeMissing(SmallRope):
-    def _rope(self, grid: Grid) -> Tensor:
-        rope = super()._rope(grid)
+    def rotation(self, grid: Grid) -> Tensor:
+        rope = super().rotation(grid)
         return torch.cat([torch.zeros_like(rope[:, :64]), torch.ones_like(rope[:, :64])], dim=1)
 
 
