@@ -42,12 +42,12 @@ def base_model(source: str) -> dict[str, str]:
     return {} if Path(source).exists() else {"base_model": source.partition("@")[0]}
 
 
-def text_model(source: str, model: Any, tokenizer: Any, files: Sequence[str]) -> tuple[Any, Any]:
+def text_model(source: str, cls: Any, tokenizer: Any, files: Sequence[str]) -> tuple[Any, Any]:
     """Load a frozen text encoder and its tokenizer with transformers.
 
     Args:
         source: Name on the Hub or folder.
-        model: Class of the text encoder in transformers.
+        cls: Class of the text encoder in transformers.
         tokenizer: Class of the tokenizer in transformers.
         files: Files of the tokenizer.
 
@@ -56,7 +56,7 @@ def text_model(source: str, model: Any, tokenizer: Any, files: Sequence[str]) ->
     """
     folder = local(source, (FILE, "config.json", *files))
     try:
-        tower, found = model.from_pretrained(folder, output_loading_info=True, dtype="float32", local_files_only=True)
+        tower, found = cls.from_pretrained(folder, output_loading_info=True, dtype="float32", local_files_only=True)
         tokens = tokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers raises different exceptions
         raise WeightsError(
@@ -64,5 +64,5 @@ def text_model(source: str, model: Any, tokenizer: Any, files: Sequence[str]) ->
             f"{' '.join(str(error).split())[:200]}). Needed: {FILE}, config.json, and one of {', '.join(files)}."
         ) from error
     if missing := sorted(found["missing_keys"]):
-        raise WeightsError(f"{source} does not match {model.__name__}: {missing[0]} is missing.")
+        raise WeightsError(f"{source} does not match {cls.__name__}: {missing[0]} is missing.")
     return tower.eval().requires_grad_(False), tokens

@@ -4,6 +4,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
 
 from spar_lightning.datamodules.sa1b import SA1B
@@ -31,7 +32,7 @@ class CachePlan:
         self.model, self.datamodule = model, datamodule
         self.given = rate
         windows = model.sliding_window(model.student)
-        itemsize = torch.tensor([], dtype=getattr(torch, datamodule.cache_dtype)).element_size()
+        itemsize = np.dtype(datamodule.cache_dtype).itemsize
         augmentation, channels = datamodule.augmentation, model.student.embed_dim
         self.cost = cost(images, augmentation, datamodule.seed, windows, channels, itemsize)
 

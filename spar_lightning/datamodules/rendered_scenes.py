@@ -20,6 +20,7 @@ from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.datasets.augmentation import Augmentation
 from spar_lightning.datasets.scene_renderer import CLASSES, render
 from spar_lightning.errors import UserError, check_at_least
+from spar_lightning.feature_cache.extract import Dtype
 from spar_lightning.files.atomic import new_folder
 from spar_lightning.files.home import expand_home
 
@@ -36,6 +37,7 @@ class RenderedScenes(SA1B):
         root: Folder for the synthetic images and their features, with a subfolder for each seed.
         augmentation: Random resize, crop and flip, drawn once per image: a preset, and options that override it.
         cached: Cache the teacher's features on disk; if false, the teacher runs in each training step.
+        cache_dtype: Precision of the cached features, see SA1B.
         train_scenes: Number of unlabeled training images.
         train_canvas: Smallest and largest side of a training image in pixels.
         val_scenes: Number of labeled validation images for each size in val_sizes.
@@ -57,6 +59,7 @@ class RenderedScenes(SA1B):
         root: str = "data/scenes",
         augmentation: Augmentation = Augmentation("small"),
         cached: bool = True,
+        cache_dtype: Dtype = "float16",
         train_scenes: int = 500,
         train_canvas: tuple[int, int] = (128, 208),
         val_scenes: int = 100,
@@ -77,6 +80,7 @@ class RenderedScenes(SA1B):
         super().__init__(
             shards=[str(self.folder / "train" / f"sa_{i:06d}.tar") for i in range(tars)],
             cache=str(self.folder / "cache") if cached else None,
+            cache_dtype=cache_dtype,
             augmentation=augmentation,
             benchmarks=[str(self.folder / f"scenes_{size}") for size in self.val_sizes],
             batch_size=batch_size,

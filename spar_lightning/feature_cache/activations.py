@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from spar_lightning.datasets.samples import ActivationSample
 from spar_lightning.feature_cache.cache import FeatureCache
 from spar_lightning.feature_cache.cost import cost
 from spar_lightning.feature_cache.dataset import CachedFeatures
-from spar_lightning.feature_cache.extract import Dtype, Teacher, ahead, as_stored
+from spar_lightning.feature_cache.extract import Teacher, ahead, as_stored
 from spar_lightning.feature_cache.shard import CacheError, Entry
 from spar_lightning.files.hashing import hash_json
 from spar_lightning.formatting import bytes_text
@@ -54,7 +54,7 @@ class ActivationCache:
         self,
         cache: FeatureCache,
         teacher: Teacher,
-        dtype: Dtype,
+        dtype: Literal["float16", "float32"],
         device: torch.device,
         precision: Callable[[], AbstractContextManager[Any]],
     ) -> None:
@@ -147,7 +147,7 @@ class Activations:
         self,
         samples: CachedFeatures,
         build_network: Callable[[], Callable[[Tensor], Tensor]],
-        dtype: Dtype,
+        dtype: Literal["float16", "float32"],
         device: torch.device,
         precision: Callable[[], AbstractContextManager[Any]],
     ) -> None:

@@ -21,12 +21,12 @@ from spar_lightning.backbones.base import Backbone
 from spar_lightning.datasets.augmentation import Augmentation, Record, SizeError
 from spar_lightning.datasets.image_source import Source
 from spar_lightning.datasets.streaming import augmented
+from spar_lightning.feature_cache.int8 import quantized
 from spar_lightning.feature_cache.shard import CacheError, Entry, Rejected
 from spar_lightning.image.codec import ImageError, encode_image
 from spar_lightning.sliding_window import SlidingWindow
 
-Dtype = Literal["float16", "float32"]
-
+Dtype = Literal["float16", "float32", "int8"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -138,8 +138,13 @@ class TeacherFeatures:
             if isinstance(ready, Rejected):
                 yield ready
                 continue
-            features = as_stored(self.features(ready.image), self.dtype, ready.source.key)
-            yield Entry(ready.source.key, ready.source.digest, ready.content, features, ready.record)
+            key, features = ready.source.key, self.features(ready.image)
+            kept = as_stored(features, "float16" if self.dtype == "int8" else self.dtype, key)
+            entry = Entry(key, ready.source.digest, ready.content, kept, ready.record)
+            if self.dtype == "int8":
+                codes, ranges = quantized(features)
+                entry = entry._replace(features=codes, ranges=ranges)
+            yield entry
 
     def _prepare(self, item: tuple[Source, bytes]) -> _Ready | Rejected:
         source, content = item
@@ -157,8 +162,8 @@ class TeacherFeatures:
         return features
 
 
-def as_stored(features: Tensor, dtype: Dtype, key: str) -> NDArray[Any]:
-    """Convert features to the stored precision.
+def as_stored(features: Tensor, dtype: Literal["float16", "float32"], key: str) -> NDArray[Any]:
+    """Convert features to a floating-point type.
 
     Raises:
         CacheError: A value is not finite in this precision.

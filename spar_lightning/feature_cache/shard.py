@@ -23,6 +23,7 @@ from torch import Tensor
 from spar_lightning.datasets.augmentation import Record
 from spar_lightning.datasets.image_source import digest_array, key_array
 from spar_lightning.errors import UserError
+from spar_lightning.feature_cache.int8 import restored
 from spar_lightning.files.atomic import ACCESS_ERRORS, publish
 from spar_lightning.image.codec import decode_image
 
@@ -45,6 +46,7 @@ class Entry(NamedTuple):
         content: Losslessly encoded image that the teacher processed; empty for cached activations.
         features: Features (h, w, d) of the image; for cached activations, tokens (1, T, D).
         record: Augmentation of the image.
+        ranges: For int8: smallest value and step of each channel (2, d), of which `features` has the codes.
     """
 
     key: str
@@ -52,6 +54,7 @@ class Entry(NamedTuple):
     content: bytes
     features: NDArray[Any]
     record: Record
+    ranges: NDArray[np.float32] | None = None
 
 
 class Rejected(NamedTuple):
@@ -100,7 +103,12 @@ def _write(buffer: io.BytesIO, made: Sequence[Entry | Rejected], fingerprint: st
         _flat(file, "img", images, BYTES_PER_CHUNK)
         file["key"] = key_array(entry.key for entry in entries)
         file["hw"], file["aug"], file["digest"] = hw, records, digests
-        samples = zip(entries, tokens, images, hw, records, digests, strict=True)
+        parts = [tokens, images, hw, records, digests]
+        if ranges := [entry.ranges for entry in entries if entry.ranges is not None]:
+            stacked = np.stack(ranges)  # (n, 2, d)
+            file.create_dataset("range", data=stacked, chunks=stacked.shape, fletcher32=True)
+            parts.append(ranges)
+        samples = zip(entries, *parts, strict=True)
         file["crc"] = np.array([_crc(entry.key, *parts) for entry, *parts in samples], np.uint32)
         file["quarantine"] = np.frombuffer(json.dumps(rejected).encode(), np.uint8)
         # A fixed-length string is stored where HDF5 has a checksum; a flipped bit elsewhere made HDF5 hang.
@@ -148,6 +156,7 @@ class FeatureShard:
             self.file = h5py.File(path, "r", locking=False)
             attributes = dict(self.file.attrs)
             header = [self.file[name][:] for name in HEADER]
+            self.ranges = self.file["range"][:] if "range" in self.file else None  # (n, 2, d) for int8
         except Exception as error:  # HDF5 raises many exception types for damaged files
             raise self._damaged(error) from error
         if attributes.get("fingerprint") != fingerprint.encode() or attributes.get("format") != FORMAT:
@@ -167,11 +176,12 @@ class FeatureShard:
 
     def check(self, row: int) -> tuple[bytes, Tensor]:
         """Return encoded image and features (h, w, d) of one sample, checked against its CRC."""
-        features, content = self.features(row), self._part("img", self.img_off, row)
+        stored, content = self._part("tok", self.tok_off, row), self._part("img", self.img_off, row)
         facts = (self.hw[row], self.records[row], self.digests[row])
-        if _crc(self.keys[row], features.numpy(), content, *facts) != self.crc[row]:
+        facts += () if self.ranges is None else (self.ranges[row],)
+        if _crc(self.keys[row], stored, content, *facts) != self.crc[row]:
             raise self._damaged(f"sample {row}, {self.keys[row]}: the data does not match its checksum")
-        return content.tobytes(), features
+        return content.tobytes(), self._restored(stored, row)
 
     def features(self, row: int) -> Tensor:
         """Return the features (h, w, d) of one sample without reading its image.
@@ -179,9 +189,13 @@ class FeatureShard:
         The CRC covers the image too and is not checked here. The checksums of HDF5 are checked instead: they cover all
         chunks except chunks that were never written, and the whole shard was verified before it was published.
         """
+        return self._restored(self._part("tok", self.tok_off, row), row)
+
+    def _restored(self, stored: NDArray[Any], row: int) -> Tensor:
+        """Return the features (h, w, d) of one sample from the stored values (h * w, d)."""
         h, w = self.hw[row].tolist()
-        features: Tensor = torch.from_numpy(self._part("tok", self.tok_off, row)).unflatten(0, (h, w))
-        return features
+        features: Tensor = torch.from_numpy(stored).unflatten(0, (h, w))
+        return features if self.ranges is None else restored(features, torch.from_numpy(self.ranges[row]))
 
     def record(self, row: int) -> Record:
         """Return the augmentation of the image of one sample."""

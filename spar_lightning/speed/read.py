@@ -1,8 +1,8 @@
 """`spar speed read`: loading samples of a cache, compared with raw reads of the same bytes.
 
 Samples have the size of the released configuration with a ViT-B/16: 1152 x 768 pixels and 3456 x 768 features in
-float16. All files are in the page cache. The measurement therefore covers HDF5, checksums, decoding and the transfer
-between processes, but not the disk. The image is noise with the spectrum of a photograph, so it compresses like one.
+float16, or in int8. All files are in the page cache. The measurement therefore covers HDF5, checksums, decoding and
+the transfer between processes, but not the disk. The image is noise with the spectrum of a photograph, so it compresses like one.
 """
 
 import tempfile
@@ -21,12 +21,14 @@ from spar_lightning.datasets.image_source import Source
 from spar_lightning.datasets.image_table import Images
 from spar_lightning.feature_cache.activations import CachedActivations
 from spar_lightning.feature_cache.cache import FeatureCache
+from spar_lightning.feature_cache.int8 import quantized
 from spar_lightning.feature_cache.shard import Entry
 from spar_lightning.image.codec import decode_image, encode_image
 from spar_lightning.speed.bench import Bench
 from spar_lightning.speed.comparison import Comparison, Way
 
 HEIGHT, WIDTH, PATCH, CHANNELS = 768, 1152, 16, 768
+GRID = (HEIGHT // PATCH, WIDTH // PATCH)
 PER_SHARD: Final = 4  # gives more shards than a process keeps open, as in a real cache
 KEYS = np.array([f"sa_{i}".encode() for i in range(96)])
 
@@ -36,13 +38,15 @@ def read(bench: Bench) -> Iterator[Comparison]:
     with tempfile.TemporaryDirectory(prefix="spar-read-") as place:
         picture = encode_image(photograph())
         caches = {
-            "features": _build(Path(place) / "features", picture, (HEIGHT // PATCH, WIDTH // PATCH)),
-            "tokens": _build(Path(place) / "tokens", b"", (1, HEIGHT * WIDTH // PATCH**2)),
+            "features": _build(Path(place) / "features", picture, GRID),
+            "int8": _build(Path(place) / "int8", picture, GRID, eight_bits=True),
+            "tokens": _build(Path(place) / "tokens", b"", (1, GRID[0] * GRID[1])),
         }
-        features, tokens = (cache.dataset(KEYS) for cache in caches.values())
+        features, small, tokens = (cache.dataset(KEYS) for cache in caches.values())
         activations = CachedActivations(tokens, features)
         loaders = {
             "loader, 2 workers": _epochs(features, 2),
+            "loader, 2 workers, int8": _epochs(small, 2),
             "loader, 2 workers, cached activations": _epochs(activations, 2),
             "loader, no workers": _epochs(features, 0),
         }
@@ -67,15 +71,16 @@ def photograph() -> torch.Tensor:
     return torch.from_numpy(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _build(root: Path, content: bytes, grid: tuple[int, int]) -> FeatureCache:
+def _build(root: Path, content: bytes, grid: tuple[int, int], eight_bits: bool = False) -> FeatureCache:
     """Build a cache in which all samples have the same image and random features."""
     rng = np.random.default_rng(0)
 
     def make(sources: Iterable[Source]) -> Iterator[Entry]:
         for source in sources:
-            features = rng.standard_normal((*grid, CHANNELS), np.float32).astype(np.float16)
+            features = rng.standard_normal((*grid, CHANNELS), np.float32)
+            codes, ranges = quantized(torch.from_numpy(features)) if eight_bits else (features.astype(np.float16), None)
             record = Record(HEIGHT, WIDTH, 0, 0, HEIGHT, WIDTH, False)
-            yield Entry(source.key, source.digest, content, features, record)
+            yield Entry(source.key, source.digest, content, codes, record, ranges)
 
     cache = FeatureCache(root, {"teacher": "random"})
     for keys in np.split(KEYS, range(PER_SHARD, len(KEYS), PER_SHARD)):

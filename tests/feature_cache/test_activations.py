@@ -84,6 +84,18 @@ def test_losses_are_those_of_the_whole_network_to_the_bit(
     assert len(set(whole)) == 12
 
 
+def test_int8_features_train_like_float16_and_have_float16_activations(tar: Path, tmp_path: Path) -> None:
+    plain, small = (fit(tar, tmp_path / dtype, cache_dtype=dtype) for dtype in ("float16", "int8"))
+    assert small != plain and small == pytest.approx(plain, rel=0.01)
+    with_tokens = fit(tar, tmp_path / "int8", cache_dtype="int8", cache_activations=True)
+    assert with_tokens == pytest.approx(small, rel=0.01)
+    (tokens,) = (tmp_path / "int8").glob("activations-*/shards/*.h5")
+    with h5py.File(tokens, "r", locking=False) as file:
+        assert file["tok"].dtype == "float16" and "range" not in file
+    with pytest.raises(CacheError, match=r"dtype: cache int8, configuration float16"):
+        fit(tar, tmp_path / "int8")
+
+
 def test_windowed_attention_has_activations_of_its_own_and_shares_the_features(tar: Path, tmp_path: Path) -> None:
     full = fit(tar, tmp_path, cache_dtype="float32", cache_activations=True)
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.h5")}
