@@ -2,7 +2,8 @@
 
 Samples have the size of the released configuration with a ViT-B/16: 1152 x 768 pixels and 3456 x 768 features in
 float16, or in int8. All files are in the page cache. The measurement therefore covers HDF5, checksums, decoding and
-the transfer between processes, but not the disk. The image is noise with the spectrum of a photograph, so it compresses like one.
+the transfer between processes, but not the disk. The image is noise with the spectrum of a photograph, so it compresses
+like one.
 """
 
 import tempfile
