@@ -90,7 +90,8 @@ class EvaTrunk(TimmTrunk, ABC):
         count = rope.dim // 4
         bands = 1 / rope.temperature ** (torch.arange(count, device=device, dtype=torch.float32) / count)
         angles = (places[:, :, None] * bands).flatten(1)  # (N, head width / 2)
-        angles = angles.tile(2) if rope.rotate_half else angles.repeat_interleave(2, dim=-1)
+        half = self.trunk.blocks[0].attn.rotate_half
+        angles = angles.tile(2) if half else angles.repeat_interleave(2, dim=-1)
         angles = F.pad(angles, (0, 0, self.prefix, 0))
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 

@@ -249,7 +249,9 @@ def with_run_config(args: Sequence[str], weights: str | None, config: str | None
         return ["--config", str(path / "config.yaml"), *args]
     file = path / STUDENT if path.is_dir() else path
     if file.suffix == ".safetensors" and file.is_file() and (block := read_header(file)):
-        return ["--config", yaml.safe_dump({"model": block}), *args]
+        # An export has no training images; benchmarks come from options.
+        data = {"class_path": "spar_lightning.datamodules.SA1B", "init_args": {"shards": []}}
+        return ["--config", yaml.safe_dump({"model": block, "data": data}), *args]
     return list(args)
 
 

@@ -103,7 +103,7 @@ def _write(buffer: io.BytesIO, made: Sequence[Entry | Rejected], fingerprint: st
         _flat(file, "img", images, BYTES_PER_CHUNK)
         file["key"] = key_array(entry.key for entry in entries)
         file["hw"], file["aug"], file["digest"] = hw, records, digests
-        parts = [tokens, images, hw, records, digests]
+        parts: list[Any] = [tokens, images, hw, records, digests]
         if ranges := [entry.ranges for entry in entries if entry.ranges is not None]:
             stacked = np.stack(ranges)  # (n, 2, d)
             file.create_dataset("range", data=stacked, chunks=stacked.shape, fletcher32=True)

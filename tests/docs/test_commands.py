@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from PIL import Image
 from spar_lightning import configs
 from spar_lightning.cli import COMMANDS, main
 from spar_lightning.datasets.scene_renderer import render
+from spar_lightning.export import safetensors
+from spar_lightning.student import load_student
 from tests.cli.test_help import examples
 from tests.conftest import ROOT
 from tests.docs.pages import PAGES, blocks, commands
@@ -126,6 +129,17 @@ def world(finished: Path, in_process: None, monkeypatch: pytest.MonkeyPatch, tmp
     copy = tmp_path / "world"
     shutil.copytree(finished, copy, symlinks=True)
     enter(copy, monkeypatch)
+
+    def download(name: str, files: Sequence[str]) -> Path:
+        folder = copy / "hub"
+        if not folder.exists():
+            folder.mkdir()
+            safetensors.write(load_student("runs/siglip2_vitb16"), folder)
+        return folder
+
+    # tests/files/test_hub.py uses a server.
+    monkeypatch.setattr("spar_lightning.files.hub.download", download)
+    monkeypatch.setattr("spar_lightning.cli.export.upload", lambda name, folder, private: f"https://hub/{name}")
     return copy
 
 

@@ -86,6 +86,7 @@ def predict(image: Path, name: str) -> list[str]:
     return ["command", "predict", str(image), "--weights", name, "--features", "--out", str(image.parent / "out")]
 
 
+@pytest.mark.slow
 def test_a_new_process_computes_the_same_features_online_and_offline(
     hub: Hub, published: Path, png: Path, tmp_path: Path
 ) -> None:
@@ -114,6 +115,7 @@ def png(tmp_path: Path) -> Path:
     return tmp_path / "image.png"
 
 
+@pytest.mark.slow
 def test_failures_are_one_sentence(hub: Hub, published: Path, png: Path, tmp_path: Path) -> None:
     hub.commit("org/gated", {"student.safetensors": b""})
     hub.commit("org/other", {"model.safetensors": b""})
