@@ -16,6 +16,7 @@ from spar_lightning.backbones.registry import class_path, plugins, printable, su
 from spar_lightning.configs.renamed import upgraded
 from spar_lightning.errors import UserError
 from spar_lightning.refinement.base import Refinement
+from spar_lightning.segmentation.config import InferenceConfig
 
 HEADER: Final = "spar_lightning"  # key of the metadata
 PACKAGE: Final = "spar_lightning_plugin"  # key of the name and version of the package with the backbone, if any
@@ -41,7 +42,8 @@ def read_header(file: Path) -> dict[str, Any] | None:
         raise UserError(f"{file}: its header is not valid JSON ({error}). Export it again.") from error
     if not isinstance(block, Mapping) or not block.get("backbone"):
         raise UserError(f"{file}: its header does not name a backbone. Export it again.")
-    model: dict[str, Any] = upgraded({"model": block})["model"]
+    names = ("backbone", *InferenceConfig.__dataclass_fields__)  # other settings could name classes, too
+    model = {key: value for key, value in upgraded({"model": block})["model"].items() if key in names}
     known = known_paths()
     for path in _classes(model):
         if path not in known:

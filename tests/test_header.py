@@ -54,6 +54,12 @@ def test_a_header_imports_nothing(block: dict[str, Any], tmp_path: Path, monkeyp
     assert "evil_module" not in sys.modules
 
 
+def test_other_settings_are_ignored(tmp_path: Path) -> None:
+    """A loss could be a class as well, and training settings have no part in inference."""
+    path = written(tmp_path / "a.safetensors", {"backbone": "Tiny", "stride": 16, "loss": "evil_module.Thing", "lr": 1})
+    assert read_header(path) == {"backbone": "Tiny", "stride": 16}
+
+
 def test_the_package_of_a_plugin_is_named(tmp_path: Path) -> None:
     path, block = tmp_path / "a.safetensors", json.dumps({"backbone": "their_vit.TheirViT"})
     save_file(Tiny().state_dict(), path, {HEADER: block, PACKAGE: "their-vit 1.2\n\x1b[31m"})

@@ -23,11 +23,12 @@ from spar_lightning.errors import UserError
 
 TABLE: Final = 2048  # image side of the positional embedding in pixels
 ADAPTOR: Final = "radio_model.adaptors.siglip2-g.head_mlp."
+PUBLISHED: Final = "nvidia/C-RADIO"
 TEXT: Final = "ViT-gopt-16-SigLIP2-384"  # open_clip's model with the text encoder
 
 
 class CRADIO(TimmTrunk):
-    """C-RADIOv4, or v3 with a SigLIP2 adaptor, with dense features in the text embedding space of SigLIP2.
+    """C-RADIOv4 with dense features in the text embedding space of SigLIP2.
 
     Args:
         model: Name of the model in timm, such as vit_so400m_patch16_radio_v4 or vit_huge_patch16_radio_v4.
@@ -50,15 +51,13 @@ class CRADIO(TimmTrunk):
     ) -> None:
         import timm
 
-        if model not in timm.list_models("vit_*radio*"):
-            raise UserError(f"CRADIO: unknown model {model!r}. Allowed: {', '.join(timm.list_models('vit_*radio*'))}.")
+        if model not in timm.list_models("vit_*radio_v4"):
+            raise UserError(
+                f"CRADIO: unknown model {model!r}. Allowed: {', '.join(timm.list_models('vit_*radio_v4'))}."
+            )
         super().__init__()
-        self.model, self.pretrained, self.text_pretrained, self.tokenizer = (
-            model,
-            pretrained,
-            text_pretrained,
-            tokenizer,
-        )
+        self.model, self.pretrained = model, pretrained
+        self.text_pretrained, self.tokenizer = text_pretrained, tokenizer
         self.trunk = timm.create_model(model, num_classes=0, img_size=TABLE)
         self.mean, self.std = self.trunk.pretrained_cfg["mean"], self.trunk.pretrained_cfg["std"]
         self.read_facts()
@@ -91,10 +90,12 @@ class CRADIO(TimmTrunk):
             raise WeightsError(f"{source} has no SigLIP2 adaptor ({ADAPTOR}*). Without it, features do not match text.")
         hidden, width = own["head.fc1.weight"].shape
         blocks = sum(name.startswith("head.blocks.") and name.endswith(".2.weight") for name in own)
-        self.head = Adaptor(width, hidden, blocks).to(next(self.parameters()))
-        check_fit(own, self.state_dict(), source, self.model)
+        first = next(self.head.parameters())
+        head = Adaptor(width, hidden, blocks).to(first).requires_grad_(first.requires_grad).eval()
+        expected = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("head.")}
+        check_fit(own, expected | {f"head.{n}": t for n, t in head.state_dict().items()}, source, self.model)
+        self.head = head
         self.load_state_dict(own)
-        self.eval()
 
     def random_weights(self) -> str | None:
         return "Set pretrained to a name on the Hugging Face Hub or a path." if self.pretrained is None else None
@@ -102,13 +103,15 @@ class CRADIO(TimmTrunk):
     def licence(self) -> str:
         if self.pretrained is None:
             return "None: the base weights are random."
+        if not self.pretrained.startswith(PUBLISHED):
+            return super().licence()
         return (
             "NVIDIA Open Model License. Commercial use is allowed; a student is a derivative model: include a copy of "
             'the agreement and the notice "Licensed by NVIDIA Corporation under the NVIDIA Open Model License".'
         )
 
     def hub_metadata(self) -> dict[str, str]:
-        if self.pretrained is None:
+        if self.pretrained is None or not self.pretrained.startswith(PUBLISHED):
             return {}
         return {
             **base_model(self.pretrained),
@@ -167,16 +170,22 @@ def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     prefix, generator = "radio_model.model.", "patch_generator."
     if not any(name.startswith(prefix) for name in tensors):
         return dict(tensors)
-    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    # Other tensors, such as those of the embedding of videos, have no part in the features.
+    wanted = (f"{prefix}blocks.", f"{prefix}{generator}")
+    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(wanted)}
     kernel, first = own.pop(f"{generator}embedder.weight"), own.pop(f"{generator}cls_token.token")
     side = round((kernel.shape[1] // 3) ** 0.5)
-    own |= {
-        "patch_embed.proj.weight": kernel.unflatten(1, (3, side, side)),
-        "patch_embed.proj.bias": kernel.new_zeros(len(kernel)),
-        "pos_embed": own.pop(f"{generator}pos_embed"),
-        "cls_token": first[None, :1],  # one class token per teacher, then registers
-        "reg_token": first[None, 1:],
-    }
+    table = own.pop(f"{generator}pos_embed")
+    own = (
+        {name: tensor for name, tensor in own.items() if name.startswith("blocks.")}
+        | {
+            "patch_embed.proj.weight": kernel.unflatten(1, (3, side, side)),
+            "patch_embed.proj.bias": kernel.new_zeros(len(kernel)),
+            "pos_embed": table,
+            "cls_token": first[None, :1],  # one class token per teacher, then registers
+            "reg_token": first[None, 1:],
+        }
+    )
     # transformers adds layer scales of 1.
     trunk = {f"trunk.{n}": t for n, t in own.items() if ".layer_scale" not in n}
     head = {f"head.{n.removeprefix(ADAPTOR)}": t for n, t in tensors.items() if n.startswith(ADAPTOR)}

@@ -118,8 +118,9 @@ class DINOv3Text(EvaTrunk):
     def hub_metadata(self) -> dict[str, str]:
         if self.backbone_weights is None:
             return {}
+        known = self.model == "vit_large_patch16_dinov3_qkvb"
         return {
-            "base_model": "facebook/dinov3-vitl16-pretrain-lvd1689m",
+            **({"base_model": "facebook/dinov3-vitl16-pretrain-lvd1689m"} if known else {}),
             "license": "other",
             "license_name": "dinov3-license",
             "license_link": "https://ai.meta.com/resources/models-and-libraries/dinov3-license",

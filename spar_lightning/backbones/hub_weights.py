@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from spar_lightning.backbones.weights import WeightsError
+from spar_lightning.backbones.weights import WeightsError, find
 from spar_lightning.files import hub
 from spar_lightning.files.hashing import hash_file
 
@@ -29,17 +29,23 @@ def local(source: str, files: Sequence[str] = (FILE,)) -> Path:
     return hub.download(source, files)
 
 
-def identity(source: str) -> str:
-    """Return the cache key of weights: the name on the Hub, or the hash of the local file."""
+def identity(source: str, others: Sequence[str]) -> Any:
+    """Return the cache key of a model: the name on the Hub, or the hashes of the local files.
+
+    Args:
+        source: Name on the Hub, weight file, or folder with model.safetensors, config.json and `others`.
+        others: Names of further files that the result depends on.
+    """
     path = Path(source)
-    if not path.exists():
-        return source
-    return hash_file(path / FILE if path.is_dir() else path)
+    if not path.is_dir():
+        return hash_file(path) if path.exists() else source
+    find(source, (FILE,))  # raises if it is missing
+    return {name: hash_file(path / name) for name in (FILE, "config.json", *others) if (path / name).is_file()}
 
 
 def base_model(source: str) -> dict[str, str]:
     """Return the entry of the model card for weights; empty if they are local."""
-    return {} if Path(source).exists() else {"base_model": source.partition("@")[0]}
+    return {"base_model": source.partition("@")[0]} if hub.is_name(source) and not Path(source).exists() else {}
 
 
 def text_model(source: str, cls: Any, tokenizer: Any, files: Sequence[str]) -> tuple[Any, Any]:

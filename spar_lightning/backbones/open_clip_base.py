@@ -6,6 +6,7 @@ torchvision and torch's compiler) and is not needed by `spar fit --help` or by o
 """
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,14 @@ from spar_lightning.files.hashing import hash_file
 
 FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 
-# Identifier on the Hugging Face Hub and conditions, by prefix of open_clip's pretrained tag. Others have other terms.
+# Identifier on the Hugging Face Hub and conditions, by pattern of open_clip's pretrained tag. Others have other terms.
 LICENCES = {
     "webli": ("apache-2.0", "Apache-2.0 (Google). Keep its notice and state that the weights were changed."),
     "openai": ("mit", "MIT (OpenAI). Keep its notice."),
     "laion": ("mit", "MIT (LAION). Keep its notice."),
     "datacomp": ("mit", "MIT. Keep its notice."),
     "merged2b": ("mit", "MIT (BAAI). Keep its notice."),
-    "meta": ("apache-2.0", "Apache-2.0 (Meta). Keep its notice and state that the weights were changed."),
+    "meta$": ("apache-2.0", "Apache-2.0 (Meta). Keep its notice and state that the weights were changed."),
 }
 
 
@@ -85,19 +86,21 @@ class OpenClipModel(Backbone):
     def licence(self) -> str:
         if self.pretrained is None:
             return "None: the base weights are random."
-        for start, (_, text) in LICENCES.items():
-            if pretrained_config(self.model, self.pretrained) and self.pretrained.startswith(start):
-                return f"Base weights `{self.pretrained}` of open_clip: {text}"
+        if terms := self._terms():
+            return f"Base weights `{self.pretrained}` of open_clip: {terms[1]}"
         return super().licence()
 
     def hub_metadata(self) -> dict[str, str]:
-        config = pretrained_config(self.model, self.pretrained)
-        repository = config.get("hf_hub", "").partition("@")[0].strip("/")  # org/name/, or org/name/file
-        found = {"base_model": "/".join(repository.split("/")[:2])} if repository else {}
-        for start, (license, _) in LICENCES.items():
-            if config and str(self.pretrained).startswith(start):
-                found["license"] = license
-        return found
+        repository = pretrained_config(self.model, self.pretrained).get("hf_hub", "").partition("@")[0].strip("/")
+        found = {"base_model": "/".join(repository.split("/")[:2])} if repository else {}  # org/name/, or org/name/file
+        terms = self._terms()
+        return {**found, "license": terms[0]} if terms else found
+
+    def _terms(self) -> tuple[str, str] | None:
+        """Return identifier and conditions of the license of a pretrained tag, as far as known."""
+        if not pretrained_config(self.model, self.pretrained):
+            return None
+        return next((terms for tag, terms in LICENCES.items() if re.match(tag, str(self.pretrained))), None)
 
     def vision_state_dict(self) -> dict[str, Tensor]:
         return dict(self.state_dict())  # names as in open_clip: visual.*

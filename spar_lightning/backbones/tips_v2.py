@@ -21,6 +21,7 @@ from spar_lightning.backbones.timm_vit import TimmTrunk
 from spar_lightning.backbones.weights import check_fit, read, skipped
 from spar_lightning.errors import UserError
 
+PUBLISHED: Final = "google/tipsv2"
 CONTEXT: Final = 64  # tokens of a prompt in training
 TOKENIZER: Final = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 # Parts of names: official -> timm.
@@ -84,13 +85,19 @@ class TIPSv2(TimmTrunk):
     def licence(self) -> str:
         if self.pretrained is None:
             return "None: the base weights are random."
+        if not self.pretrained.startswith(PUBLISHED):
+            return super().licence()
         return "TIPSv2: Apache-2.0 (Google). Keep its notice and state that the weights were changed."
 
     def hub_metadata(self) -> dict[str, str]:
-        return {} if self.pretrained is None else {**base_model(self.pretrained), "license": "apache-2.0"}
+        if self.pretrained is None or not self.pretrained.startswith(PUBLISHED):
+            return {}
+        return {**base_model(self.pretrained), "license": "apache-2.0"}
 
     def text_identity(self) -> dict[str, Any] | None:
-        return None if self.text_pretrained is None else {"family": "TIPSv2", "weights": identity(self.text_pretrained)}
+        if self.text_pretrained is None:
+            return None
+        return {"family": "TIPSv2", "weights": identity(self.text_pretrained, TOKENIZER)}
 
     def build_text_tower(self) -> TextTower:
         from transformers import AutoTokenizer, Tipsv2TextModel

@@ -1,5 +1,6 @@
 """`spar export`: conversion of a student to the format of another library, with a tested README."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,7 +53,10 @@ def run(args: Sequence[str]) -> int:
         try:
             address = upload(given.push, given.out, given.private)
         except HubError as error:
-            later = f"The export is in {given.out}; `hf upload {given.push} {given.out}` uploads it."
+            command = shlex.join(
+                ["hf", "upload", given.push, str(given.out), *(["--private"] if given.private else [])]
+            )
+            later = f"The export is in {given.out}; `{command}` uploads it."
             raise HubError(f"{error} {later}") from error
         print(f"{address}: load it as {PREFIX}{given.push}" if given.to == "safetensors" else address)
     return 0

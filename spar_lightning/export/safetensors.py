@@ -1,6 +1,6 @@
 """Export of students for this package: one safetensors file whose metadata records the network.
 
-config.json repeats these metadata for readers and for the Hugging Face Hub, which counts its downloads. It is not read.
+config.json is for readers and for the Hugging Face Hub, which counts its downloads. It is not read.
 """
 
 import json
@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from spar_lightning import __version__
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.backbones.checkpoints import STUDENT
-from spar_lightning.backbones.registry import package_of
+from spar_lightning.backbones.registry import class_path, package_of
 from spar_lightning.export.recipe import Recipe, Recipes
 from spar_lightning.header import HEADER, PACKAGE
 from spar_lightning.student import Student
@@ -25,7 +25,7 @@ def write(student: Student, folder: Path) -> None:
     if package := package_of(type(student.backbone)):
         metadata[PACKAGE] = package
     save_file(tensors, folder / STUDENT, metadata)
-    config = {"library_name": "spar_lightning", "version": __version__, "model": student.block}
+    config = {"library_name": "spar_lightning", "version": __version__, "backbone": class_path(type(student.backbone))}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

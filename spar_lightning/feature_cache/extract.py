@@ -21,7 +21,7 @@ from spar_lightning.backbones.base import Backbone
 from spar_lightning.datasets.augmentation import Augmentation, Record, SizeError
 from spar_lightning.datasets.image_source import Source
 from spar_lightning.datasets.streaming import augmented
-from spar_lightning.feature_cache.int8 import quantized
+from spar_lightning.feature_cache.int8 import MOST_ERROR, quantized, relative_error
 from spar_lightning.feature_cache.shard import CacheError, Entry, Rejected
 from spar_lightning.image.codec import ImageError, encode_image
 from spar_lightning.sliding_window import SlidingWindow
@@ -143,6 +143,12 @@ class TeacherFeatures:
             entry = Entry(key, ready.source.digest, ready.content, kept, ready.record)
             if self.dtype == "int8":
                 codes, ranges = quantized(features)
+                error = relative_error(features, codes, ranges)
+                if error > MOST_ERROR:
+                    raise CacheError(
+                        f"The features of {key} as int8 have an error of {error:.1%}, above {MOST_ERROR:.0%}, because "
+                        "some values of a channel are far from the others. Set data.cache_dtype: float16."
+                    )
                 entry = entry._replace(features=codes, ranges=ranges)
             yield entry
 

@@ -5,12 +5,15 @@ Ranges of single images need no pass over other images, and are narrower than co
 follows each channel (docs/data.md).
 """
 
+from typing import Any, Final
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-STEPS = 255
+STEPS: Final = 255
+MOST_ERROR: Final = 0.01  # root mean square, relative to the features; a cache with a larger error is not built
 
 
 def quantized(features: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
@@ -26,3 +29,9 @@ def restored(codes: Tensor, ranges: Tensor) -> Tensor:
     """Return features (h, w, d) in fp16 for codes (h, w, d) and ranges (2, d)."""
     low, step = ranges
     return torch.addcmul(low, codes.float(), step).half()
+
+
+def relative_error(features: Tensor, codes: NDArray[Any], ranges: NDArray[Any]) -> float:
+    """Return the root mean square error of the restored features, relative to the features (h, w, d)."""
+    kept = restored(torch.from_numpy(codes), torch.from_numpy(ranges)).to(features.device)
+    return float((kept - features).norm() / features.norm().clamp(min=1e-30))

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from spar_lightning.errors import UserError
 
@@ -60,7 +60,11 @@ def upload(name: str, folder: Path, private: bool) -> str:
     check_new_name(name)
     api = HfApi()
     with translated(name, "written"):
-        address = api.create_repo(name, private=private, exist_ok=True)
+        address = api.create_repo(name, private=private or None, exist_ok=True)  # None: the default of the organization
+        if private and not api.repo_info(name).private:
+            raise HubError(
+                f"{name} on the Hugging Face Hub is public. Make it private on its page, or pass another name."
+            )
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload with spar_lightning")
     return str(address)
 
@@ -94,18 +98,29 @@ def translated(name: str, action: str) -> Iterator[None]:
     except errors.RevisionNotFoundError as error:
         raise HubError(f"{subject}: it has no such revision. Pass a branch, tag or commit after @.") from error
     except errors.LocalEntryNotFoundError as error:
+        if isinstance(error.__cause__, errors.HfHubHTTPError):
+            raise HubError(f"{subject}: {_answer(error.__cause__)}") from error
         raise HubError(
             f"{subject}: it is not in the local cache, and {_unreachable()}. Connect to the network once, or copy its "
             "files to this machine and pass the folder."
         ) from error
     except errors.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no status"
-        hint = f" {login[0].upper()}{login[1:]}." if status in (401, 403) else " Try again later."
-        raise HubError(f"{subject}: the server answered {status}.{hint}") from error
+        raise HubError(f"{subject}: {_answer(error)}") from error
+    except HubError:
+        raise
     except Exception as error:  # HTTP clients, sockets and proxies raise different exceptions
         if isinstance(error, OSError) and error.filename:
-            raise  # a local file
+            raise  # of a local file
         raise HubError(f"{subject} ({type(error).__name__}: {' '.join(str(error).split())}).") from error
+
+
+def _answer(error: Any) -> str:
+    """Return what the server answered, and what to do."""
+    status = error.response.status_code if error.response is not None else 0
+    said = " ".join(str(error.server_message or "").split())[:200]
+    hints = {401: "Log in with `hf auth login`, or set HF_TOKEN.", 403: "Use a token with write access to it."}
+    hint = hints.get(status, "Try again later." if status == 429 or status >= 500 else "")
+    return f"the server answered {status}{f' ({said})' if said else ''}. {hint}".strip()
 
 
 def _unreachable() -> str:

@@ -1,6 +1,7 @@
 """Features with 8 bits per value: the error, the round trip through a shard, its checksum, and its size."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import h5py
@@ -11,10 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
 from spar_lightning.backbones import Backbone, DINOv3Text, SigLIP2, Tiny
-from spar_lightning.feature_cache.int8 import quantized, restored
-from spar_lightning.feature_cache.shard import CacheError, FeatureShard, write_shard
+from spar_lightning.datasets.augmentation import Augmentation
+from spar_lightning.datasets.scene_renderer import render
+from spar_lightning.datasets.shard_index import scan
+from spar_lightning.distillation import Distillation
+from spar_lightning.feature_cache.extract import TeacherFeatures
+from spar_lightning.feature_cache.int8 import MOST_ERROR, quantized, relative_error, restored
+from spar_lightning.feature_cache.shard import CacheError, Entry, FeatureShard, write_shard
 from spar_lightning.sliding_window import SlidingWindow
 from tests.backbones.small_models import randomized
 from tests.feature_cache.test_cache import make, sources
@@ -48,9 +56,29 @@ def test_the_error_of_a_teachers_features_is_below_one_percent(build: Callable[[
     images = torch.randint(256, (1, 3, side, side + 4 * backbone.patch_size), dtype=torch.uint8)
     features = SlidingWindow(backbone, stride=backbone.window // 2)(backbone.normalize(images))[0]
     codes, ranges = quantized(features)
-    error = (restored(torch.from_numpy(codes), torch.from_numpy(ranges)).float() - features).norm()
-    assert error / features.norm() < 0.01
-    assert error / (features - features.mean((0, 1))).norm() < 0.01
+    error = relative_error(features, codes, ranges)
+    assert error < MOST_ERROR
+    assert error * features.norm() / (features - features.mean((0, 1))).norm() < MOST_ERROR
+
+
+def test_a_larger_error_stops_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(render(0, 0, 72, 96).image).save(tmp_path / "0.png")
+    images = scan(str(tmp_path))
+    make = TeacherFeatures(
+        Distillation(Tiny(), stride=32), Augmentation("none", min_side=64, multiple=8), 0, "int8", torch.device("cpu"),
+        nullcontext,
+    )  # fmt: skip
+    (entry,) = make(iter(images))
+    assert isinstance(entry, Entry) and entry.ranges is not None
+
+    def outlier(image: Tensor) -> Tensor:
+        features = torch.randn(9, 12, 128)
+        features[0, 0] = 1000.0
+        return features
+
+    monkeypatch.setattr(make, "features", outlier)
+    with pytest.raises(CacheError, match=r"as int8 have an error of .*cache_dtype: float16"):
+        list(make(iter(images)))
 
 
 def shard(path: Path, eight: bool) -> Path:

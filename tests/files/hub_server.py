@@ -92,6 +92,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.state.requests.append(f"{self.command} {self.path}")
         of_api = parts[:2] == ["api", "models"]  # /api/models/org/name/revision/main, or /org/name/resolve/main/file
         name, rest = "/".join(parts[2:4] if of_api else parts[:2]), parts[4 if of_api else 2 :]
+        if name == "org/busy":
+            self.failed(503, "Overloaded")
+            return
         if not self.allowed(name):
             return
         revision = rest[1] if len(rest) > 1 else "main"
@@ -103,7 +106,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer([{"type": "file", "path": f, "size": len(c), "oid": _oid(c)} for f, c in files.items()])
         elif of_api:
             siblings = [{"rfilename": file, "size": len(content)} for file, content in files.items()]
-            self.answer({"id": name, "sha": digest, "siblings": siblings, "private": False, "tags": []})
+            self.answer(
+                {"id": name, "sha": digest, "siblings": siblings, "private": name in self.state.private, "tags": []}
+            )
         elif name in self.state.gated:
             self.failed(403, "GatedRepo")
         elif (file := "/".join(rest[2:])) in files:

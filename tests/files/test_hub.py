@@ -12,7 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
-from spar_lightning.backbones import SigLIP2, Tiny
+from spar_lightning.backbones import OpenCLIP, SigLIP2, Tiny
 from spar_lightning.backbones.weights import without_weights
 from spar_lightning.cli.lightning_cli import with_run_config
 from spar_lightning.files.hub import is_name
@@ -78,8 +78,7 @@ def test_push_uploads_the_export_with_a_model_card(hub: Hub, published: Path) ->
     head = yaml.safe_load(files["README.md"].decode().split("---")[1])
     assert head["pipeline_tag"] == "image-segmentation" and head["library_name"] == "spar_lightning"
     assert "spar" in head["tags"]
-    block = json.loads(files["config.json"])["model"]
-    assert block["backbone"]["class_path"].endswith("Tiny")
+    assert json.loads(files["config.json"])["backbone"].endswith("Tiny")
 
 
 def predict(image: Path, name: str) -> list[str]:
@@ -119,6 +118,7 @@ def png(tmp_path: Path) -> Path:
 def test_failures_are_one_sentence(hub: Hub, published: Path, png: Path, tmp_path: Path) -> None:
     hub.commit("org/gated", {"student.safetensors": b""})
     hub.commit("org/other", {"model.safetensors": b""})
+    hub.commit("org/public", {})
     hub.gated.add("org/gated")
     out = str(tmp_path / "export")
     expected = {
@@ -137,6 +137,10 @@ def test_failures_are_one_sentence(hub: Hub, published: Path, png: Path, tmp_pat
     sentences = [*expected.values(), f"hf upload org/tiny {out}", "--private needs --push", "Allowed: org/name."]
     assert [sentence for sentence in sentences if sentence not in errors] == [], errors
 
+    codes, errors = Fresh(hub, tmp_path / "home").run([*push, f"{out}4", "--push", "org/public", "--private"])
+    assert codes == ["code 2"] and "is public" in errors and f"{out}4 --private" in errors, errors
+    codes, errors = Fresh(hub, tmp_path / "new", token="hf_reader").run(predict(png, "hf-hub:org/busy"))
+    assert codes == ["code 2"] and "answered 503" in errors and "Try again later" in errors, errors
     nowhere = "http://127.0.0.1:9"
     cases = {"HF_HUB_OFFLINE is set": Fresh(hub, tmp_path / "empty", offline=True),
              f"{nowhere} cannot be reached": Fresh(Hub(address=nowhere), tmp_path / "empty")}  # fmt: skip
@@ -164,5 +168,7 @@ def test_names(text: str, valid: bool) -> None:
 def test_base_model_and_license_of_the_card() -> None:
     with without_weights():
         known = SigLIP2("ViT-B-32-SigLIP2-256", "webli").hub_metadata()
+        meta = OpenCLIP("ViT-B-16-quickgelu", "metaclip_400m")  # another license than the tag "meta" of PE-Core
     assert known == {"base_model": "timm/ViT-B-32-SigLIP2-256", "license": "apache-2.0"}
+    assert "license" not in meta.hub_metadata() and meta.licence().startswith("Unknown")
     assert Tiny().hub_metadata() == {}
