@@ -1,4 +1,4 @@
-"""Compare students of the quickstart trained from features in float16 and in int8: mIoU, and bytes of the cache.
+"""Measure features in int8: their error, bytes of the cache, and mIoU of students of the quickstart trained from them.
 
     python scripts/measure_cache_dtype.py runs/cache_dtype --seeds 0 1 2
 
@@ -14,8 +14,12 @@ import sys
 from pathlib import Path
 
 import h5py
+import torch
 
+from spar_lightning.backbones import Backbone, DINOv3Text, OpenCLIP, SigLIP2, Tiny
+from spar_lightning.feature_cache.int8 import quantized, relative_error
 from spar_lightning.formatting import markdown
+from spar_lightning.sliding_window import SlidingWindow
 
 DTYPES = ("float16", "int8")
 
@@ -37,6 +41,27 @@ def train(folder: Path, seed: int) -> None:
     for process in started:
         if process.wait():
             raise SystemExit(f"spar fit failed, see {folder}/*.log")
+
+
+@torch.no_grad()
+def errors() -> list[list[str]]:
+    """Return the errors of features of two images, noise and smooth, also after a random rotation of the channels."""
+    backbones: list[Backbone] = [
+        Tiny(), SigLIP2("ViT-B-32-SigLIP2-256", None), OpenCLIP("ViT-B-32", None),
+        DINOv3Text("vit_small_patch16_dinov3_qkvb", window=224),
+    ]  # fmt: skip
+    rows = [["backbone", "image", "error", "deviation from the mean", "after a rotation"]]
+    for backbone in backbones:
+        side = 2 * backbone.window
+        noise = torch.randint(256, (1, 3, side, side + 4 * backbone.patch_size), dtype=torch.uint8)
+        smooth = torch.nn.functional.interpolate(255 * torch.rand(1, 3, 9, 11), noise.shape[-2:], mode="bicubic")
+        for name, image in (("noise", noise), ("smooth", smooth.clamp(0, 255).byte())):
+            features = SlidingWindow(backbone, stride=backbone.window // 2)(backbone.normalize(image))[0]
+            rotation, _ = torch.linalg.qr(torch.randn(features.shape[-1], features.shape[-1]))
+            error, rotated = (relative_error(f, *quantized(f)) for f in (features, features @ rotation))
+            scale = float(features.norm() / (features - features.mean((0, 1))).norm())
+            rows.append([type(backbone).__name__, name, *(f"{100 * e:.2f} %" for e in (error, error * scale, rotated))])
+    return rows
 
 
 def miou(run: Path) -> dict[str, float]:
@@ -63,6 +88,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    print(markdown(errors()))
     rows = []
     for seed in given.seeds:
         train(given.folder, seed)

@@ -85,7 +85,7 @@ class CRADIO(TimmTrunk):
         self._load(state_dict, "The state dict")
 
     def _load(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        own = _renamed(tensors)
+        own = _renamed(tensors, source)
         if "head.fc1.weight" not in own:
             raise WeightsError(f"{source} has no SigLIP2 adaptor ({ADAPTOR}*). Without it, features do not match text.")
         hidden, width = own["head.fc1.weight"].shape
@@ -165,28 +165,25 @@ def _cropped(table: Tensor, grid: Grid, native: Grid) -> Tensor:
     return square[:, :, : grid[0], : grid[1]].flatten(2).transpose(1, 2).to(table.dtype)
 
 
-def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _renamed(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     """Rename the tensors of the official file: trunk.* as in timm, and head.* of the SigLIP2 adaptor."""
-    prefix, generator = "radio_model.model.", "patch_generator."
+    prefix, generator = "radio_model.model.", "radio_model.model.patch_generator."
     if not any(name.startswith(prefix) for name in tensors):
         return dict(tensors)
-    # Other tensors, such as those of the embedding of videos, have no part in the features.
-    wanted = (f"{prefix}blocks.", f"{prefix}{generator}")
-    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(wanted)}
-    kernel, first = own.pop(f"{generator}embedder.weight"), own.pop(f"{generator}cls_token.token")
+    parts = ("embedder.weight", "pos_embed", "cls_token.token")
+    if missing := [part for part in parts if generator + part not in tensors]:
+        raise WeightsError(f"{source} is not a C-RADIO ViT: {generator}{missing[0]} is missing.")
+    kernel, table, first = (tensors[generator + part] for part in parts)
     side = round((kernel.shape[1] // 3) ** 0.5)
-    table = own.pop(f"{generator}pos_embed")
-    own = (
-        {name: tensor for name, tensor in own.items() if name.startswith("blocks.")}
-        | {
-            "patch_embed.proj.weight": kernel.unflatten(1, (3, side, side)),
-            "patch_embed.proj.bias": kernel.new_zeros(len(kernel)),
-            "pos_embed": table,
-            "cls_token": first[None, :1],  # one class token per teacher, then registers
-            "reg_token": first[None, 1:],
-        }
-    )
-    # transformers adds layer scales of 1.
-    trunk = {f"trunk.{n}": t for n, t in own.items() if ".layer_scale" not in n}
-    head = {f"head.{n.removeprefix(ADAPTOR)}": t for n, t in tensors.items() if n.startswith(ADAPTOR)}
-    return {**trunk, **head}
+    own = {
+        "trunk.patch_embed.proj.weight": kernel.unflatten(1, (3, side, side)),
+        "trunk.patch_embed.proj.bias": kernel.new_zeros(len(kernel)),
+        "trunk.pos_embed": table,
+        "trunk.cls_token": first[None, :1],  # one class token per teacher, then registers
+        "trunk.reg_token": first[None, 1:],
+    }
+    # Other tensors, such as those of the embedding of videos, have no part in the features. transformers adds layer
+    # scales of 1.
+    blocks = {n: t for n, t in tensors.items() if n.startswith(f"{prefix}blocks.") and ".layer_scale" not in n}
+    own |= {f"trunk.{name.removeprefix(prefix)}": tensor for name, tensor in blocks.items()}
+    return own | {f"head.{n.removeprefix(ADAPTOR)}": t for n, t in tensors.items() if n.startswith(ADAPTOR)}

@@ -24,6 +24,15 @@ def resized(table: Tensor, grid: Grid, native: Grid) -> Tensor:
     return F.interpolate(square, grid, mode="bicubic", align_corners=False, antialias=False).flatten(2).transpose(1, 2)
 
 
+def antialiased(table: Tensor, grid: Grid, native: Grid, mode: str) -> Tensor:
+    """Resize a positional embedding as `resized`, but with antialiasing, as timm (bicubic) and TIPSv2 (bilinear)."""
+    if grid == native:
+        return table
+    square = table.transpose(1, 2).unflatten(2, native).float()
+    square = F.interpolate(square, grid, mode=mode, align_corners=False, antialias=True)
+    return square.flatten(2).transpose(1, 2).to(table.dtype)
+
+
 def positions(table: Tensor, grid: Grid, native: Grid, windows: WindowedAttention | None) -> Tensor:
     """Return the positional embedding (1, h * w, D) of an image for a table (1, native h * native w, D).
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spar_lightning.backbones.base import Grid
-from spar_lightning.backbones.pos_embed import placed
+from spar_lightning.backbones.pos_embed import antialiased, placed
 from spar_lightning.backbones.timm_vit import TimmTrunk
 from spar_lightning.errors import UserError
 
@@ -42,7 +42,7 @@ class EvaTrunk(TimmTrunk, ABC):
             )
 
     def positions(self, grid: Grid, table: Tensor) -> Tensor:
-        return placed(partial(_antialiased, table, native=self.grid), grid, self.grid, self.windowed)
+        return placed(partial(antialiased, table, native=self.grid, mode="bicubic"), grid, self.grid, self.windowed)
 
     def run_blocks(self, tokens: Tensor, grids: Sequence[Grid], start: int = 0, stop: int | None = None) -> Tensor:
         rope = None if self.trunk.rope is None else torch.cat([self.rotation(grid) for grid in grids])
@@ -124,12 +124,3 @@ def _qkv(attn: Any, x: Tensor) -> list[Tensor]:
 
 def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
     return x if scale is None else scale * x
-
-
-def _antialiased(table: Tensor, grid: Grid, native: Grid) -> Tensor:
-    """Resize a positional embedding (1, native h * native w, D) as timm: (1, h * w, D)."""
-    if grid == native:
-        return table
-    square = table.transpose(1, 2).unflatten(2, native).float()
-    square = F.interpolate(square, grid, mode="bicubic", align_corners=False, antialias=True)
-    return square.flatten(2).transpose(1, 2).to(table.dtype)

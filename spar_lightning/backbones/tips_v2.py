@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from spar_lightning.backbones.base import Grid, TextTower
 from spar_lightning.backbones.hub_weights import FILE, base_model, identity, local, text_model
 from spar_lightning.backbones.packing import patch_tokens
-from spar_lightning.backbones.pos_embed import placed
+from spar_lightning.backbones.pos_embed import antialiased, placed
 from spar_lightning.backbones.prompt_length import warn_if_cut
 from spar_lightning.backbones.timm_vit import TimmTrunk
 from spar_lightning.backbones.weights import check_fit, read, skipped
@@ -62,7 +61,7 @@ class TIPSv2(TimmTrunk):
         self.eval()
 
     def positions(self, grid: Grid, table: Tensor) -> Tensor:
-        return placed(partial(_bilinear, table, native=self.grid), grid, self.grid, self.windowed)
+        return placed(partial(antialiased, table, native=self.grid, mode="bilinear"), grid, self.grid, self.windowed)
 
     def project(self, tokens: Tensor, grids: Sequence[Grid]) -> Tensor:
         features: Tensor = self.trunk.norm(patch_tokens(tokens, grids, self.prefix))
@@ -116,14 +115,6 @@ class TIPSv2(TimmTrunk):
             return found
 
         return encode
-
-
-def _bilinear(table: Tensor, grid: Grid, native: Grid) -> Tensor:
-    if grid == native:
-        return table
-    square = table.transpose(1, 2).unflatten(2, native).float()
-    square = F.interpolate(square, grid, mode="bilinear", align_corners=False, antialias=True)
-    return square.flatten(2).transpose(1, 2).to(table.dtype)
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -80,5 +80,9 @@ def test_errors_say_what_is_missing(original: tuple[Path, RadioModel], tmp_path:
     save_file({n: t for n, t in tensors.items() if HEAD not in n}, tmp_path / "model.safetensors")
     with pytest.raises(WeightsError, match="has no SigLIP2 adaptor"):
         CRADIO(MODEL, str(tmp_path))
+    name = "radio_model.model.patch_generator.pos_embed"
+    save_file({n: t for n, t in tensors.items() if n != name}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"patch_generator\.pos_embed is missing"):
+        CRADIO(MODEL, str(tmp_path))
     with pytest.raises(UserError, match=r"unknown model 'vit_tiny'.* vit_so400m_patch16_radio_v4"):
         CRADIO("vit_tiny")
