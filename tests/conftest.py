@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,11 @@ import pytest
 import skimage.data
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 torch.set_num_threads(1)  # tests with two processes run on two cores
+# Forks share tqdm's lock between processes. One that was killed while it drew a bar would block all later ones.
+os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "spar_lightning" / "configs" / "quickstart.yaml"
