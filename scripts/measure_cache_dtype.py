@@ -95,7 +95,7 @@ def main() -> None:
         train(given.folder, seed)
         plain, small = (miou(given.folder / f"{dtype}-{seed}") for dtype in DTYPES)
         rows += [
-            [seed, name, f"{plain[name]:.2f}", f"{small[name]:.2f}", f"{small[name] - plain[name]:+.2f}"]
+            [str(seed), name, f"{plain[name]:.2f}", f"{small[name]:.2f}", f"{small[name] - plain[name]:+.2f}"]
             for name in plain
         ]
     print(markdown([["seed", "benchmark", *DTYPES, "difference"], *rows]))
