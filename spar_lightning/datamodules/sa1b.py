@@ -241,7 +241,7 @@ class SA1B(LightningDataModule):
 
     def open_activations(self) -> ActivationCache:
         """Open the cache of the frozen blocks' activations, in a folder of the feature cache."""
-        # A few channels of the tokens have values that are so large that 8 bits do not suffice.
+        # Tokens inside a ViT can have outliers, for which 8 bits with one range are too few; not measured.
         dtype = "float16" if self.cache_dtype == "int8" else self.cache_dtype
         return ActivationCache(self.open_cache(), self._teacher, dtype, self._device, self._precision)
 

@@ -2,7 +2,7 @@
 
 Ranges of single images need no pass over other images, and are narrower than common ones. A rotation of the channels
 (PHI-S, arXiv 2410.01680), which evens out their variance, does not reduce the error further, because the range already
-follows each channel (docs/data.md).
+follows each channel (docs/performance.md).
 """
 
 from typing import Any, Final
