@@ -155,6 +155,7 @@ are not run ([Performance](../performance.md)).
 
 DISK = """| `data.cache_dtype` | features and images of 25,000 images |
 | --- | --- |
+| `int8` | about 59 GB |
 | `float16` (default) | about 127 GB |
 | `float16` with `data.cache_activations` | about 229 GB |
 | `float32` | about 229 GB |"""

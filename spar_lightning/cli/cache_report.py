@@ -4,7 +4,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import torch
 
 from spar_lightning.datamodules.sa1b import SA1B
@@ -32,9 +31,8 @@ class CachePlan:
         self.model, self.datamodule = model, datamodule
         self.given = rate
         windows = model.sliding_window(model.student)
-        itemsize = np.dtype(datamodule.cache_dtype).itemsize
         augmentation, channels = datamodule.augmentation, model.student.embed_dim
-        self.cost = cost(images, augmentation, datamodule.seed, windows, channels, itemsize)
+        self.cost = cost(images, augmentation, datamodule.seed, windows, channels, datamodule.cache_dtype)
 
     @cached_property
     def rate(self) -> float:

@@ -13,6 +13,7 @@ from spar_lightning.datasets.image_table import from_file
 from spar_lightning.datasets.shard_error import ShardError
 from spar_lightning.datasets.streaming import augmented
 from spar_lightning.feature_cache.activations import folders
+from spar_lightning.feature_cache.extract import encoded
 from spar_lightning.feature_cache.index import CacheIndex, shard_names
 from spar_lightning.feature_cache.manifest import read_manifest
 from spar_lightning.feature_cache.shard import CacheError, FeatureShard
@@ -115,6 +116,7 @@ def recompute(datamodule: SA1B, count: int) -> None:
         assert sample.features is not None
         source = images[places[sample.key.encode()]]
         image, _ = augmented(source.key, source.read(), datamodule.augmentation, datamodule.seed)
+        _, image = encoded(image, datamodule.cache_dtype)
         same = image.shape == sample.image.shape and torch.equal(image, sample.image)
         stored, fresh = sample.features.float(), features(sample.image).cpu().float()
         error = ((fresh - stored).norm() / stored.norm()).item()

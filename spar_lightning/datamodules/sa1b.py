@@ -65,7 +65,7 @@ class SA1B(LightningDataModule):
         num_workers: Loader processes per device, for training and for validation each; also the number of threads that
             decode images for the teacher. 0 loads in the main process.
         seed: Seed of the augmentation and of the order of training.
-        cache_dtype: Precision of the features; int8 has an error below 1 %.
+        cache_dtype: Precision of the features; int8 stores images as JPEG.
         cache_activations: Also cache the activations that enter the first trainable block, in a folder of the cache. A
             step then runs only the trainable blocks and reads no image.
         pack_tokens: Sequence packing: maximum number of patches in a step, such as 16384. A step processes as many

@@ -61,7 +61,7 @@ class ActivationCache:
         self.blocks = teacher.frozen_blocks
         self._teacher = teacher
         self._make = partial(Activations, build_network=self._network, dtype=dtype, device=device, precision=precision)
-        self._device, self._itemsize = device, np.dtype(dtype).itemsize
+        self._device, self._dtype = device, dtype
         identity = {"features": cache.fingerprint, "blocks": self.blocks, "algorithm": ALGORITHM}
         attention = teacher.student.attention_identity()
         if attention is not None:
@@ -72,12 +72,12 @@ class ActivationCache:
     def bytes(self, images: Images, augmentation: Augmentation, seed: int) -> float:
         """Return the size in bytes of the tokens of these images; for long lists, estimate it from a sample."""
         student = self._teacher.student
-        price = cost(images, augmentation, seed, SlidingWindow(student), student.embed_dim, self._itemsize)
+        price = cost(images, augmentation, seed, SlidingWindow(student), student.embed_dim, self._dtype)
         patch = student.patch_size
         with torch.no_grad():
             shape = student.embed(torch.zeros(1, 3, patch, patch).to(next(student.parameters()))).shape
         extra, width = shape[1] - 1, shape[2]  # class and register tokens per image; D
-        return float((price.patches + extra * price.images) * width * self._itemsize)
+        return float((price.patches + extra * price.images) * width * np.dtype(self._dtype).itemsize)
 
     def text(self, todo: Images, size: float, features: float = 0.0) -> str:
         """Return one line that describes the remaining work and its size.

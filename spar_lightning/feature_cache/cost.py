@@ -16,10 +16,13 @@ from torch import Tensor
 
 from spar_lightning.datasets.augmentation import Augmentation, SizeError
 from spar_lightning.datasets.image_table import Images
+from spar_lightning.feature_cache.extract import Dtype
 from spar_lightning.sliding_window import SlidingWindow
 
 SAMPLED: Final = 2000  # images
-IMAGE_SHARE: Final = 0.5  # size of a losslessly compressed photograph relative to its raw pixels; drawings need less
+# Size of a photograph relative to its raw pixels, lossless and as JPEG (int8); drawings need less.
+LOSSLESS_SHARE: Final = 0.5
+JPEG_SHARE: Final = 0.16
 SECONDS: Final = 5.0  # approximate duration of the throughput measurement
 
 
@@ -55,7 +58,7 @@ class CacheCost:
 
 
 def cost(
-    images: Images, augmentation: Augmentation, seed: int, teacher: SlidingWindow, channels: int, itemsize: int
+    images: Images, augmentation: Augmentation, seed: int, teacher: SlidingWindow, channels: int, dtype: Dtype
 ) -> CacheCost:
     """Compute the cost of caching the features of these images.
 
@@ -65,8 +68,9 @@ def cost(
         seed: Seed of the augmentation.
         teacher: Sliding-window teacher; defines window, stride and patch size.
         channels: Number of feature channels.
-        itemsize: Bytes per stored value.
+        dtype: Precision of the stored features.
     """
+    itemsize, share = np.dtype(dtype).itemsize, JPEG_SHARE if dtype == "int8" else LOSSLESS_SHARE
     patch = teacher.backbone.patch_size
     chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), SAMPLED)).astype(np.int64))
     patches = windows = 0
@@ -75,9 +79,7 @@ def cost(
             continue
         patches += sides[0] * sides[1] // patch**2
         windows += teacher.count(*sides)
-    sampled = CacheCost(
-        len(chosen), patches, windows, patches * channels * itemsize, patches * 3 * patch**2 * IMAGE_SHARE
-    )
+    sampled = CacheCost(len(chosen), patches, windows, patches * channels * itemsize, patches * 3 * patch**2 * share)
     return sampled.of(len(images))
 
 

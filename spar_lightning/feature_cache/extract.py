@@ -23,7 +23,7 @@ from spar_lightning.datasets.image_source import Source
 from spar_lightning.datasets.streaming import augmented
 from spar_lightning.feature_cache.int8 import MOST_ERROR, quantized, relative_error
 from spar_lightning.feature_cache.shard import CacheError, Entry, Rejected
-from spar_lightning.image.codec import ImageError, encode_image
+from spar_lightning.image.codec import ImageError, decode_image, encode_image, encode_jpeg
 from spar_lightning.sliding_window import SlidingWindow
 
 Dtype = Literal["float16", "float32", "int8"]
@@ -84,7 +84,7 @@ class Teacher(ABC):
 
 
 class _Ready(NamedTuple):
-    """Decoded image (3, H, W) uint8, ready for the teacher, with its lossless encoding."""
+    """Encoded image for the cache, and exactly these pixels (3, H, W) uint8, ready for the teacher."""
 
     source: Source
     content: bytes
@@ -158,7 +158,7 @@ class TeacherFeatures:
             image, record = augmented(source.key, content, self.augmentation, self.seed)
         except (ImageError, SizeError) as error:
             return Rejected(source.key, source.digest, str(error))
-        return _Ready(source, encode_image(image), image, record)  # lossless: decodes to exactly this image
+        return _Ready(source, *encoded(image, self.dtype), record)
 
     @torch.no_grad()
     def features(self, image: Tensor) -> Tensor:
@@ -166,6 +166,18 @@ class TeacherFeatures:
         with self.precision():
             features: Tensor = self.teacher(self._module.student.normalize(image.to(self.device)[None]))[0]
         return features
+
+
+def encoded(image: Tensor, dtype: Dtype) -> tuple[bytes, Tensor]:
+    """Encode an image (3, H, W) uint8 for the cache: without loss, or as JPEG next to int8 features.
+
+    Returns:
+        The encoded image and the pixels to which it decodes, which teacher and student get.
+    """
+    if dtype != "int8":
+        return encode_image(image), image
+    content = encode_jpeg(image)  # next to int8 features, lossless images would be a third of the cache
+    return content, decode_image(content)
 
 
 def as_stored(features: Tensor, dtype: Literal["float16", "float32"], key: str) -> NDArray[Any]:

@@ -43,7 +43,7 @@ class Entry(NamedTuple):
     Attributes:
         key: Key of the image.
         digest: Digest of the source image, as in `Source`.
-        content: Losslessly encoded image that the teacher processed; empty for cached activations.
+        content: Encoded image, exactly as the teacher processed it; empty for cached activations.
         features: Features (h, w, d) of the image; for cached activations, tokens (1, T, D).
         record: Augmentation of the image.
         ranges: For int8: smallest value and step of each channel (2, d), of which `features` has the codes.

@@ -24,7 +24,7 @@ from spar_lightning.feature_cache.activations import CachedActivations
 from spar_lightning.feature_cache.cache import FeatureCache
 from spar_lightning.feature_cache.int8 import quantized
 from spar_lightning.feature_cache.shard import Entry
-from spar_lightning.image.codec import decode_image, encode_image
+from spar_lightning.image.codec import decode_image, encode_image, encode_jpeg
 from spar_lightning.speed.bench import Bench
 from spar_lightning.speed.comparison import Comparison, Way
 
@@ -37,10 +37,10 @@ KEYS = np.array([f"sa_{i}".encode() for i in range(96)])
 def read(bench: Bench) -> Iterator[Comparison]:
     """Compare raw reads, the loader with images and with cached activations, and decoding alone."""
     with tempfile.TemporaryDirectory(prefix="spar-read-") as place:
-        picture = encode_image(photograph())
+        picture, jpeg = encode_image(photograph()), encode_jpeg(photograph())
         caches = {
             "features": _build(Path(place) / "features", picture, GRID),
-            "int8": _build(Path(place) / "int8", picture, GRID, eight_bits=True),
+            "int8": _build(Path(place) / "int8", jpeg, GRID, eight_bits=True),
             "tokens": _build(Path(place) / "tokens", b"", (1, GRID[0] * GRID[1])),
         }
         features, small, tokens = (cache.dataset(KEYS) for cache in caches.values())
@@ -55,6 +55,7 @@ def read(bench: Bench) -> Iterator[Comparison]:
             "raw reads of the feature shards": Way(lambda: _raw(caches["features"])),
             **{name: Way(run) for name, run in loaders.items()},
             "decoding the images, one process": Way(lambda: [decode_image(picture) for _ in KEYS]),
+            "decoding the images, one process, int8": Way(lambda: [decode_image(jpeg) for _ in KEYS]),
         }
         size = sum(path.stat().st_size for path in (caches["features"].root / "shards").iterdir()) / len(KEYS)
         title = f"reading samples of {size / 1e6:.1f} MB"

@@ -127,6 +127,7 @@ def test_what_lies_beside_the_model_is_left_out(student: OpenCLIP, tmp_path: Pat
     assert torch.equal(features(OpenCLIP(MODEL, pretrained=str(tmp_path / "a.ckpt"))), features(student))
 
 
+@pytest.mark.slow
 def test_text_from_another_file_with_the_activation_of_its_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import open_clip
 

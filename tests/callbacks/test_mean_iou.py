@@ -40,6 +40,7 @@ def test_a_part_of_the_benchmarks_every_few_steps(small: list[str], scenes: Path
     ]
 
 
+@pytest.mark.slow
 def test_refinement_in_a_run(small: list[str], scenes: Path, tmp_path: Path) -> None:
     """Compare the callback's results with LPOSS and AnyUp to those of `spar evaluate`."""
     file, run = str(official_file(tmp_path / "anyup.pth")), tmp_path / "run"

@@ -87,6 +87,7 @@ def test_the_example_keeps_the_contract(capsys: Capture, monkeypatch: pytest.Mon
     assert package_of(find_backbone("TimmViT")) == "spar-timm-vit 0.1" and package_of(Tiny) is None
 
 
+@pytest.mark.slow
 def test_the_example_trains_two_steps(run: Callable[..., Finished], photos: str, tmp_path: Path) -> None:
     done = run(
         "fit", "--model.backbone", "TimmViT", "--model.stride", "96", "--data", "SA1B", "--data.shards", photos,

@@ -57,6 +57,10 @@ def test_plan_build_info_and_verify(run: Run, tmp_path: Path, capsys: Capture) -
     errors = [float(error) for error in re.findall(r"relative error (\S+),", out)]
     assert max(errors) < 1e-3  # float16
 
+    small = ("--data.root", str(tmp_path / "int8"), "--data.cache_dtype", "int8")
+    code, out, _ = run("--recompute", "3", *small, action="verify") if run(*small)[0] == 0 else (1, "", "")
+    assert code == 0 and out.count("image identical") == 3
+
     path = cache / "shards" / "00000.h5"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1

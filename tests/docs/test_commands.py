@@ -54,7 +54,7 @@ ELSEWHERE = {
         "tests/catalogue/test_catalogue.py",
         "scripts.file_catalogue",
     ),
-    r"spar backbones check SigLIP2 ": ("tests/docs/test_reader.py", "examples()"),
+    r"spar backbones check SigLIP2 ": ("tests/testing/test_checks.py", "SigLIP2"),
 }
 # Weights or packages that are not available here: these commands are only parsed.
 PARSED = ("WandbLogger", "--model.backbone NaFlex")

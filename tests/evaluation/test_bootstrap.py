@@ -42,6 +42,7 @@ def difference(one: Counts, other: Counts, seed: int = 0, samples: int = SAMPLES
     return found
 
 
+@pytest.mark.slow
 def test_coverage() -> None:
     """In 95 % of the samples of 200 images, within 2 points, the interval contains the difference on all images."""
     rng = np.random.default_rng(5)
@@ -121,7 +122,7 @@ def rare(images: int, rng: np.random.Generator, classes: int = 30) -> tuple[Coun
     return found[0], found[1]
 
 
-@pytest.mark.parametrize(("rarity", "images"), [("common", 200), ("rare", 1000)])
+@pytest.mark.parametrize(("rarity", "images"), [("common", 200), pytest.param("rare", 1000, marks=pytest.mark.slow)])
 def test_coverage_of_a_single_result(rarity: str, images: int) -> None:
     """Also if the rarest class is in 40 of 1000 images, so that the draws have a lower mIoU than the images."""
     rng = np.random.default_rng(6)

@@ -24,9 +24,11 @@ from spar_lightning.datasets.augmentation import Augmentation
 from spar_lightning.datasets.scene_renderer import render
 from spar_lightning.distillation import Distillation
 from spar_lightning.errors import UserError
+from spar_lightning.feature_cache import extract
 from spar_lightning.feature_cache import shard as feature_shard
 from spar_lightning.feature_cache.activations import CachedActivations
 from spar_lightning.feature_cache.shard import CacheError, FeatureShard
+from spar_lightning.image.codec import encode_image
 
 SMALL = Augmentation("released", (96, 72), (0.7, 1.0), min_side=64, multiple=8)
 
@@ -84,7 +86,10 @@ def test_losses_are_those_of_the_whole_network_to_the_bit(
     assert len(set(whole)) == 12
 
 
-def test_int8_features_train_like_float16_and_have_float16_activations(tar: Path, tmp_path: Path) -> None:
+def test_int8_features_train_like_float16_and_have_float16_activations(
+    tar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extract, "encode_jpeg", encode_image)  # the same images for both types
     plain, small = (fit(tar, tmp_path / dtype, cache_dtype=dtype) for dtype in ("float16", "int8"))
     assert small != plain and small == pytest.approx(plain, rel=0.01)
     with_tokens = fit(tar, tmp_path / "int8", cache_dtype="int8", cache_activations=True)

@@ -30,7 +30,7 @@ def test_windows_and_patches_are_those_of_the_teacher() -> None:
     images = Images.collect(sources(20), [(150 + i, 200) for i in range(20)])
     backbone = Counting()
     teacher = SlidingWindow(backbone, stride=24)
-    expected = cost(images, SMALL, 0, teacher, channels=5, itemsize=2)
+    expected = cost(images, SMALL, 0, teacher, channels=5, dtype="float16")
     patches = 0
     for i in range(20):
         record = SMALL.draw(150 + i, 200, 0, images[i].key)
@@ -42,9 +42,9 @@ def test_windows_and_patches_are_those_of_the_teacher() -> None:
 def test_long_lists_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     images = Images.collect(sources(400), [(150, 200)] * 400)
     teacher = SlidingWindow(Counting(), stride=24)
-    whole = cost(images, SMALL, 0, teacher, 5, 2)
+    whole = cost(images, SMALL, 0, teacher, 5, "float16")
     monkeypatch.setattr("spar_lightning.feature_cache.cost.SAMPLED", 100)
-    sampled = cost(images, SMALL, 0, teacher, 5, 2)
+    sampled = cost(images, SMALL, 0, teacher, 5, "float16")
     assert sampled.images == whole.images == 400
     assert sampled.windows != whole.windows
     assert abs(sampled.windows / whole.windows - 1) < 0.1
@@ -52,7 +52,7 @@ def test_long_lists_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_images_that_will_be_rejected_cost_nothing() -> None:
     images = Images.collect(sources(2), [(0, 0), (150, 200)])
-    assert cost(images, SMALL, 0, SlidingWindow(Counting()), 5, 2).patches < 600
+    assert cost(images, SMALL, 0, SlidingWindow(Counting()), 5, "float16").patches < 600
 
 
 def test_the_rate_counts_windows(monkeypatch: pytest.MonkeyPatch) -> None:

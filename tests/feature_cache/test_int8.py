@@ -20,7 +20,7 @@ from spar_lightning.datasets.augmentation import Augmentation
 from spar_lightning.datasets.scene_renderer import render
 from spar_lightning.datasets.shard_index import scan
 from spar_lightning.distillation import Distillation
-from spar_lightning.feature_cache.extract import TeacherFeatures
+from spar_lightning.feature_cache.extract import Dtype, TeacherFeatures
 from spar_lightning.feature_cache.int8 import MOST_ERROR, quantized, relative_error, restored
 from spar_lightning.feature_cache.shard import CacheError, Entry, FeatureShard, write_shard
 from spar_lightning.sliding_window import SlidingWindow
@@ -61,13 +61,33 @@ def test_the_error_of_a_teachers_features_is_below_one_percent(build: Callable[[
     assert error * features.norm() / (features - features.mean((0, 1))).norm() < MOST_ERROR
 
 
+def teacher(dtype: Dtype) -> TeacherFeatures:
+    augmentation = Augmentation("none", min_side=64, multiple=8)
+    return TeacherFeatures(Distillation(Tiny(), stride=32), augmentation, 0, dtype, torch.device("cpu"), nullcontext)
+
+
+def test_shards_take_half_the_space_and_have_the_pixels_that_the_teacher_saw(tmp_path: Path) -> None:
+    for i in range(64):  # as in a shard of a cache; the last chunk of its data is padded
+        Image.fromarray(render(0, i, 8 * (8 + i % 16), 8 * (23 - i % 16)).image).save(tmp_path / f"{i}.png")
+    images, bytes_of = scan(str(tmp_path)), {}
+    for dtype in ("float16", "int8"):
+        make, path = teacher(dtype), tmp_path / f"{dtype}.h5"
+        entries = [entry for entry in make(iter(images)) if isinstance(entry, Entry)]
+        assert len(entries) == 64 and write_shard(path, entries, "f", tmp_path)
+        bytes_of[dtype] = path.stat().st_size
+        with FeatureShard(path, "f") as shard:
+            for row in range(0, 64, 8):
+                image, features = shard.read(row)
+                expected = make.features(image)
+                error = (features.float() - expected).norm() / expected.norm()
+                assert error < (MOST_ERROR if dtype == "int8" else 1e-3)  # of rounding alone
+    assert bytes_of["int8"] <= 0.55 * bytes_of["float16"]
+
+
 def test_a_larger_error_stops_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(render(0, 0, 72, 96).image).save(tmp_path / "0.png")
     images = scan(str(tmp_path))
-    make = TeacherFeatures(
-        Distillation(Tiny(), stride=32), Augmentation("none", min_side=64, multiple=8), 0, "int8", torch.device("cpu"),
-        nullcontext,
-    )  # fmt: skip
+    make = teacher("int8")
     (entry,) = make(iter(images))
     assert isinstance(entry, Entry) and entry.ranges is not None
 

@@ -9,7 +9,7 @@ import skimage.data
 import torch
 from PIL import Image, ImageOps, PngImagePlugin
 
-from spar_lightning.image.codec import ImageError, decode_image, encode_image, from_pillow, image_size
+from spar_lightning.image.codec import ImageError, decode_image, encode_image, encode_jpeg, from_pillow, image_size
 from spar_lightning.image.resize import at_most
 
 PHOTO = Image.fromarray(getattr(skimage.data, "chelsea")()[:64, :80])  # noqa: B009 - untyped
@@ -141,4 +141,9 @@ def test_sizes_and_round_trip() -> None:
     assert torch.equal(decode_image(encode_image(image)), image)
     long = torch.randint(0, 256, (3, 2, 16384), dtype=torch.uint8)  # one pixel wider than the limit of WebP
     assert torch.equal(decode_image(encode_image(long)), long)
+    wide = torch.randint(0, 256, (3, 2, 65501), dtype=torch.uint8)  # one pixel wider than the limit of JPEG
+    assert torch.equal(decode_image(encode_jpeg(wide)), wide)
+    jpeg = decode_image(encode_jpeg(image))
+    assert jpeg.shape == image.shape and (jpeg.float() - image.float()).square().mean() < 20
+    assert decode_image(encode_jpeg(wide[..., :65500])).shape == (3, 2, 65500)
     assert image_size(content(PHOTO)) == (64, 80) and image_size(b"nothing") == (0, 0)
