@@ -1,6 +1,7 @@
-"""Kill processes that build a feature cache at random moments, and check the shards that they leave.
+"""Kill processes that build a feature cache, or an index, at random moments, and check the shards that they leave.
 
     python scripts/crash_cache.py --kills 100
+    python scripts/crash_cache.py --index --images 10000 --kills 20
 
 Each build has two processes. They are killed with SIGKILL and started again until the cache is complete, and builds
 are repeated until there were at least `--kills` kills. After every kill, all published shards must exist, be valid,
@@ -17,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,8 @@ from spar_lightning.distillation import Distillation
 from spar_lightning.feature_cache.cache import FeatureCache
 from spar_lightning.feature_cache.extract import TeacherFeatures
 from spar_lightning.feature_cache.shard import CacheError, FeatureShard
+from spar_lightning.feature_index import Origin, WritableIndex
+from spar_lightning.student import load_student
 
 IDENTITY = {"teacher": "Tiny at stride 32", "augmentation": "small"}
 PROCESSES = 2
@@ -46,7 +50,15 @@ def build(root: Path, tars: list[str]) -> FeatureCache:
     return cache
 
 
-def start(root: Path, tars: list[str]) -> int:
+def build_index(root: Path, tars: list[str]) -> FeatureCache:
+    """Index the images, as a process of `spar index` does."""
+    segmenter = load_student("tiny").segmenter({})
+    index = WritableIndex(root, segmenter, "float16", Origin("tiny"))
+    index.add(scan_all(tars, root, show=False), show=False)
+    return index
+
+
+def start(build: Callable[[Path, list[str]], FeatureCache], root: Path, tars: list[str]) -> int:
     """Fork a builder and return its process ID; starting a new Python would take longer than the build."""
     pid = os.fork()
     if pid == 0:
@@ -95,7 +107,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--images", type=int, default=700)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--index", action="store_true", help="Build an index instead of a cache")
     given = parser.parse_args()
+    make = build_index if given.index else build
     torch.set_num_threads(1)
     dice = random.Random(given.seed)
     with tempfile.TemporaryDirectory(prefix="crash_cache-") as place:
@@ -103,17 +117,17 @@ def main() -> int:
         scenes.draw()
         tars = list(scenes.shards)
         began = time.perf_counter()
-        whole = build(Path(place) / "undisturbed", tars)
+        whole = make(Path(place) / "undisturbed", tars)
         undisturbed = time.perf_counter() - began
         keys = scan_all(tars, whole.root, show=False).keys
-        kills = builds = damaged = lost = different = 0
+        kills = builds = damaged = lost = different = doubled = 0
         while kills < given.kills:
             root = Path(place) / f"build-{builds}"
             published = Published(root)
-            alive = {start(root, tars) for _ in range(PROCESSES)}
+            alive = {start(make, root, tars) for _ in range(PROCESSES)}
             while alive:
                 # Long enough that some shards are finished; the moment within a shard is random.
-                time.sleep(dice.uniform(0, 1.5 * undisturbed * 64 / given.images))
+                time.sleep(dice.uniform(0, 1.5 * undisturbed * max(64 / given.images, 1 / given.kills)))
                 for pid in list(alive):  # processes that have finished
                     done, status = os.waitpid(pid, os.WNOHANG)
                     if done and os.waitstatus_to_exitcode(status):
@@ -127,19 +141,20 @@ def main() -> int:
                     _, status = os.waitpid(victim, 0)
                     kills += os.waitstatus_to_exitcode(status) == -signal.SIGKILL
                     published.look(whole.fingerprint)
-                    alive.add(start(root, tars))
+                    alive.add(start(make, root, tars))
             published.look(whole.fingerprint)
-            cache = FeatureCache(root, IDENTITY)
+            cache = FeatureCache(root, whole.identity)
             different += differences(whole, cache, keys)
+            doubled += len(cache.index) - len(keys)
             damaged, lost, builds = damaged + published.damaged, lost + published.lost, builds + 1
             print(f"build {builds}: {kills} kills so far, {len(published.seen)} shards", flush=True)
     print(
         f"{kills} kills over {builds} complete builds of {given.images} images with {PROCESSES} processes: "
-        f"{damaged} published shards damaged, {lost} lost; "
-        f"{different} of {builds * len(keys)} samples differ from the undisturbed cache "
+        f"{damaged} published shards damaged, {lost} lost; {doubled} samples doubled; "
+        f"{different} of {builds * len(keys)} samples differ from the undisturbed one "
         f"(built in {undisturbed:.1f} s)"
     )
-    return 1 if damaged or lost or different else 0
+    return 1 if damaged or lost or different or doubled else 0
 
 
 if __name__ == "__main__":

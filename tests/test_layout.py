@@ -24,6 +24,7 @@ ORDER = [
         "distillation",
         "header",
         "student",
+        "feature_index",
         "callbacks",
         "export",
         "speed",

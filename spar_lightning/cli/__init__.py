@@ -29,6 +29,8 @@ COMMANDS = {
     "evaluate": "Measure mIoU by the paper's protocol, also over strides and sizes; check benchmarks, compare results.",
     "probe": "Probe frozen features on labels: linear layer, nearest neighbors, panoptic quality of known masks.",
     "predict": "Segment images: segmentation maps, overlays, scores, features, PCA pictures.",
+    "index": "Store the dense features of images, for spar query.",
+    "query": "Find and segment any classes in stored features, without running the network.",
     "export": "Write a student for open_clip, timm, transformers or ONNX, checked by that library.",
     "speed": "Measure the speed of teacher, training, segmentation and reading against the published procedure.",
     "doctor": "Check packages, devices, plugins, disk; take two steps of a configuration.",

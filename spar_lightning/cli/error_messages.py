@@ -63,6 +63,13 @@ def explained(error: BaseException) -> str | None:
     return _of_lightning(error, text)
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Return True if a device ran out of memory; on CPU, torch raises a plain RuntimeError."""
+    words = ("can't allocate memory", "not enough memory")
+    of_device = type(error).__name__ == "OutOfMemoryError"  # of torch, which is not imported for `spar --help`
+    return isinstance(error, MemoryError) or of_device or any(word in str(error) for word in words)
+
+
 def _of_place(error: BaseException | None) -> str | None:
     """Return the message of a system error, or of the one that a library has raised another error from."""
     while error is not None and not isinstance(error, OSError):

@@ -1,17 +1,17 @@
 """`spar predict`: segmentation maps, overlays, scores, features and PCA plots of images, with any weights."""
 
 import errno
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from spar_lightning.cli.backbone_arguments import split_backbone_arguments
+from spar_lightning.cli.class_options import given_classes
+from spar_lightning.cli.error_messages import out_of_memory
 from spar_lightning.cli.parser import Parser
 from spar_lightning.cli.predict_inputs import image_files
 from spar_lightning.cli.predict_outputs import PredictionFolder
@@ -20,9 +20,7 @@ from spar_lightning.formatting import bytes_text
 from spar_lightning.image.codec import ImageError, decode_image, image_size
 from spar_lightning.image.inputs import as_pixels
 from spar_lightning.image.resize import at_most
-from spar_lightning.segmentation.class_file import SUFFIXES, read_class_file
 from spar_lightning.segmentation.config import InferenceConfig
-from spar_lightning.segmentation.prompts import parse_classes
 from spar_lightning.segmentation.segmenter import Segmenter
 from spar_lightning.student import Student, load_student, usable_device
 from spar_lightning.visualization.overlay import LONGEST
@@ -86,7 +84,7 @@ def run(args: Sequence[str]) -> int:
     changed = options.parse_args(own, defaults=False)
     settings = {name: given[name] for name in InferenceConfig.__dataclass_fields__ if name in changed}
     out = Path(given.out)
-    classes = _classes(given.classes) if given.classes is not None else {}
+    classes = given_classes(given.classes) if given.classes is not None else {}
     if not classes and (given.scores or not (given.features or given.pca)):
         raise UserError("--classes is missing. Pass the classes to segment, such as --classes 'cat; dog; grass, lawn'.")
     files, others = image_files(given.images, out)
@@ -96,8 +94,6 @@ def run(args: Sequence[str]) -> int:
     segmenter = student.segmenter(classes, given.max_side)
     folder = PredictionFolder(out, classes)
     panels = _panels(student, given.max_side) if given.pca else {}
-    if len(classes) == 1:
-        print(_one_class(*classes.values()), file=sys.stderr)
     failed: list[Exception] = []
     done = 0
     try:
@@ -112,7 +108,7 @@ def run(args: Sequence[str]) -> int:
                     raise
                 failed.append(NoResultError(f"{file}: its results cannot be written ({error.strerror})."))
             except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 failed.append(
                     NoResultError(f"{file} is too large for the memory of {segmenter.device}. Set --max_side.")
@@ -183,41 +179,6 @@ def _panels(student: Student, max_side: int | None) -> Mapping[str, Callable[[Te
     if student.weights is not None:
         panels["student"] = student.segmenter({}, max_side, "single").features
     return panels
-
-
-def _classes(given: str) -> dict[str, tuple[str, ...]]:
-    """Return the names of each class by its label, from the option or from a file."""
-    path = Path(given)
-    if path.suffix.lower() in SUFFIXES:
-        try:
-            classes = read_class_file(path)
-        except UserError as error:
-            raise UserError(f"--classes {error}") from error
-        print(f"{path}: {len(classes)} classes, {sum(map(len, classes.values()))} names", file=sys.stderr)
-        return classes
-    if path.suffix.lower() in LISTS or os.path.isfile(path):
-        raise UserError(
-            f"--classes {given} is a file, not class names. Pass a .txt file with one class per line, a .json file, or "
-            "the classes, such as 'cat; dog; grass, lawn'."
-        )
-    return parse_classes(given)
-
-
-LISTS: Final = (".csv", ".tsv", ".yaml", ".yml", ".names")  # suffixes of files that contain class names
-
-
-def _one_class(names: Sequence[str]) -> str:
-    """Return a hint about a single class, which every pixel gets."""
-    hint = (
-        f"Separate classes with ';': {'; '.join(names)!r}." if len(names) > 1 else "Add another, such as 'background'."
-    )
-    return f"There is only one class, so every pixel gets it. {hint}"
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Return True if a device ran out of memory; on CPU, torch raises a plain RuntimeError."""
-    words = ("can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def _report(done: int, failed: Sequence[Exception], others: Sequence[Path], out: Path) -> int:

@@ -213,6 +213,7 @@ class SA1B(LightningDataModule):
             "augmentation": self.augmentation.identity(),
             "seed": self.seed,
             "dtype": self.cache_dtype,
+            **({"images": "jpeg"} if self.cache_dtype == "int8" else {}),
             "precision": str(self.trainer.precision),
         }
         device = self._device

@@ -34,7 +34,7 @@ def check_tar(start: bytes, location: str) -> None:
         location: Location for the error message.
     """
     if not start:
-        raise ShardError(f"{location} is empty (0 bytes). Download it again, or remove it from data.shards.")
+        raise ShardError(f"{location} is empty (0 bytes). Download it again, or leave it out.")
     try:
         tarfile.TarInfo.frombuf(start, "utf-8", "surrogateescape")
         return  # the name of the first member may look like another kind: BMW.jpg

@@ -80,7 +80,9 @@ def _exists(location: str) -> bool:
     return True
 
 
-def scan_all(locations: Sequence[str], root: Path, show: bool = True, known: Path | None = None) -> Images:
+def scan_all(
+    locations: Sequence[str], root: Path, show: bool = True, known: Path | None = None, whole_names: bool = False
+) -> Images:
     """Return the images of all locations in order; new and changed shards are indexed first.
 
     Args:
@@ -89,6 +91,7 @@ def scan_all(locations: Sequence[str], root: Path, show: bool = True, known: Pat
         show: Show a progress bar.
         known: Another folder, which is only read: indexes in `known`/scans are used. If it contains all of them,
             nothing is written.
+        whole_names: Whether keys are paths with suffix, in the folder or the tar.
 
     Raises:
         ShardError: If a location is missing, damaged or without images, or two different images have the same key.
@@ -105,7 +108,7 @@ def scan_all(locations: Sequence[str], root: Path, show: bool = True, known: Pat
 
         def make(name: str) -> None:
             bar.set_postfix_str(PurePosixPath(names[name]).name, refresh=False)
-            images = scan(names[name], lambda: bar.update())
+            images = scan(names[name], lambda: bar.update(), whole_names)
             publish(folder / name, to_bytes(images), private)
 
         if missing:
@@ -113,8 +116,10 @@ def scan_all(locations: Sequence[str], root: Path, show: bool = True, known: Pat
     return Images.concatenate([from_file(found.get(name, folder / name))[0] for name in names])
 
 
-def scan(location: str, each: Callable[[], Any] = lambda: None) -> Images:
+def scan(location: str, each: Callable[[], Any] = lambda: None, whole_names: bool = False) -> Images:
     """Index all images of one location; `each` is called once per image.
+
+    With `whole_names`, keys are paths with suffix, as in the folder or the tar.
 
     Raises:
         ShardError: If the location is damaged or contains no images.
@@ -137,9 +142,12 @@ def scan(location: str, each: Callable[[], Any] = lambda: None) -> Images:
     if not sources:
         raise ShardError(
             f"{location} contains no images ({' '.join(IMAGE_SUFFIXES)}; hidden files and __MACOSX are left out). An "
-            "SA-1B shard contains sa_1.jpg, sa_1.json and so on. Remove this location from data.shards."
+            "SA-1B shard contains sa_1.jpg, sa_1.json and so on. Leave this location out."
         )
-    _warn_of_annotations([source.key for source in sources], location)
+    if whole_names:
+        sources = [replace(source, key=source.name) for source in sources]
+    else:
+        _warn_of_annotations([source.key for source in sources], location)
     return Images.concatenate([Images.collect(sources, sizes)])
 
 

@@ -70,7 +70,7 @@ def walk_tar(location: str) -> Iterator[Member]:
                 f"{location} cannot be read ({error.strerror}). Make it readable; it may be intact."
             ) from error
         raise ShardError(
-            f"{location} is damaged at byte {end}: {error}. Download it again, or remove it from data.shards."
+            f"{location} is damaged at byte {end}: {error}. Download it again, or leave it out."
         ) from error
 
 

@@ -54,7 +54,16 @@ class FeatureCache:
 
     Raises:
         CacheError: The folder contains a cache with a different cache key; the message lists the differences.
+
+    Attributes:
+        option: Option of the folder, in error messages.
+        rebuild: Command that builds a cache in the folder {other}, in error messages.
+        skipping: Whether any number of unusable images is accepted, unlike `REJECTED`.
     """
+
+    option = "data.cache"
+    rebuild = "run spar cache with the same --config and --data.cache {other} (for RenderedScenes: --data.root)"
+    skipping = False
 
     def __init__(self, root: Path, identity: Mapping[str, Any], provenance: Mapping[str, Any] | None = None) -> None:
         self.root = root
@@ -67,7 +76,8 @@ class FeatureCache:
                 FeatureShard(root / "shards" / name, self.fingerprint).close()
             content = {"fingerprint": self.fingerprint, "identity": self.identity, "made": dict(provenance or {})}
             publish(self.manifest, (json.dumps(content, indent=2) + "\n").encode(), root / "tmp")
-        self.fingerprint = compare(root, self.identity)  # an older version may have used other names in the cache key
+        # An older version may have used other names in the cache key.
+        self.fingerprint = compare(root, self.identity, self.rebuild)
         self.index = CacheIndex(root, self.fingerprint)
         self.plan = ShardPlan(root / "plan", root / "tmp")
         self.claims = Claims(root / "claims")
@@ -98,7 +108,7 @@ class FeatureCache:
             source = images[int(other.argmax())]
             raise CacheError(
                 f"Image {source.key} in {source.location} differs from the image with this key in {self.root}. "
-                "Set data.cache to another folder, or restore the original images."
+                f"Set {self.option} to another folder, or restore the original images."
             )
         # If the bytes of an unusable image have changed, try it again.
         rejected = {key: item.digest for key, (item, _) in self.index.rejected().items()}
@@ -137,7 +147,7 @@ class FeatureCache:
         if not os.access(self.root, os.W_OK):
             raise CacheError(
                 f"{len(todo)} of {len(images)} images have no features in {self.root}, which is read-only. Make it "
-                "writable, or set data.cache to another folder."
+                f"writable, or set {self.option} to another folder."
             )
         sweep(self.root / "tmp")
         bar: tqdm[Any]
@@ -196,7 +206,7 @@ class FeatureCache:
             Number of entries in `index.quarantined` up to which the result of this check cannot change.
         """
         limit = max(REJECTED[0], REJECTED[1] * len(images))
-        most = int(min(limit, len(images) - 1))
+        most = len(images) if self.skipping else int(min(limit, len(images) - 1))
         if self.index.quarantined <= most:
             return most
         rejected = self.index.rejected()

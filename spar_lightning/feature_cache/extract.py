@@ -139,18 +139,8 @@ class TeacherFeatures:
                 yield ready
                 continue
             key, features = ready.source.key, self.features(ready.image)
-            kept = as_stored(features, "float16" if self.dtype == "int8" else self.dtype, key)
-            entry = Entry(key, ready.source.digest, ready.content, kept, ready.record)
-            if self.dtype == "int8":
-                codes, ranges = quantized(features)
-                error = relative_error(features, codes, ranges)
-                if error > MOST_ERROR:
-                    raise CacheError(
-                        f"The features of {key} as int8 have an error of {error:.1%}, above {MOST_ERROR:.0%}, because "
-                        "some values of a channel are far from the others. Set data.cache_dtype: float16."
-                    )
-                entry = entry._replace(features=codes, ranges=ranges)
-            yield entry
+            values, ranges = stored(features, self.dtype, key)
+            yield Entry(key, ready.source.digest, ready.content, values, ready.record, ranges)
 
     def _prepare(self, item: tuple[Source, bytes]) -> _Ready | Rejected:
         source, content = item
@@ -180,6 +170,25 @@ def encoded(image: Tensor, dtype: Dtype) -> tuple[bytes, Tensor]:
     return content, decode_image(content)
 
 
+def stored(features: Tensor, dtype: Dtype, key: str) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+    """Convert features (h, w, d) to the values that a shard stores; for int8, also return the ranges (2, d).
+
+    Raises:
+        CacheError: A value is not finite in this precision, or the error of int8 is above `MOST_ERROR`.
+    """
+    kept = as_stored(features, "float16" if dtype == "int8" else dtype, key)
+    if dtype != "int8":
+        return kept, None
+    codes, ranges = quantized(features)
+    error = relative_error(features, codes, ranges)
+    if error > MOST_ERROR:
+        raise CacheError(
+            f"The features of {key} as int8 have an error of {error:.1%}, above {MOST_ERROR:.0%}, because some values "
+            "of a channel are far from the others. Use float16 (data.cache_dtype, or --dtype of spar index)."
+        )
+    return codes, ranges
+
+
 def as_stored(features: Tensor, dtype: Literal["float16", "float32"], key: str) -> NDArray[Any]:
     """Convert features to a floating-point type.
 
@@ -190,7 +199,8 @@ def as_stored(features: Tensor, dtype: Literal["float16", "float32"], key: str) 
     if not kept.isfinite().all():
         raise CacheError(
             f"The features of {key} exceed the range of {dtype} (largest value: {features.abs().max():.3g}). "
-            "Set data.cache_dtype: float32. If they are NaN or inf, check the weights and trainer.precision."
+            "Use float32 (data.cache_dtype, or --dtype of spar index). If they are NaN or inf, check the weights and "
+            "trainer.precision."
         )
     array: NDArray[np.floating[Any]] = kept.cpu().numpy()
     return array

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from spar_lightning.datasets.image_source import digest_array, key_array
 from spar_lightning.datasets.image_table import find
-from spar_lightning.feature_cache.shard import FeatureShard, Rejected
+from spar_lightning.feature_cache.shard import CacheError, FeatureShard, Rejected
 from spar_lightning.files.atomic import ACCESS_ERRORS, replace
 from spar_lightning.files.work_queue import Throttle
 
@@ -25,8 +25,15 @@ log = logging.getLogger("spar_lightning")
 
 
 def shard_names(root: Path) -> set[str]:
-    """Return the file names of the published shards; temporary files of copy tools and file systems are ignored."""
-    return {name for name in os.listdir(root / "shards") if re.fullmatch(r"\d+\.h5", name)}
+    """Return the file names of the published shards; temporary files of copy tools and file systems are ignored.
+
+    Raises:
+        CacheError: The folder of the shards is missing.
+    """
+    try:
+        return {name for name in os.listdir(root / "shards") if re.fullmatch(r"\d+\.h5", name)}
+    except FileNotFoundError as error:
+        raise CacheError(f"{root} has no folder shards: it was not copied completely. Copy it again.") from error
 
 
 class CacheIndex:

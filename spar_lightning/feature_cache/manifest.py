@@ -13,8 +13,8 @@ from spar_lightning.feature_cache.shard import CacheError
 from spar_lightning.files.hashing import hash_json
 
 
-def compare(root: Path, identity: dict[str, Any]) -> str:
-    """Return the fingerprint of the cache in `root`, which its shards carry.
+def compare(root: Path, identity: dict[str, Any], rebuild: str) -> str:
+    """Return the fingerprint of the cache in `root`, which its shards carry; `rebuild` is part of the error message.
 
     Raises:
         CacheError: The cache key differs from `identity`, or the manifest is missing or damaged.
@@ -30,8 +30,7 @@ def compare(root: Path, identity: dict[str, Any]) -> str:
     other = root.with_name(f"{root.name}-{hash_json(identity, 8)}")
     raise CacheError(
         f"The features in {root} were computed with a different configuration:\n{rows}\n"
-        f"Restore these settings, delete the old features, or build new ones: run spar cache with the same --config "
-        f"and --data.cache {other} (for RenderedScenes: --data.root)."
+        f"Restore these settings, delete the old features, or build new ones: {rebuild.format(other=other)}."
     )
 
 
@@ -55,7 +54,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
         whole = manifest["fingerprint"] == hash_json(manifest["identity"])
     except FileNotFoundError as error:
-        raise CacheError(f"{root} does not contain a feature cache: {path} does not exist.") from error
+        raise CacheError(f"{root} does not contain a feature cache or an index: {path} does not exist.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CacheError(f"{path} is damaged ({error}). {_RESTORE}") from error
     if not whole:

@@ -183,6 +183,10 @@ class FeatureShard:
             raise self._damaged(f"sample {row}, {self.keys[row]}: the data does not match its checksum")
         return content.tobytes(), self._restored(stored, row)
 
+    def image(self, row: int) -> Tensor:
+        """Return the image (3, H, W) uint8 of one sample without reading its features; see `features`."""
+        return decode_image(self._part("img", self.img_off, row).tobytes())
+
     def features(self, row: int) -> Tensor:
         """Return the features (h, w, d) of one sample without reading its image.
 
@@ -227,4 +231,4 @@ class FeatureShard:
         return CacheError(f"{self.path} is damaged: {where}{what}. {MEND}")
 
 
-MEND: Final = "Delete this file; the next `spar cache` or `spar fit` builds it again."
+MEND: Final = "Delete this file; the command that built it (`spar cache`, `spar fit`, `spar index`) builds it again."

@@ -5,8 +5,6 @@ names. All later steps are shared. The segmentation map has the size of the give
 another size.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Literal, overload
 
 import torch
@@ -19,7 +17,12 @@ from spar_lightning.image.resize import Resize, aligned, at_most, of_area, resca
 from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.label_map import SimilarityMaps, Thresholds, label_map, score_map, stored_maps
 from spar_lightning.segmentation.prompts import Classes, TextClassifier
-from spar_lightning.segmentation.similarity import PatchSimilarities, WindowSimilarities, refined_similarities
+from spar_lightning.segmentation.similarity import (
+    GuidedMaps,
+    WindowSimilarities,
+    patch_similarities,
+    refined_similarities,
+)
 from spar_lightning.segmentation.text_embeddings import text_classifier
 from spar_lightning.sliding_window import SlidingWindow
 
@@ -73,14 +76,6 @@ class Segmenter:
         windows = SlidingWindow(full, config.stride, batch_size=config.window_batch, blend=config.blend)
         self.windows = windows if config.inference == "sliding" else None
         self.upsampler = config.build_upsampler()
-        self.similarities: Callable[[Tensor, Tensor], SimilarityMaps]
-        if config.refine is not None or self.upsampler is not None:
-            encoder = self.windows or backbone
-            self.similarities = partial(refined_similarities, encoder, backbone, config.refine, self.upsampler)
-        elif self.windows is not None:
-            self.similarities = partial(WindowSimilarities, self.windows)
-        else:
-            self.similarities = partial(PatchSimilarities, backbone)
 
     @overload
     def __call__(
@@ -145,9 +140,22 @@ class Segmenter:
         the network's input (see `pixels`).
         """
         given = as_pixels(image)
-        network = self.windows or self.backbone
-        features: Tensor = network(self.pixels(given)[None])[0]
-        return features.to(given.device)
+        return self._features(self.pixels(given)).to(given.device)
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        """Return the features (h, w, d) of a network's input (3, H', W')."""
+        features: Tensor = (self.windows or self.backbone)(pixels[None])[0]
+        return features
+
+    def similarities(self, pixels: Tensor, embeddings: Tensor) -> SimilarityMaps:
+        """Return the similarities of a network's input (3, H', W') and names (Q, d)."""
+        refine, upsampler = self.config.refine, self.upsampler
+        if self.windows is not None and refine is None and upsampler is None:
+            return WindowSimilarities(self.windows, pixels, embeddings)
+        if upsampler is None:
+            return patch_similarities(self._features(pixels), embeddings, refine, self.backbone.patch_size)
+        maps = refined_similarities(self._features(pixels), embeddings, refine, self.backbone.patch_size)
+        return GuidedMaps(upsampler, upsampler.normalize(self.backbone.denormalize(pixels)), maps)
 
     @property
     def device(self) -> torch.device:

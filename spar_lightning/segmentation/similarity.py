@@ -10,7 +10,7 @@ Refinement works on the patch grid. There, the features of windows are stitched 
 Shapes: Q names, H x W pixels of the network's input, P pixels per patch side, d channels; a window has k x l pixels.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Final
 
@@ -18,12 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spar_lightning.backbones.base import Backbone
 from spar_lightning.refinement import AnyUp
 from spar_lightning.refinement.base import BAND, Refinement
 from spar_lightning.segmentation.label_map import SimilarityMaps, StoredMaps
 from spar_lightning.sliding_window import (
-    DenseEncoder,
     SlidingWindow,
     interpolation_matrix,
     window_starts,
@@ -34,16 +32,15 @@ CANVAS: Final = 160 * 2**20  # maximum number of values on a canvas (640 MiB in 
 
 
 class PatchSimilarities:
-    """Similarities on the patch grid, from one forward pass of the backbone.
+    """Similarities on the patch grid, from dense features.
 
     Args:
-        backbone: Network that computes dense features.
-        image: Normalized image (3, H, W); its sides are multiples of the patch size.
+        features: Features (h, w, d) of an image, not normalized.
         embeddings: Unit vectors of all names (Q, d).
     """
 
-    def __init__(self, backbone: DenseEncoder, image: Tensor, embeddings: Tensor) -> None:
-        self._unit = _unit(backbone(image[None])[0])  # (h, w, d)
+    def __init__(self, features: Tensor, embeddings: Tensor) -> None:
+        self._unit = _unit(features)
         self._embeddings = embeddings.to(self._unit)
         self.size = (self._unit.shape[0], self._unit.shape[1])
         self.names_at_once = len(embeddings)
@@ -165,32 +162,27 @@ class GuidedMaps:
         yield from self._attention.rows(self._queries, self._keys, self._maps[names])
 
 
-def refined_similarities(
-    encoder: Callable[[Tensor], Tensor],
-    backbone: Backbone,
-    refine: Refinement | None,
-    upsampler: AnyUp | None,
-    image: Tensor,
-    embeddings: Tensor,
+def patch_similarities(
+    features: Tensor, embeddings: Tensor, refine: Refinement | None, patch_size: int
 ) -> SimilarityMaps:
-    """Compute similarities on the patch grid, refine them, and upsample them, guided by the network's input.
+    """Return the source of the similarities on the patch grid, for features (h, w, d) and names (Q, d)."""
+    if refine is None:
+        return PatchSimilarities(features, embeddings)
+    return StoredMaps(refined_similarities(features, embeddings, refine, patch_size))
+
+
+def refined_similarities(features: Tensor, embeddings: Tensor, refine: Refinement | None, patch_size: int) -> Tensor:
+    """Compute similarities (Q, h, w) on the patch grid, and refine them.
 
     Args:
-        encoder: Function from normalized images (B, 3, H, W) to features (B, h, w, d): the backbone or its sliding
-            window.
-        backbone: Backbone that defines the patch size and the normalization of images.
-        refine: Refinement; None keeps the similarities unchanged.
-        upsampler: Image-guided upsampler; None keeps the similarities on the patch grid.
-        image: Normalized image (3, H, W); its sides are multiples of the patch size.
+        features: Features (h, w, d) of an image, not normalized.
         embeddings: Unit vectors of all names (Q, d).
+        refine: Refinement; None keeps the similarities unchanged.
+        patch_size: Side of a patch in pixels.
     """
-    unit = _unit(encoder(image[None])[0])  # (h, w, d)
+    unit = _unit(features)
     maps = _cosines(unit, embeddings.to(unit))
-    if refine is not None:
-        maps = refine(unit, maps, backbone.patch_size)
-    if upsampler is None:
-        return StoredMaps(maps)
-    return GuidedMaps(upsampler, upsampler.normalize(backbone.denormalize(image)), maps)
+    return maps if refine is None else refine(unit, maps, patch_size)
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ def test_the_last_validation_counts_and_all_rows_are_timed_in_alternation(
                 timed.append(stage)
                 return similarities(image, embeddings)
 
-            made.similarities = spy
+            monkeypatch.setattr(made, "similarities", spy)
             return made
 
         with monkeypatch.context() as patch:

@@ -97,7 +97,7 @@ def test_a_larger_error_stops_the_build(tmp_path: Path, monkeypatch: pytest.Monk
         return features
 
     monkeypatch.setattr(make, "features", outlier)
-    with pytest.raises(CacheError, match=r"as int8 have an error of .*cache_dtype: float16"):
+    with pytest.raises(CacheError, match=r"as int8 have an error of .*Use float16"):
         list(make(iter(images)))
 
 

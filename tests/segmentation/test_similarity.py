@@ -74,7 +74,7 @@ def test_a_window_as_large_as_the_image_is_the_single_pass() -> None:
     owner = torch.arange(6)
     with torch.no_grad():
         patches, windows = (
-            PatchSimilarities(tiny, image, text),
+            PatchSimilarities(tiny(image[None])[0], text),
             WindowSimilarities(SlidingWindow(tiny, 16), image, text),
         )
         single, sliding = (label_map(maps, owner, (48, 64), Thresholds()) for maps in (patches, windows))
