@@ -28,6 +28,7 @@ ORDER = [
         "callbacks",
         "export",
         "speed",
+        "demo",
         "cli",
         "__main__",
     ),

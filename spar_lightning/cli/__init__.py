@@ -31,6 +31,7 @@ COMMANDS = {
     "predict": "Segment images: segmentation maps, overlays, scores, features, PCA pictures.",
     "index": "Store the dense features of images, for spar query.",
     "query": "Find and segment any classes in stored features, without running the network.",
+    "demo": "Serve a local page: drop an image, type words, compare the modes.",
     "export": "Write a student for open_clip, timm, transformers or ONNX, checked by that library.",
     "speed": "Measure the speed of teacher, training, segmentation and reading against the published procedure.",
     "doctor": "Check packages, devices, plugins, disk; take two steps of a configuration.",

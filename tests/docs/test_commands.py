@@ -32,6 +32,8 @@ from tests.export.conftest import in_process as in_process
 TUTORIALS = [page for page in PAGES if page.parent.name == "tutorials"]
 # Patterns of lines that are run elsewhere: those of other programs, and those that take minutes even at small scale.
 ELSEWHERE = {
+    r'pip install -e "\.\[demo\]"$': ("pyproject.toml", "spar-lightning[demo,"),
+    r"spar demo": ("tests/demo/test_page.py", 'main(["demo"])'),
     r"pip install -e \.( && spar fit --config quickstart)?$": (".ci/run", "pip install -e"),
     r'pip install -e "\.\[test\]" && pytest$': (".ci/run", "test_command"),
     r'pip install -e "\.\[dev,docs,test\]"$': (".ci/run", 'pip install -q -e ".[dev,docs]"'),
@@ -106,6 +108,8 @@ def finished(small_world: Path) -> Path:
         for name in ("quickstart", "siglip2_vitb16"):
             assert main(["fit", "--config", name]) == 0
         shutil.copytree("runs/siglip2_vitb16", "runs/mine")
+        scenes = "data/scenes/seed-0/scenes_192/images"
+        assert main(["index", scenes, "--weights", "runs/quickstart", "--out", "runs/index"]) == 0
         for name in "AB":
             where = ["--benchmarks", "voc20", "--root", "benchmarks"]
             assert main(["evaluate", "--weights", "runs/mine", *where, "--out", f"runs/evaluate/{name}"]) == 0
