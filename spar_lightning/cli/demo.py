@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,8 +14,10 @@ from spar_lightning.cli.backbone_arguments import split_backbone_arguments
 from spar_lightning.cli.parser import Parser
 from spar_lightning.datasets.folder_reader import images_below
 from spar_lightning.datasets.scene_renderer import render
+from spar_lightning.demo.limits import SHOWN
 from spar_lightning.errors import UserError
 from spar_lightning.feature_index import FeatureIndex
+from spar_lightning.image.inputs import as_pixels
 from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.student import load_student, usable_device
 
@@ -62,13 +65,19 @@ def run(args: Sequence[str]) -> int:
     settings = {name: given[name] for name in ("stride", "blend") if name in changed}
     student = load_student(given.weights, given.config, settings, arguments)
     student.backbone.to(usable_device(given.device))
-    with tempfile.TemporaryDirectory(prefix="spar-demo-") as place:
-        os.environ["GRADIO_TEMP_DIR"] = place  # uploads, removed at the end
-        examples = _rendered(Path(place)) if given.images is None else _chosen(Path(given.images))
-        stored = None if given.index is None else StoredImages(FeatureIndex(given.index))
-        page = build(SideBySide(student), examples, given.classes, stored)
-        print(f"{serve(page, given.host, given.port)} (stop with Ctrl-C)", flush=True)
-        page.block_thread()
+    side_by_side = SideBySide(student)
+    stored = None if given.index is None else StoredImages(FeatureIndex(given.index))
+    # Errors of the removal are ignored: the server may still be writing an upload.
+    with tempfile.TemporaryDirectory(prefix="spar-demo-", ignore_cleanup_errors=True) as place:
+        os.environ["GRADIO_TEMP_DIR"] = place
+        examples = _rendered(Path(place)) if given.images is None else _chosen(Path(given.images), Path(place))
+        page = build(side_by_side, examples, given.classes, stored, Path(place))
+        try:
+            print(f"{serve(page, given.host, given.port)} (stop with Ctrl-C)", flush=True)
+            page.block_thread()
+        finally:
+            page.close()
+            time.sleep(0.2)  # uploads that are being written end
     return 0
 
 
@@ -80,9 +89,14 @@ def _rendered(folder: Path) -> list[Path]:
     return paths
 
 
-def _chosen(folder: Path) -> list[Path]:
-    """Return images of a folder, evenly spread."""
+def _chosen(folder: Path, place: Path) -> list[Path]:
+    """Copy images of a folder, evenly spread, as small pictures to `place`, and return their paths."""
     names = images_below(folder)
     if not names:
         raise UserError(f"--images {folder} contains no images.")
-    return [folder / name for name in names[:: max(1, len(names) // MOST_EXAMPLES)][:MOST_EXAMPLES]]
+    paths: list[Path] = []
+    for name in names[:: max(1, len(names) // MOST_EXAMPLES)][:MOST_EXAMPLES]:
+        pixels = as_pixels(folder / name, SHOWN)
+        paths.append(place / f"{len(paths)} {Path(name).stem}.png")
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(paths[-1])
+    return paths

@@ -3,7 +3,6 @@
 import csv
 import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -96,10 +95,13 @@ def _check_out(out: Path, index: FeatureIndex) -> None:
 
 
 def _short(names: Sequence[str]) -> list[Path]:
-    """Return the names of results: without suffix, as those of `spar predict`, unless two images would share one."""
-    short = [Path(name).with_suffix("") for name in names]
-    taken = Counter(short)
-    return [path if taken[path] == 1 else Path(name) for path, name in zip(short, names, strict=True)]
+    """Return the names of results: without suffix, as those of `spar predict`, unless two images would share one.
+
+    Names in a tar file can be absolute or contain `..`; results stay in their folder.
+    """
+    inside = [Path(*(part for part in Path(name).parts if part not in ("..", os.sep))) for name in names]
+    short = [path.with_suffix("") for path in inside]
+    return short if len(set(short)) == len(short) else inside
 
 
 def _write_areas(path: Path, names: Sequence[str], classes: Sequence[str], areas: Sequence[Tensor]) -> None:

@@ -1,6 +1,7 @@
 """Search in the images of an index, for the page of `spar demo`."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -8,7 +9,6 @@ from PIL import Image
 
 from spar_lightning.errors import UserError, nearest
 from spar_lightning.feature_index import FeatureIndex, ranking
-from spar_lightning.segmentation.prompts import parse_classes
 from spar_lightning.visualization.overlay import overlay
 from spar_lightning.visualization.palette import palette
 
@@ -29,36 +29,37 @@ class StoredImages:
 
     Args:
         index: The index.
+
+    Raises:
+        UserError: The weights of the index cannot be loaded.
     """
 
     def __init__(self, index: FeatureIndex) -> None:
         self.index = index
+        _ = index.student  # loaded now, so that an error is shown at the start, and not to visitors
 
-    def __call__(self, classes: str, label: str) -> Found:
+    def __call__(self, classes: Mapping[str, tuple[str, ...]], label: str) -> Found:
         """Rank the images by the area of a class, and segment the best ones.
 
         Args:
-            classes: Class names, as for `spar query --classes`.
+            classes: Class names by label.
             label: Class to rank by; empty for the first one.
 
         Raises:
-            UserError: The classes are malformed, or `label` is not one of them.
+            UserError: `label` is not one of the classes, or the text encoder does not know a name.
         """
-        wanted = list(parsed := parse_classes(classes))
+        wanted = list(classes)
         chosen = label.strip() or wanted[0]
-        if chosen not in parsed:
-            raise UserError(
-                f"{chosen!r} is not one of the classes. {nearest(chosen, wanted)}Allowed: {', '.join(wanted)}."
-            )
+        if chosen not in classes:
+            hint = nearest(chosen, wanted)
+            raise UserError(f"{chosen[:100]!r} is not one of the classes. {hint}Allowed: {', '.join(wanted)}.")
         start = time.perf_counter()
-        classifier = self.index.classifier(parsed)
+        classifier = self.index.classifier(classes)
         areas = list(self.index.areas(classifier))
-        best = ranking(areas, wanted.index(chosen), SHOWN)
         pictures = []
-        for i in best:
+        for i in ranking(areas, wanted.index(chosen), SHOWN):
             preview = self.index.preview(i)
-            size = (preview.shape[-2], preview.shape[-1])
-            labels = self.index.labels(i, classifier, size=size)
+            labels = self.index.labels(i, classifier, size=(preview.shape[-2], preview.shape[-1]))
             picture = overlay(preview.permute(1, 2, 0).numpy(), labels.numpy(), wanted, palette(len(wanted)))
             pictures.append((self.index.names[i], areas[i][wanted.index(chosen)].item(), picture))
         return Found(pictures, len(areas), time.perf_counter() - start)

@@ -1,7 +1,9 @@
 """Tests of `spar index` and `spar query`: results, a second start, unreadable images, and errors."""
 
 import csv
+import io
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,7 +102,7 @@ def test_results_among_the_images_and_images_with_one_stem(spar: Run, photos: Pa
         assert code == 2 and "Pass a folder outside the index" in err
     assert spar("query", "idx", "--classes", CLASSES, "--out", "found", "--all")[0] == 0
     found = sorted(path.name for path in Path("found/labels").glob("*.png"))
-    assert found == ["0.jpg.png", "0.png.png", "1.png", "2.png", "3.png", "4.png"]
+    assert found == ["0.jpg.png", *(f"{i}.png.png" for i in range(5))]
 
 
 @pytest.mark.usefixtures("photos")
@@ -147,6 +149,22 @@ def test_arguments_of_the_backbone_are_found_from_another_folder(
     moved = ("--model.backbone.pretrained", "../moved.safetensors")
     assert spar("query", "../idx", "--classes", CLASSES)[0] == 2
     assert spar("query", "../idx", "--classes", CLASSES, *moved)[0] == 0
+
+
+@pytest.mark.usefixtures("photos")
+def test_names_in_a_tar_file_stay_in_the_folder_of_results(spar: Run, tmp_path: Path) -> None:
+    with tarfile.open("a.tar", "w") as tar:
+        for name in ("../../evil.png", "/tmp/absolute.png", "plain.png"):
+            content = Path("photos/0.png").read_bytes()
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    assert spar("index", "a.tar", "--weights", "tiny", "--out", "idx")[0] == 0
+    assert spar("query", "idx", "--classes", CLASSES, "--out", "sub/out", "--all")[0] == 0
+    written = sorted(str(path.relative_to("sub/out")) for path in Path("sub").rglob("*.png"))
+    names = ["evil.png", "plain.png", "tmp/absolute.png"]
+    assert written == [f"{kind}/{name}" for kind in ("labels", "overlays") for name in names]
+    assert not list(tmp_path.glob("*.png"))
 
 
 def test_weights_that_were_moved(spar: Run, photos: Path, tmp_path: Path) -> None:
