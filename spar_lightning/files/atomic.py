@@ -73,6 +73,10 @@ def make_folder(folder: Path) -> None:
     """Create a working folder if it is missing; do nothing on a read-only file system or without write permission."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        if folder.exists():  # a file
+            raise
+        make_folder(folder)  # another process has deleted it since mkdir found it
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES) or not folder.parent.exists():
             raise

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from spar_lightning.files.atomic import MACHINE, link, naming, owner, private_path, publish, replace, sweep
+from spar_lightning.files.atomic import MACHINE, link, make_folder, naming, owner, private_path, publish, replace, sweep
 
 
 @pytest.fixture
@@ -119,3 +119,21 @@ def test_an_error_without_a_path_gets_one(tmp_path: Path) -> None:
         with pytest.raises(OSError) as error, naming(tmp_path):
             raise OSError(errno.ENOSPC, "No space left on device", given)
         assert error.value.filename == expected and error.value.errno == errno.ENOSPC
+
+
+def test_a_folder_that_is_deleted_while_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    mkdir = os.mkdir
+
+    def found_and_deleted(path: str, *args: int) -> None:
+        made.append(path)
+        if len(made) == 1:
+            raise FileExistsError(errno.EEXIST, "File exists")
+        mkdir(path, *args)
+
+    monkeypatch.setattr(os, "mkdir", found_and_deleted)
+    make_folder(tmp_path / "a")
+    assert (tmp_path / "a").is_dir() and len(made) == 2
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        make_folder(tmp_path / "file")
