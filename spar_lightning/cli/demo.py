@@ -25,7 +25,7 @@ DESCRIPTION = """Serve a page on this machine: drop an image, type class names, 
 attention, sliding window and student, with their times.
 
 Without options, the page shows the bundled Tiny backbone on synthetic images. It needs the extra packages of
-`pip install -e ".[demo]"`. It sends nothing to other hosts."""
+`pip install -e ".[demo]"`. The page sends nothing to other hosts."""
 EXAMPLES = ("spar demo", "spar demo --weights runs/quickstart --port 7860")
 CLASSES: Final = "red dot; blue dot; background: plain, grain, waves, checks"
 MOST_EXAMPLES: Final = 8
