@@ -1,14 +1,16 @@
-"""Measure the memory of `spar predict` for a very large image, and of a segmenter over many calls.
+"""Measure the memory of `spar predict` and `spar index` for a very large image, and of a segmenter over many calls.
 
     python scripts/measure_predict_memory.py [--side 20000] [--calls 1800]
 
 1. `spar predict --max_side 1024` segments a small image and a square one of `side` pixels in processes of their own.
    The peak resident memory is compared with the decoded image, 3 bytes per pixel.
-2. One segmenter segments images of 60 sizes in turn, and then as many of new sizes. Resident memory is read after each
+2. `spar predict` and `spar index` process an image of one block and the large image, both with `--block_size 1024`. The
+   difference of the peaks is what a large image takes above the network.
+3. One segmenter segments images of 60 sizes in turn, and then as many of new sizes. Resident memory is read after each
    tenth of the calls. New sizes leave gaps in the memory that malloc keeps, so it is also read after malloc_trim.
 
-The script exits with status 1 if the large image takes more than 2 GiB above the decoded image, or if memory grows by
-more than 5 % after the first tenth of the calls (with new sizes: after malloc_trim).
+The script exits with status 1 if the large image takes more than 2 GiB above the decoded image (1) or above the network
+(2), or if memory grows by more than 5 % after the first tenth of the calls (with new sizes: after malloc_trim).
 """
 
 import argparse
@@ -28,8 +30,8 @@ from spar_lightning.formatting import bytes_text, markdown
 
 ALLOWED = 2 * 2**30  # bytes
 GROWTH = 1.05
-FORMATS = ("jpg", "png")
-PREDICT = """
+CLASSES = ("--classes", "red dot; blue dot; plain")
+RUN = """
 import sys
 from pathlib import Path
 from spar_lightning.cli import main
@@ -49,13 +51,45 @@ def write(path: Path, side: int) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def peak(image: Path, out: Path) -> int:
-    """Return the peak resident memory in bytes of `spar predict` on one image."""
-    args = ["predict", str(image), "--weights", "tiny", "--classes", "red dot; blue dot; plain", "--max_side", "1024"]
-    command = [sys.executable, "-c", PREDICT, *args, "--out", str(out)]
-    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    assert Image.open(out / "labels" / f"{image.stem}.png").size == Image.open(image).size
+def peak(command: str, images: Path, *options: str) -> int:
+    """Return the peak resident memory in bytes of `spar predict` or `spar index` on an image or a folder."""
+    args = [command, str(images), "--weights", "tiny", *options]
+    said = subprocess.run([sys.executable, "-c", RUN, *args], check=True, stdout=subprocess.PIPE, text=True).stdout
     return int(said.split()[-2]) * 1024
+
+
+def shrunk(folder: Path, side: int) -> tuple[list[list[str]], list[int]]:
+    """Measure `--max_side` and return the rows of a table, and the excess over the decoded images in bytes."""
+    rows, excess = [["predict --max_side 1024", "decoded", "peak", "above the decoded image"]], []
+    for length in (256, side):
+        for suffix in ("jpg", "png"):
+            image, out = folder / f"{length}.{suffix}", folder / f"out-{length}-{suffix}"
+            write(image, length)
+            found = peak("predict", image, *CLASSES, "--max_side", "1024", "--out", str(out))
+            assert Image.open(out / "labels" / f"{length}.png").size == (length, length)
+            excess.append(found - 3 * length**2)
+            name = f"{length} x {length}, {suffix}"
+            rows.append([name, *map(bytes_text, (3 * length**2, found, excess[-1]))])
+            print(rows[-1], flush=True)
+    return rows, excess
+
+
+def divided(folder: Path, side: int) -> tuple[list[list[str]], list[int]]:
+    """Measure `--block_size` and return the rows of a table, and the excess over the network in bytes."""
+    rows, excess = [["--block_size 1024", "network", "peak", "above the network"]], []
+    options = ("--attention", "windowed", "--block_size", "1024")
+    for command, suffix in (("predict", "png"), ("predict", "tif"), ("index", "tif")):
+        found = []
+        for length in (1024, side):
+            images, out = folder / f"{length}-{suffix}", folder / f"out-{command}-{length}-{suffix}"
+            images.mkdir(exist_ok=True)
+            write(images / f"{length}.{suffix}", length)
+            classes = CLASSES if command == "predict" else ()
+            found.append(peak(command, images, *classes, *options, "--out", str(out)))
+        excess.append(found[1] - found[0])
+        rows.append([f"{command}, {side} x {side}, {suffix}", *map(bytes_text, (*found, excess[-1]))])
+        print(rows[-1], flush=True)
+    return rows, excess
 
 
 def resident() -> int:
@@ -88,18 +122,13 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=1800, help="calls of the segmenter")
     given = parser.parse_args()
     Image.MAX_IMAGE_PIXELS = None
-    rows, excess = [["image", "decoded", "peak", "above the decoded image"]], []
-    with tempfile.TemporaryDirectory() as folder:
-        for side in (256, given.side) if given.side else ():
-            for suffix in FORMATS:
-                image, decoded = Path(folder) / f"{side}.{suffix}", 3 * side**2
-                write(image, side)
-                found = peak(image, Path(folder) / f"out-{side}-{suffix}")
-                excess.append(found - decoded)
-                name = f"{side} x {side}, {suffix}"
-                rows.append([name, bytes_text(decoded), bytes_text(found), bytes_text(found - decoded)])
-                print(rows[-1], flush=True)
-    print(markdown(rows))
+    excess = []
+    if given.side:
+        with tempfile.TemporaryDirectory() as folder:
+            for measure in (shrunk, divided):
+                rows, found = measure(Path(folder), given.side)
+                excess += found
+                print(markdown(rows))
     fixed, trimmed = calls(given.calls, 60)
     print(f"\n{given.calls} calls, 60 sizes: {', '.join(map(bytes_text, fixed))}; trimmed {bytes_text(trimmed)}")
     new, after = calls(given.calls, given.calls)

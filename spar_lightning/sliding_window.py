@@ -11,7 +11,7 @@ Shapes: B images, H x W pixels, h x w patches, windows of k x l pixels, d channe
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, Final, Literal, Protocol
 
@@ -178,6 +178,64 @@ class SlidingWindow(nn.Module):
                 yield i, columns, maps[done : done + len(columns)]
                 done += len(columns)
 
+    def rows(
+        self,
+        bands: Iterable[Tensor],
+        size: tuple[int, int],
+        first: int = 0,
+        last: int | None = None,
+        prepare: Callable[[Tensor], Tensor] = lambda windows: windows,
+    ) -> Iterator[Tensor]:
+        """Yield the features of `forward` for one image, which is read once from top to bottom.
+
+        Only the pixels under one row of windows are in memory, and the features of the patches that this row covers.
+
+        Args:
+            bands: Consecutive rows (3, n, W) of the image.
+            size: Height H and width W of the image in pixels.
+            first: First row of patches to compute.
+            last: Row of patches after the last one to compute; None computes all rows from `first`.
+            prepare: Function that normalizes windows (n, 3, k, l), if the bands are not normalized.
+
+        Yields:
+            Consecutive rows of features (n, w, d), in fp32 or higher precision.
+        """
+        patch = self.backbone.patch_size
+        last = size[0] // patch if last is None else last
+        tops, lefts = (window_starts(side, self.window, self.stride) for side in size)
+        a_y, a_x = (stitch_matrices(side, self.window, self.stride, patch, self.blend) for side in size)
+        columns = [_touched(matrix) for matrix in a_x]
+        k, l = (min(self.window, side) for side in size)
+        step: int | None = None
+        unfinished: Tensor | None = None  # sums of the rows of features from row `first` on
+        for i, strip in enumerate(_strips(bands, tops, k)):
+            rows = _touched(a_y[i])
+            if rows.stop <= first:
+                continue
+            if rows.start >= last:
+                break
+            rows = slice(max(rows.start, first), min(rows.stop, last))
+            if unfinished is not None and rows.start > first:  # windows below do not cover the rows above
+                yield unfinished[: rows.start - first]
+                unfinished, first = unfinished[rows.start - first :].clone(), rows.start
+            sums: Tensor | None = None
+            step = step or self.windows_at_once(strip.device)
+            for part in range(0, len(lefts), step):
+                batch = range(part, min(part + step, len(lefts)))
+                maps = self.backbone(prepare(torch.stack([strip[..., lefts[j] : lefts[j] + l] for j in batch])))
+                maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # (n, k/P, l/P, d)
+                if sums is None:
+                    sums = maps.new_zeros(rows.stop - first, a_x.shape[1], maps.shape[-1])
+                    if unfinished is not None:
+                        sums[: len(unfinished)] = unfinished
+                for j, features in zip(batch, maps, strict=True):
+                    with torch.autocast(maps.device.type, enabled=False):  # autocast would round the matrices
+                        across = torch.einsum("xl,kld->kxd", a_x[j, columns[j]].to(maps), features)
+                        sums[:, columns[j]] += torch.einsum("yk,kxd->yxd", a_y[i, rows].to(maps), across)
+            unfinished = sums
+        assert unfinished is not None
+        yield unfinished
+
     def _stitch(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
         patch = self.backbone.patch_size
@@ -195,6 +253,24 @@ class SlidingWindow(nn.Module):
                 total += torch.einsum("yk,kxd->yxd", a_y[i], strip)
         assert total is not None
         return total
+
+
+def _touched(matrix: Tensor) -> slice:
+    """Return the rows of a matrix from the first to the last one that is not zero."""
+    rows = matrix.any(dim=1).nonzero().flatten()
+    return slice(int(rows[0]), int(rows[-1]) + 1)
+
+
+def _strips(bands: Iterable[Tensor], starts: Sequence[int], side: int) -> Iterator[Tensor]:
+    """Cut an image that comes in bands of rows (3, n, W) into overlapping strips (3, side, W)."""
+    remaining, held, top = iter(bands), None, 0
+    for start in starts:
+        parts: list[Tensor] = [] if held is None else [held[:, start - top :]]
+        while sum(part.shape[1] for part in parts) < side:
+            parts.append(next(remaining))
+        held = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        top = start
+        yield held[:, :side]
 
 
 class SinglePass(SlidingWindow):

@@ -1,6 +1,7 @@
 """Windows cover the image, and stitching with matrices equals averaging on an upsampled canvas."""
 
 import math
+from collections.abc import Iterator
 from typing import get_args
 
 import pytest
@@ -80,6 +81,43 @@ def test_equals_the_canvas(sizes: tuple[int, int, int, int, float], batch_size: 
     image = torch.randn(3, h * patch, w * patch, dtype=torch.float64, generator=generator)
     stitched = SlidingWindow(encoder, stride, batch_size=batch_size, blend=blend)(image[None])[0]
     torch.testing.assert_close(stitched, stitch_on_canvas(encoder, image, stride, window, blend), rtol=0, atol=1e-10)
+
+
+@given(geometry, st.integers(1, 7), st.sampled_from(get_args(Blend)), st.integers(1, 50), st.data())
+@settings(max_examples=80, deadline=None)
+def test_rows_equal_the_whole(
+    sizes: tuple[int, int, int, int, float], batch_size: int, blend: Blend, band: int, data: st.DataObject
+) -> None:
+    patch, k, h, w, share = sizes
+    window = k * patch
+    windows = SlidingWindow(Local(patch, window), min(max(1, int(share * window)), window), None, batch_size, blend)
+    image = torch.randn(3, h * patch, w * patch, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    whole, size = windows(image[None])[0], (h * patch, w * patch)
+    torch.testing.assert_close(torch.cat(list(windows.rows(image.split(band, dim=1), size))), whole)
+    first = data.draw(st.integers(0, h - 1))
+    last = data.draw(st.integers(first + 1, h))
+    part = torch.cat(list(windows.rows(image.split(band, dim=1), size, first, last)))
+    torch.testing.assert_close(part, whole[first:last])
+
+
+def test_rows_are_read_and_computed_only_as_far_as_needed() -> None:
+    encoder, image = Local(4, 16), torch.randn(3, 400, 20, dtype=torch.float64)
+    windows, read, computed = SlidingWindow(encoder, 12, blend="hann"), [0], [0]
+
+    def bands() -> Iterator[Tensor]:
+        for band in image.split(4, dim=1):
+            read[0] += 4
+            yield band
+
+    encoder.register_forward_hook(lambda _, images, __: computed.__setitem__(0, computed[0] + len(images[0])))
+    rows = windows.rows(bands(), (400, 20))
+    next(rows)
+    # The first 3 rows of patches are yielded when the pixels of the second row of windows are there: 12 + 16.
+    assert read == [28] and computed == [2]
+    computed[0] = read[0] = 0
+    assert len(torch.cat(list(windows.rows(bands(), (400, 20), 50, 53)))) == 3
+    # Rows 200 to 211 in pixels are covered by the windows that begin at row 192 and 204, and no others.
+    assert computed == [4] and read == [232]
 
 
 @given(st.integers(1, 400), st.integers(1, 200), st.integers(1, 200))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from spar_lightning.cli.backbone_arguments import split_backbone_arguments
+from spar_lightning.cli.blocks import block_bar, check_block_size
 from spar_lightning.cli.error_messages import out_of_memory
 from spar_lightning.cli.parser import Parser
 from spar_lightning.datasets.image_source import is_image
@@ -14,6 +15,7 @@ from spar_lightning.errors import UserError
 from spar_lightning.feature_cache.extract import Dtype
 from spar_lightning.feature_cache.shard import CacheError
 from spar_lightning.feature_index import Origin, WritableIndex
+from spar_lightning.feature_index.parts import complete, image_of
 from spar_lightning.files.walk import files_below
 from spar_lightning.formatting import bytes_text
 from spar_lightning.refinement.anyup import BILINEAR
@@ -35,7 +37,7 @@ EXAMPLES = (
     "spar index photos --weights runs/siglip2_vitb16 --out runs/photos --dtype int8",
 )
 # Settings that affect the features.
-SETTINGS: Final = ("inference", "stride", "window_batch", "blend", "attention", "patch_fit")
+SETTINGS: Final = ("inference", "stride", "window_batch", "blend", "attention", "patch_fit", "block_size")
 
 
 def parser() -> Parser:
@@ -50,7 +52,7 @@ def parser() -> Parser:
     add("--out", required=True, type=str, help="Folder of the index")
     add("--config", type=str, help="YAML file of the run, if the weights do not name their network")
     add("--max_side", type=int | None, default=1024, help="Largest long side of the network input, in pixels: larger "
-        "images are resized; null: no limit")  # fmt: skip
+        "images are resized; null: no limit, also by default with --block_size")  # fmt: skip
     add("--dtype", type=Dtype, default="float16", help="Precision of the stored features; int8 has an error below 1 %")
     add("--device", type=str, help="Device such as cpu, cuda or cuda:1; a GPU by default, if available")
     others = set(InferenceConfig.__dataclass_fields__) - set(SETTINGS)
@@ -66,18 +68,22 @@ def run(args: Sequence[str]) -> int:
     changed = options.parse_args(own, defaults=False)
     others = _check_images(given.images)
     settings = {name: given[name] for name in SETTINGS if name in changed}
-    # Queries upsample bilinearly, so the weights of another upsampler are not needed.
-    student = load_student(given.weights, given.config, {**settings, "upsampler": BILINEAR}, arguments)
+    # Queries upsample bilinearly, and refine similarities themselves.
+    settings |= {"upsampler": BILINEAR, "refine": None}
+    student = load_student(given.weights, given.config, settings, arguments)
     student.backbone.to(usable_device(given.device))
-    segmenter = student.segmenter({}, given.max_side)
+    whole = given.block_size is not None and "max_side" not in changed  # a limit would leave nothing to divide
+    segmenter = student.segmenter({}, None if whole else given.max_side)
+    check_block_size(changed, segmenter)
     index = WritableIndex(
         Path(given.out), segmenter, given.dtype, Origin(given.weights, given.config, arguments, given.images)
     )
     images = scan_all(given.images, index.root, whole_names=True)
     todo = index.missing(images)
-    needed, free = index.size_of(todo), shutil.disk_usage(index.root).free
+    names = set(map(image_of, map(bytes.decode, todo.keys.tolist())))
+    needed, free = float(index.sizes(todo).sum()), shutil.disk_usage(index.root).free
     print(
-        f"{len(todo):,} images to do, {len(images) - len(todo):,} done. Features: about {bytes_text(needed)}",
+        f"{len(names):,} images to do, {len(images) - len(names):,} done. Features: about {bytes_text(needed)}",
         flush=True,
     )
     if needed > free:
@@ -86,7 +92,8 @@ def run(args: Sequence[str]) -> int:
             "--max_side, --dtype int8, or another --out."
         )
     try:
-        index.add(images)
+        with block_bar(segmenter, index.blocks(todo), "blocks"):
+            index.add(images)
     except Stopped:
         print("Stopped. To continue, run the same command again.", flush=True)
         raise
@@ -94,14 +101,14 @@ def run(args: Sequence[str]) -> int:
         if not out_of_memory(error):
             raise
         raise UserError(
-            f"An image is too large for the memory of {segmenter.device}. Finished images are kept. Use a smaller "
-            "--max_side and another --out."
+            f"An image is too large for the memory of {segmenter.device}. Finished images are kept. Use --block_size "
+            "or a smaller --max_side, and another --out."
         ) from error
-    print(f"{len(index.index):,} images in {index.root}")
+    print(f"{len(complete(list(map(bytes.decode, index.index.sources()[0].tolist())))):,} images in {index.root}")
     if others:
         print(f"{len(others)} other files without the suffix of an image were skipped, such as {others[0]}")
-    wanted = set(images.keys.tolist())
-    rejected = {key: item for key, (item, _) in index.index.rejected().items() if key.encode() in wanted}
+    wanted, unusable = set(images.keys.tolist()), index.index.rejected().items()
+    rejected = {image_of(key): item for key, (item, _) in unusable if image_of(key).encode() in wanted}
     if rejected:
         print(f"{len(rejected)} images cannot be read:")
         print("\n".join(f"  {key}: {item.reason}" for key, item in rejected.items()))

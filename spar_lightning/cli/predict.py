@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from spar_lightning.cli.backbone_arguments import split_backbone_arguments
+from spar_lightning.cli.blocks import block_bar, check_block_size
 from spar_lightning.cli.class_options import given_classes
 from spar_lightning.cli.error_messages import out_of_memory
 from spar_lightning.cli.parser import Parser
@@ -20,13 +21,14 @@ from spar_lightning.formatting import bytes_text
 from spar_lightning.image.codec import ImageError, decode_image, image_size
 from spar_lightning.image.inputs import as_pixels
 from spar_lightning.image.resize import at_most
+from spar_lightning.image.rows import ImageRows, as_rows
 from spar_lightning.segmentation.config import InferenceConfig
 from spar_lightning.segmentation.segmenter import Segmenter
 from spar_lightning.student import Student, load_student, usable_device
 from spar_lightning.visualization.overlay import LONGEST
 from spar_lightning.visualization.pca import Basis, draw_pca
 
-MOST_SCORES: Final = 4 * 2**30  # bytes; limit for the scores of one image in memory
+MOST: Final = 4 * 2**30  # bytes; limit for the scores of one image in memory, and for its features
 
 DESCRIPTION = """Segment images of any size with a trained student or with a pretrained backbone.
 
@@ -92,6 +94,9 @@ def run(args: Sequence[str]) -> int:
     student = load_student(given.weights, given.config, settings, arguments)
     student.backbone.to(device)
     segmenter = student.segmenter(classes, given.max_side)
+    check_block_size(changed, segmenter)
+    if given.pca and segmenter.blocks is not None:
+        raise UserError("--pca compares networks on whole images. Leave out --block_size, or set it to null.")
     folder = PredictionFolder(out, classes)
     panels = _panels(student, given.max_side) if given.pca else {}
     failed: list[Exception] = []
@@ -111,7 +116,9 @@ def run(args: Sequence[str]) -> int:
                 if not out_of_memory(error):
                     raise
                 failed.append(
-                    NoResultError(f"{file} is too large for the memory of {segmenter.device}. Set --max_side.")
+                    NoResultError(
+                        f"{file} is too large for the memory of {segmenter.device}. Set --block_size or --max_side."
+                    )
                 )
     finally:
         code = _report(done, failed, others, out)
@@ -127,28 +134,43 @@ def _predict(
     given: Any,
 ) -> None:
     """Compute and write all requested results of one image."""
-    pixels, shown, size = _read(file, given.max_side)
+    image: Tensor | ImageRows
+    if segmenter.blocks is None:
+        image, shown, size = _read(file, given.max_side)
+        blocks = 0
+    else:
+        original = as_rows(file)
+        image, shown, size = segmenter.rows(original), original.at_most(LONGEST), original.size
+        blocks = segmenter.blocks.count(*image.size)
     height, width = size
-    if given.scores:
-        needed = 4 * (len(folder.labels) + len(segmenter.classifier.owner)) * height * width  # of classes and names
-        if needed > MOST_SCORES:
-            raise NoResultError(
-                f"{file} has no results: scores of {len(folder.labels):,} classes on {height} x {width} pixels take "
-                f"up to {bytes_text(needed)}, more than {bytes_text(MOST_SCORES)}. Leave out --scores or use fewer "
-                "classes."
-            )
-        labels, scores = segmenter(pixels, True, size=size, dtype=folder.dtype)
-        folder.write_labels(name, shown, labels)
-        folder.write_scores(name, scores)
-    elif folder.labels:
-        folder.write_labels(name, shown, segmenter(pixels, size=size, dtype=folder.dtype))
-    if given.features:
-        about = {"image": str(file), "height": str(height), "width": str(width), "weights": given.weights}
-        folder.write_features(name, segmenter.features(pixels), about)
+    with block_bar(segmenter, blocks, name.name):
+        if given.scores:
+            needed = 4 * (len(folder.labels) + len(segmenter.classifier.owner)) * height * width  # of classes and names
+            _check_memory(file, f"scores of {len(folder.labels):,} classes on {height} x {width} pixels", needed)
+            labels, scores = segmenter(image, True, size=size, dtype=folder.dtype)
+            folder.write_labels(name, shown, labels)
+            folder.write_scores(name, scores)
+        elif folder.labels:
+            folder.write_labels(name, shown, segmenter(image, size=size, dtype=folder.dtype))
+        if given.features:
+            h, w = segmenter.grid(size)
+            _check_memory(file, f"features of {h} x {w} patches", 4 * h * w * segmenter.backbone.embed_dim)
+            about = {"image": str(file), "height": str(height), "width": str(width), "weights": given.weights}
+            folder.write_features(name, segmenter.features(image), about)
     if given.pca:
-        features = {title: make(pixels) for title, make in panels.items()}
-        image = at_most(shown, LONGEST).permute(1, 2, 0).numpy()
-        draw_pca(image, features, Basis.of(features[TEACHER]), folder.path("pca", name, ".png"))
+        assert isinstance(image, Tensor)
+        features = {title: make(image) for title, make in panels.items()}
+        picture = at_most(shown, LONGEST).permute(1, 2, 0).numpy()
+        draw_pca(picture, features, Basis.of(features[TEACHER]), folder.path("pca", name, ".png"))
+
+
+def _check_memory(file: Path, what: str, needed: int) -> None:
+    """Raise NoResultError if results that are in memory as a whole take too much of it."""
+    if needed > MOST:
+        raise NoResultError(
+            f"{file} has no results: {what} take up to {bytes_text(needed)}, more than {bytes_text(MOST)}. Use a "
+            "smaller --max_side, fewer classes, or leave out --scores and --features."
+        )
 
 
 def _read(file: Path, max_side: int | None) -> tuple[Tensor, Tensor, tuple[int, int]]:

@@ -40,7 +40,7 @@ def walk_folder(location: str) -> Iterator[Member]:
     """Yield every image below a folder; the key includes the subfolders.
 
     Raises:
-        ShardError: An image cannot be read or is too large.
+        ShardError: An image cannot be read.
         FolderError: A folder cannot be read.
     """
     for name in images_below(Path(location)):
@@ -48,12 +48,8 @@ def walk_folder(location: str) -> Iterator[Member]:
         found = status(path)
         if not stat.S_ISREG(found.st_mode):  # a device or a named pipe
             continue
-        if found.st_size > LARGEST:
-            raise ShardError(
-                f"{path} has {found.st_size:,} bytes. Image files may have at most {LARGEST:,}. Shrink or remove it."
-            )
         try:
-            content = path.read_bytes()
+            content = path.read_bytes() if found.st_size <= LARGEST else path
         except OSError as error:
             raise ShardError(f"{location}: {name} cannot be read ({error.strerror}). Make it readable.") from error
         yield Member(str(PurePosixPath(name).with_suffix("")), name, 0, content)

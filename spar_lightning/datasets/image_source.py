@@ -11,6 +11,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from spar_lightning.datasets.shard_error import ShardError
 from spar_lightning.datasets.shard_stream import ShardStream, is_streamed
-from spar_lightning.files.hashing import hash_bytes
+from spar_lightning.files.hashing import hash_bytes, hash_stream
 
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 OPEN_STREAMS: Final = 2  # per process
@@ -61,13 +62,36 @@ class Source:
             content = _stream(self) if is_streamed(self.location) else self._read_at()
         except READ_ERRORS as error:
             raise ShardError(f"{self.location}: {self.key} cannot be read ({error}). Restore the shard.") from error
-        if hash_bytes(content).hex() != self.digest:
-            raise ShardError(f"{self.location}: the bytes of {self.key} have changed since it was indexed. {RESTORE}")
+        self._compare(hash_bytes(content))
         return content
 
+    def check(self) -> None:
+        """Check the hash of the image file; a file in a folder is not read into memory as a whole.
+
+        Raises:
+            ShardError: As for `read`.
+        """
+        if self.file is None:
+            self.read()
+            return
+        try:
+            with self.file.open("rb") as file:
+                self._compare(hash_stream(file))
+        except OSError as error:
+            raise ShardError(f"{self.location}: {self.key} cannot be read ({error}). Restore the file.") from error
+
+    @property
+    def file(self) -> Path | None:
+        """Path of an image in a folder; None for an image in a shard."""
+        folder = not is_streamed(self.location) and os.path.isdir(self.location)
+        return Path(self.location, self.name) if folder else None
+
+    def _compare(self, digest: bytes) -> None:
+        if digest.hex() != self.digest:
+            raise ShardError(f"{self.location}: the bytes of {self.key} have changed since it was indexed. {RESTORE}")
+
     def _read_at(self) -> bytes:
-        path = os.path.join(self.location, self.name) if os.path.isdir(self.location) else self.location
-        with open(path, "rb") as file:
+        with open(self.file or self.location, "rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
 

@@ -23,7 +23,7 @@ from spar_lightning.datasets.remote_shard import check_scheme, is_remote
 from spar_lightning.datasets.shard_error import ShardError
 from spar_lightning.datasets.tar_reader import Member, resolve_links, walk_tar
 from spar_lightning.files.atomic import ACCESS_ERRORS, make_folder, publish, sweep
-from spar_lightning.files.hashing import hash_bytes, hash_json
+from spar_lightning.files.hashing import hash_json, hash_stream
 from spar_lightning.files.leases import Claims
 from spar_lightning.files.work_queue import share
 from spar_lightning.image.codec import image_size
@@ -133,9 +133,15 @@ def scan(location: str, each: Callable[[], Any] = lambda: None, whole_names: boo
         if member.target is not None:
             links[posixpath.normpath(member.name)] = member
             continue
-        content, digest = member.content, hash_bytes(member.content).hex()
-        sources.append(Source(member.key, location, member.name, member.offset, len(content), digest))
-        sizes.append(image_size(content))
+        try:
+            with member.open() as file:
+                digest, length = hash_stream(file).hex(), file.tell()
+                sizes.append(image_size(file))
+        except OSError as error:
+            raise ShardError(
+                f"{location}: {member.name} cannot be read ({error.strerror}). Make it readable."
+            ) from error
+        sources.append(Source(member.key, location, member.name, member.offset, length, digest))
         each()
     if links:
         sources, sizes = _with_links(sources, sizes, links, location)

@@ -5,10 +5,11 @@ every member must be complete, and the two zero blocks of the end-of-archive mar
 padding after them.
 """
 
+import io
 import posixpath
 import tarfile
 from collections.abc import Container, Iterator, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, Final, NamedTuple, cast
 
 from spar_lightning.datasets.container import BLOCK
@@ -30,15 +31,19 @@ class Member(NamedTuple):
         key: Key of the image.
         name: Member of the tar, or path relative to the folder.
         offset: Offset of the first byte in the uncompressed tar; 0 for a file in a folder.
-        content: Bytes of the image file; empty for a link.
+        content: Bytes of the image file, or the path of a large one; empty for a link.
         target: Normalized name of the member that a link points to; None for a file.
     """
 
     key: str
     name: str
     offset: int
-    content: bytes
+    content: bytes | Path
     target: str | None = None
+
+    def open(self) -> IO[bytes]:
+        """Return the image file, opened for reading."""
+        return io.BytesIO(self.content) if isinstance(self.content, bytes) else self.content.open("rb")
 
 
 def walk_tar(location: str) -> Iterator[Member]:

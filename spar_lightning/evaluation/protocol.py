@@ -50,8 +50,11 @@ class Protocol:
             content["stride"] = config.stride
             if config.blend != "mean":
                 content["blend"] = config.blend
-        elif (attention := self.backbone.with_attention(config.windowed).attention_identity()) is not None:
-            content["attention"] = attention
+        else:
+            if (attention := self.backbone.with_attention(config.windowed).attention_identity()) is not None:
+                content["attention"] = attention
+            if config.block_size is not None:
+                content["block_size"] = config.block_size
         if config.refine is not None:
             content["refine"] = config.refine.identity()
         if (upsampler := config.build_upsampler()) is not None:

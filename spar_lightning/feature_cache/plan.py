@@ -5,6 +5,7 @@ Two builders therefore cannot assign the same shard number to different images.
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,10 +24,11 @@ class ShardPlan:
     Args:
         folder: Folder of the parts of the plan.
         private: Folder for unfinished files, on the same file system.
+        weigh: Function that returns the part of a shard that each image fills; None fills shards with any 64 images.
     """
 
-    def __init__(self, folder: Path, private: Path) -> None:
-        self.folder, self.private = folder, private
+    def __init__(self, folder: Path, private: Path, weigh: Callable[[Images], NDArray[Any]] | None = None) -> None:
+        self.folder, self.private, self.weigh = folder, private, weigh
 
     def read(self) -> tuple[NDArray[Any], NDArray[np.int32], int]:
         """Return rows of all planned images, their shard numbers (ascending), and the number of the next part."""
@@ -63,7 +65,19 @@ class ShardPlan:
                 # Use the rows of `todo`, not of the plan: a tar file may have moved since then.
                 return {name: todo.take(rows) for name, rows in zip(names, np.split(chosen, cuts), strict=True)}
             first = int(np.concatenate([numbers, published]).max(initial=-1)) + 1
-            column = (first + np.arange(len(rest)) // SAMPLES_PER_SHARD).astype(np.int32)
+            column = first + self._groups(todo.take(rest))
             # If another builder publishes this part first, the name is taken and the loop reads the plan again.
             content = to_bytes(todo.take(rest), shard=column)
             publish(self.folder / f"{part:05d}.npz", content, self.private)
+
+    def _groups(self, images: Images) -> NDArray[np.int32]:
+        """Return the number of the shard of each image, from 0: up to 64 consecutive images that it has room for."""
+        if self.weigh is None:
+            return (np.arange(len(images)) // SAMPLES_PER_SHARD).astype(np.int32)
+        numbers, number, count, filled = [], 0, 0, 0.0
+        for weight in self.weigh(images).tolist():
+            if count == SAMPLES_PER_SHARD or (count and filled + weight > 1):
+                number, count, filled = number + 1, 0, 0.0
+            numbers.append(number)
+            count, filled = count + 1, filled + weight
+        return np.array(numbers, np.int32)

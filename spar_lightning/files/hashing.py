@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,14 @@ from torch import Tensor
 def hash_bytes(content: bytes, size: int = 16) -> bytes:
     """Return the BLAKE2b hash of some bytes, `size` bytes long."""
     return hashlib.blake2b(content, digest_size=size).digest()
+
+
+def hash_stream(file: IO[bytes]) -> bytes:
+    """Return the BLAKE2b hash of the rest of an open file, like `hash_bytes`, without reading it as a whole."""
+    digest = hashlib.blake2b(digest_size=16)
+    while content := file.read(1 << 20):
+        digest.update(content)
+    return digest.digest()
 
 
 def sha256(content: bytes, digits: int = 64) -> str:

@@ -30,6 +30,7 @@ TURNS: Final[dict[int, tuple[tuple[int, ...], bool]]] = {
     **{1: ((), False), 2: ((2,), False), 3: ((1, 2), False), 4: ((1,), False)},
     **{5: ((), True), 6: ((1,), True), 7: ((1, 2), True), 8: ((2,), True)},
 }
+TEXTS: Final = (b"eXIf", b"iTXt", b"zTXt", b"tEXt")  # chunks of a PNG that can contain the orientation
 _opening = threading.Lock()  # held while Pillow's limit, which is global, is lifted
 
 
@@ -94,17 +95,22 @@ def decode_image(
 
 def _decoded(content: bytes | IO[bytes], upright: bool, name: str | None, max_side: int | None) -> Tensor:
     with open_image(content) as image:
-        # Pillow's name of pixels with 16 bits per channel; it is not available after loading.
-        sixteen = ";16" in str(getattr(image, "tile", ""))
+        sixteen = has_16_bits(image)
         pixels = from_pillow(image, upright, max_side)
-        for lost in _losses(image, pixels, sixteen) if name is not None else ():
-            log.warning("%s: %s", name, lost)
+        if name is not None:
+            warn_of_pages(image, name)
+            if sixteen:
+                warn_if_dark(int(pixels.max()), name)
         return pixels
 
 
 @contextmanager
-def open_image(content: bytes | IO[bytes]) -> Iterator[Image.Image]:
-    """Open an image of any size up to `LARGEST` with Pillow.
+def open_image(content: bytes | IO[bytes], limited: bool = True) -> Iterator[Image.Image]:
+    """Open an image with Pillow.
+
+    Args:
+        content: Bytes of the image file, or the file opened for reading.
+        limited: Whether an image with more pixels than `LARGEST` raises an error.
 
     Raises:
         ImageError: The bytes are empty or in no known format, or the image is too large.
@@ -118,7 +124,7 @@ def open_image(content: bytes | IO[bytes]) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         raise ImageError("not an image in a known format") from error
     with image:
-        if image.width * image.height > LARGEST:
+        if limited and image.width * image.height > LARGEST:
             raise ImageError(
                 f"the image has {image.width} x {image.height} pixels, but at most {LARGEST:,} are allowed; shrink or "
                 "divide it"
@@ -209,15 +215,32 @@ def _bands(image: Image.Image) -> Iterator[Tensor]:
 
 def orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of an image, 1 to 8."""
-    found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    # For a PNG without EXIF data before its pixels, image.getexif() would decode all of them.
+    exif = image.getexif() if _has_late_texts(image) else Image.Image.getexif(image)
+    found = exif.get(ExifTags.Base.Orientation, 1)
     return found if found in TURNS else 1
+
+
+def _has_late_texts(image: Image.Image) -> bool:
+    """Return whether an open PNG has texts or EXIF data behind its pixels; False for other images."""
+    file = getattr(image, "fp", None)
+    if image.format != "PNG" or file is None:
+        return False
+    start, place, behind = file.tell(), 8, False
+    try:
+        while True:
+            file.seek(place)
+            head = file.read(8)
+            if len(head) < 8 or (behind and head[4:] in TEXTS):
+                return len(head) == 8
+            behind |= head[4:] == b"IDAT"
+            place += int.from_bytes(head[:4], "big") + 12  # with length, type and checksum
+    finally:
+        file.seek(start)
 
 
 def exif_orientation(content: bytes | IO[bytes]) -> int:
     """Return the EXIF orientation of an encoded image, 1 to 8; 1 if it cannot be read."""
-    chunks = (b"eXIf", b"iTXt", b"zTXt", b"tEXt")  # Pillow decodes a whole PNG to look for them
-    if isinstance(content, bytes) and content.startswith(b"\x89PNG") and not any(chunk in content for chunk in chunks):
-        return 1
     try:
         with open_image(content) as image:
             return orientation(image)
@@ -248,7 +271,7 @@ def image_size(content: bytes | IO[bytes], upright: bool = False) -> tuple[int, 
 
 
 def _size(content: bytes | IO[bytes], upright: bool) -> tuple[int, int]:
-    with open_image(content) as image:
+    with open_image(content, limited=False) as image:
         size = (image.height, image.width)
         # Pillow turns TIFF itself, also in the size.
         return size[::-1] if upright and image.format != "TIFF" and TURNS[orientation(image)][1] else size
@@ -264,13 +287,25 @@ def _rgb(image: Image.Image, file_format: str | None) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _losses(image: Image.Image, pixels: Tensor, sixteen: bool) -> Iterator[str]:
-    """Yield a sentence about each part of the content of a decoded image that is not in `pixels`."""
-    if image.format not in ("MPO", "PSD") and (count := frames(image)) > 1:  # previews and layers
-        yield f"only the first of {count} {'pages' if image.format == 'TIFF' else 'frames'} is used."
-    if sixteen and (high := int(pixels.max())) < DARK >> 8:
-        bits = 8 + high.bit_length()
-        yield (
-            f"its 16-bit values are all below {2**bits}, so the image is nearly black. If it was recorded with {bits} "
-            f"bits, multiply its values by {2 ** (16 - bits)}."
+def has_16_bits(image: Image.Image) -> bool:
+    """Return whether the channels of an image that is not loaded yet have 16 bits; Pillow forgets it afterwards."""
+    return ";16" in str(getattr(image, "tile", ""))
+
+
+def warn_of_pages(image: Image.Image, name: str) -> None:
+    """Log a warning if an image has further pages or frames, other than previews and layers."""
+    if image.format not in ("MPO", "PSD") and (count := frames(image)) > 1:
+        log.warning(
+            "%s: only the first of %d %s is used.", name, count, "pages" if image.format == "TIFF" else "frames"
+        )
+
+
+def warn_if_dark(highest: int, name: str) -> None:
+    """Log a warning if the largest value of a 16-bit image, divided by 256, is so small that it is nearly black."""
+    if highest < DARK >> 8:
+        bits = 8 + highest.bit_length()
+        log.warning(
+            "%s: its 16-bit values are all below %d, so the image is nearly black. If it was recorded with %d bits, "
+            "multiply its values by %d.",
+            *(name, 2**bits, bits, 2 ** (16 - bits)),
         )

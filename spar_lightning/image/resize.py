@@ -92,7 +92,12 @@ def _shrunk(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 def aligned(images: Tensor, patch: int) -> Tensor:
     """Resize (bilinear) both sides to the nearest multiples of the patch size."""
-    return _resized(images, [max(1, round(side / patch)) * patch for side in images.shape[-2:]], "bilinear")
+    return _resized(images, list(aligned_size(images.shape[-2], images.shape[-1], patch)), "bilinear")
+
+
+def aligned_size(height: int, width: int, patch: int) -> tuple[int, int]:
+    """Return the nearest multiples of the patch size, at least one patch."""
+    return max(1, round(height / patch)) * patch, max(1, round(width / patch)) * patch
 
 
 def pad(images: Tensor, patch: int) -> Tensor:

@@ -41,6 +41,8 @@ class InferenceConfig:
         attention: Attention of the single pass: `full` (the paper), `windowed` (each patch attends to as many patches
             as in pretraining), or settings such as {reach: 1.25, tile: 4}.
         blend: Weights of overlapping windows: `mean` (the paper), `hann`.
+        block_size: Single pass: divide images with a longer side into overlapping blocks of this side in pixels, whose
+            features are blended. Memory is then bounded for images of any size. Null processes images as a whole.
 
     Raises:
         UserError: If a setting is out of range.
@@ -55,6 +57,7 @@ class InferenceConfig:
     upsampler: str = BILINEAR
     attention: Literal["full", "windowed"] | WindowedAttention = "full"
     blend: Blend = "mean"
+    block_size: int | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -65,9 +68,16 @@ class InferenceConfig:
                 f"attention must be full, windowed or WindowedAttention(..), but got {self.attention!r}. In YAML, its "
                 "settings are written as attention: {reach: 1}."
             )
-        check_at_least(1, stride=self.stride, window_batch=self.window_batch)
+        check_at_least(1, stride=self.stride, window_batch=self.window_batch, block_size=self.block_size)
         if self.refine is not None and not isinstance(self.refine, Refinement):
             raise UserError(f"refine must be a Refinement such as LPOSS(preset='spar'), but got {self.refine!r}.")
+        if self.block_size is not None and (
+            self.refine is not None or self.upsampler != BILINEAR or self.patch_fit != "aligned"
+        ):
+            raise UserError(
+                "block_size cannot be combined with refine, with an upsampler other than bilinear, or with patch_fit: "
+                "paper, which need the whole image. Set them to null, bilinear and aligned, or leave out block_size."
+            )
         prompt_templates(self.templates)
         if self.upsampler != BILINEAR:
             check_weights(self.upsampler)

@@ -2,10 +2,12 @@
 
 Single-pass and sliding-window inference implement one interface, from a normalized image to the similarities of the
 names. All later steps are shared. The segmentation map has the size of the given image, even if the network processed
-another size.
+another size. With `block_size`, the image is read row by row, so that memory does not grow with its height.
 """
 
-from typing import Literal, overload
+import logging
+from collections.abc import Iterator
+from typing import Final, Literal, overload
 
 import torch
 from torch import Tensor
@@ -13,18 +15,24 @@ from torch import Tensor
 from spar_lightning.backbones.base import Backbone
 from spar_lightning.errors import UserError, check_at_least
 from spar_lightning.image.inputs import ImageLike, as_pixels
-from spar_lightning.image.resize import Resize, aligned, at_most, of_area, rescaled, resize_image
+from spar_lightning.image.resize import Resize, aligned, aligned_size, at_most, of_area, rescaled, resize_image
+from spar_lightning.image.rows import ImageRows, as_rows
 from spar_lightning.segmentation.config import InferenceConfig
-from spar_lightning.segmentation.label_map import SimilarityMaps, Thresholds, label_map, score_map, stored_maps
+from spar_lightning.segmentation.label_map import SimilarityMaps, Thresholds, bands, label_map, score_map, stored_maps
 from spar_lightning.segmentation.prompts import Classes, TextClassifier
 from spar_lightning.segmentation.similarity import (
     GuidedMaps,
+    PatchSimilarities,
     WindowSimilarities,
     patch_similarities,
     refined_similarities,
 )
 from spar_lightning.segmentation.text_embeddings import text_classifier
 from spar_lightning.sliding_window import SlidingWindow
+
+MANY: Final = 2**17  # patches; full attention over more takes minutes on a GPU and hours on a CPU
+
+log = logging.getLogger("spar_lightning")
 
 
 class Segmenter:
@@ -75,12 +83,13 @@ class Segmenter:
         # Windows have the native size, at which attention is always full. This also checks the stride.
         windows = SlidingWindow(full, config.stride, batch_size=config.window_batch, blend=config.blend)
         self.windows = windows if config.inference == "sliding" else None
+        self.blocks = None if config.block_size is None or self.windows is not None else _blocks(backbone, config)
         self.upsampler = config.build_upsampler()
 
     @overload
     def __call__(
         self,
-        image: ImageLike,
+        image: ImageLike | ImageRows,
         scores: Literal[False] = False,
         *,
         size: tuple[int, int] | None = None,
@@ -90,7 +99,7 @@ class Segmenter:
     @overload
     def __call__(
         self,
-        image: ImageLike,
+        image: ImageLike | ImageRows,
         scores: Literal[True],
         *,
         size: tuple[int, int] | None = None,
@@ -100,7 +109,7 @@ class Segmenter:
     @torch.no_grad()
     def __call__(
         self,
-        image: ImageLike,
+        image: ImageLike | ImageRows,
         scores: bool = False,
         *,
         size: tuple[int, int] | None = None,
@@ -121,31 +130,79 @@ class Segmenter:
         Raises:
             UserError: If the segmenter has no classes.
         """
-        pixels, classifier = as_pixels(image), self._classifier()
+        classifier = self._classifier()
         if not classifier.labels:
             raise UserError("This segmenter has no classes. Pass classes=[...] to spar_lightning.load.")
-        size, owner = size or (pixels.shape[-2], pixels.shape[-1]), classifier.owner
-        maps = self.similarities(self.pixels(pixels), classifier.embeddings)
+        owner, embeddings = classifier.owner, classifier.embeddings
+        maps: SimilarityMaps
+        if self.blocks is None:
+            pixels = image.whole() if isinstance(image, ImageRows) else as_pixels(image)
+            maps, given = self.similarities(self.pixels(pixels), embeddings), (pixels.shape[-2], pixels.shape[-1])
+        else:
+            source = as_rows(image)
+            rows, given = self.rows(source), source.size
+            maps = PatchSimilarities(lambda: self.feature_rows(rows), self.grid(given), embeddings)
+        place, size = _place(image), size or given
         if not scores:
-            return label_map(maps, owner, size, self.thresholds, dtype).to(pixels.device)
+            return label_map(maps, owner, size, self.thresholds, dtype).to(place)
         maps = stored_maps(maps, torch.arange(len(owner), device=owner.device))  # windows are computed only once
         labels, of_classes = label_map(maps, owner, size, self.thresholds, dtype), score_map(maps, owner, size)
-        return labels.to(pixels.device), of_classes.to(pixels.device)
+        return labels.to(place), of_classes.to(place)
 
     @torch.no_grad()
-    def features(self, image: ImageLike) -> Tensor:
+    def features(self, image: ImageLike | ImageRows) -> Tensor:
         """Return the dense features (h, w, d) of an image, not normalized.
 
-        They come from a single pass or are stitched from windows, as `config.inference` selects. The grid is that of
+        They come from a single pass, or are stitched from windows or blocks, as `config` selects. The grid is that of
         the network's input (see `pixels`).
         """
-        given = as_pixels(image)
+        if self.blocks is not None:
+            return torch.cat(list(self.feature_rows(self.rows(as_rows(image))))).to(_place(image))
+        given = image.whole() if isinstance(image, ImageRows) else as_pixels(image)
         return self._features(self.pixels(given)).to(given.device)
 
     def _features(self, pixels: Tensor) -> Tensor:
         """Return the features (h, w, d) of a network's input (3, H', W')."""
-        features: Tensor = (self.windows or self.backbone)(pixels[None])[0]
+        patches = pixels[0].numel() // self.backbone.patch_size**2
+        if patches > MANY and not (self.windows or self.blocks or self.backbone.windowed):
+            log.warning(
+                "An image has %s patches, which attend to each other in a single pass: this takes very long. Set "
+                "block_size (such as 1024) or max_side.",
+                f"{patches:,}",
+            )
+        features: Tensor = (self.windows or self.blocks or self.backbone)(pixels[None])[0]
         return features
+
+    def rows(self, image: ImageRows) -> ImageRows:
+        """Return an image at the size of the network's input, except that its sides may not be multiples of patches."""
+        if self.max_side is not None and max(image.size) > self.max_side:
+            image = ImageRows.of(image.at_most(self.max_side))
+        return image if self.resize is None else ImageRows.of(self._resized(image.whole()))
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the grid of patches of an image in blocks, for its height and width before it is resized."""
+        patch = self.backbone.patch_size
+        if self.max_side is not None and max(size) > self.max_side:
+            size = rescaled(*size, (self.max_side, self.max_side))
+        height, width = aligned_size(*self._resized_size(*size), patch)
+        return height // patch, width // patch
+
+    @torch.no_grad()
+    def feature_rows(self, image: ImageRows, first: int = 0, last: int | None = None) -> Iterator[Tensor]:
+        """Yield consecutive rows (n, w, d) of the features that are blended from blocks (see `block_size`).
+
+        Args:
+            image: Image at the size of the network's input (see `rows`).
+            first: First row of patches.
+            last: Row of patches after the last one; None yields all rows from `first`.
+        """
+        assert self.blocks is not None
+        size = aligned_size(*image.size, self.backbone.patch_size)
+        pixels = (band.to(self.device) for band in image.bands())  # uint8: a quarter of the memory of fp32
+        if size != image.size:
+            resized = bands((band.float() for band in pixels), image.size, size)
+            pixels = (values.round().to(torch.uint8) for _, values in resized)
+        yield from self.blocks.rows(pixels, size, first, last, self.backbone.normalize)
 
     def similarities(self, pixels: Tensor, embeddings: Tensor) -> SimilarityMaps:
         """Return the similarities of a network's input (3, H', W') and names (Q, d)."""
@@ -177,19 +234,39 @@ class Segmenter:
         """
         if self.max_side is not None:
             image = at_most(image, self.max_side)
-        image = image.to(self.device)
-        height, width, patch = image.shape[-2], image.shape[-1], self.backbone.patch_size
+        image = self._resized(image.to(self.device))
+        return self.patch_fit(self.backbone.normalize(image[None]), self.backbone.patch_size)[0]
+
+    def _resized(self, image: Tensor) -> Tensor:
+        """Resize an image (3, H, W) uint8 as `resize` demands."""
+        return resize_image(image, self._resized_size(image.shape[-2], image.shape[-1]))
+
+    def _resized_size(self, height: int, width: int) -> tuple[int, int]:
         if isinstance(self.resize, int):
-            image = resize_image(image, of_area(height, width, self.resize, patch))
-        elif self.resize is not None:
-            image = resize_image(image, rescaled(height, width, self.resize))
-        return self.patch_fit(self.backbone.normalize(image[None]), patch)[0]
+            return of_area(height, width, self.resize, self.backbone.patch_size)
+        return (height, width) if self.resize is None else rescaled(height, width, self.resize)
 
     @torch.no_grad()
     def run_network(self, pixels: Tensor) -> None:
         """Run only the forward passes for a result of `pixels` (3, H', W'), to measure their time."""
-        if self.windows is None:
-            self.backbone(pixels[None])
-        else:
+        if self.windows is not None:
             for _ in self.windows.maps(pixels):
                 pass
+        elif self.blocks is not None:
+            for _ in self.blocks.rows([pixels], (pixels.shape[-2], pixels.shape[-1])):
+                pass
+        else:
+            self.backbone(pixels[None])
+
+
+def _blocks(backbone: Backbone, config: InferenceConfig) -> SlidingWindow:
+    """Return the single pass over overlapping blocks; neighbors share a quarter of their side."""
+    assert config.block_size is not None
+    patch = backbone.patch_size
+    side = max(1, config.block_size // patch)  # in patches
+    return SlidingWindow(backbone, (side - side // 4) * patch, side * patch, config.window_batch, "hann")
+
+
+def _place(image: object) -> torch.device:
+    """Return the device of a tensor, and the CPU for other images."""
+    return image.device if isinstance(image, Tensor) else torch.device("cpu")

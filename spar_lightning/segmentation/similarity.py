@@ -10,7 +10,7 @@ Refinement works on the patch grid. There, the features of windows are stitched 
 Shapes: Q names, H x W pixels of the network's input, P pixels per patch side, d channels; a window has k x l pixels.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import Final
 
@@ -35,20 +35,23 @@ class PatchSimilarities:
     """Similarities on the patch grid, from dense features.
 
     Args:
-        features: Features (h, w, d) of an image, not normalized.
+        features: Function that returns the features as consecutive rows (n, w, d), not normalized; called for each
+            call of `rows`.
+        size: Height h and width w of the grid.
         embeddings: Unit vectors of all names (Q, d).
     """
 
-    def __init__(self, features: Tensor, embeddings: Tensor) -> None:
-        self._unit = _unit(features)
-        self._embeddings = embeddings.to(self._unit)
-        self.size = (self._unit.shape[0], self._unit.shape[1])
+    def __init__(self, features: Callable[[], Iterable[Tensor]], size: tuple[int, int], embeddings: Tensor) -> None:
+        self._features, self._embeddings = features, embeddings
+        self.size = size
         self.names_at_once = len(embeddings)
 
     def rows(self, names: Tensor) -> Iterator[Tensor]:
         """Yield the similarities (q, n, w) of the names with indices `names`, n rows of patches at a time."""
-        for part in self._unit.split(max(1, BAND // (len(names) * self.size[1]))):
-            yield _cosines(part, self._embeddings[names])
+        for features in self._features():
+            embeddings = self._embeddings.to(features.device)[names].to(_precision(features))
+            for part in features.split(max(1, BAND // (len(names) * self.size[1]))):
+                yield _cosines(_unit(part), embeddings)
 
 
 class WindowSimilarities:
@@ -167,7 +170,7 @@ def patch_similarities(
 ) -> SimilarityMaps:
     """Return the source of the similarities on the patch grid, for features (h, w, d) and names (Q, d)."""
     if refine is None:
-        return PatchSimilarities(features, embeddings)
+        return PatchSimilarities(lambda: [features], (features.shape[0], features.shape[1]), embeddings)
     return StoredMaps(refined_similarities(features, embeddings, refine, patch_size))
 
 
@@ -187,7 +190,12 @@ def refined_similarities(features: Tensor, embeddings: Tensor, refine: Refinemen
 
 def _unit(features: Tensor) -> Tensor:
     """Normalize features (h, w, d) to unit vectors, in fp32 or higher precision."""
-    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+    return F.normalize(features.to(_precision(features)), dim=-1)
+
+
+def _precision(features: Tensor) -> torch.dtype:
+    """Return fp32, or the precision of the features if it is higher."""
+    return torch.promote_types(features.dtype, torch.float32)
 
 
 def _cosines(unit: Tensor, embeddings: Tensor) -> Tensor:

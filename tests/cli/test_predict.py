@@ -218,7 +218,7 @@ def test_class_files_of_other_editors(odd: Path, predict: Predict, tmp_path: Pat
 def test_scores_beyond_memory_are_a_line(
     odd: Path, predict: Predict, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    monkeypatch.setattr("spar_lightning.cli.predict.MOST_SCORES", 10_000)
+    monkeypatch.setattr("spar_lightning.cli.predict.MOST", 10_000)
     assert predict(odd / "a.png", "--classes", CLASSES, "--scores") == 1
     assert "scores of 3 classes on 48 x 72 pixels take up to 96.8 kB, more than 10 kB" in capsys.readouterr().err
 

@@ -16,10 +16,11 @@ def test_every_setting_is_part_of_it(tmp_path: Path) -> None:
     others = {
         "inference": "single", "stride": 8, "blend": "hann", "templates": ["{}"], "patch_fit": "paper",
         "refine": LPOSS(), "upsampler": str(tmp_path / "anyup.pth"), "attention": "windowed",
+        "block_size": 512,
     }  # fmt: skip
     for field in fields(InferenceConfig):  # a new field fails here until it is part of the protocol
         if field.name != "window_batch":  # does not affect results
-            plain = {"inference": "single" if field.name == "attention" else "sliding", "stride": 16}
+            plain = {"inference": "single" if field.name in ("attention", "block_size") else "sliding", "stride": 16}
             content = Protocol(Tiny(), InferenceConfig(**plain), "32-true").content()  # type: ignore[arg-type]
             config = InferenceConfig(**{**plain, field.name: others[field.name]})  # type: ignore[arg-type]
             assert Protocol(Tiny(), config, "32-true").content() != content, field.name

@@ -1,19 +1,30 @@
 """Tests of the segmenter: labels have the size of the image, for both kinds of inference."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
 
 from spar_lightning.backbones import Tiny
 from spar_lightning.datasets.scene_renderer import CLASSES, render
 from spar_lightning.errors import UserError
+from spar_lightning.image.rows import ImageRows
 from spar_lightning.refinement import LPOSS, AnyUp
 from spar_lightning.segmentation.config import Inference, InferenceConfig
-from spar_lightning.segmentation.label_map import Thresholds
+from spar_lightning.segmentation.label_map import Thresholds, bands, label_map
 from spar_lightning.segmentation.segmenter import Segmenter
+from spar_lightning.segmentation.similarity import patch_similarities
 from spar_lightning.sliding_window import SlidingWindow
+from tests.rounding import assert_rounded
+
+
+def tensor(image: NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(image).permute(2, 0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +157,69 @@ def test_threads_get_what_one_gets() -> None:
         for _ in range(3):
             found = list(threads.map(segmenter, images))
             assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("size", [(200, 264), (201, 130), (128, 128), (50, 300), (5, 9)])
+def test_blocks_are_the_single_pass_blended(size: tuple[int, int]) -> None:
+    """Compare with windows of the size of a block whose neighbors share a quarter, with Hann weights."""
+    backbone = Tiny()
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    segmenter = Segmenter(backbone, CLASSES, InferenceConfig(block_size=130))  # 16 patches
+    target = (max(1, round(size[0] / 8)) * 8, max(1, round(size[1] / 8)) * 8)
+    fitted = torch.cat([rows for _, rows in bands([image.float()], size, target)], dim=1).round().to(torch.uint8)
+    with torch.no_grad():
+        expected = SlidingWindow(backbone, 96, 128, blend="hann")(backbone.normalize(fitted[None]))[0]
+    found = segmenter.features(image)
+    assert_rounded(found, expected, backbone.depth, 512)
+    if size == (128, 128):
+        assert_rounded(found, Segmenter(backbone, CLASSES).features(image), backbone.depth, 512)
+    maps = torch.einsum("hwd,qd->qhw", F.normalize(found, dim=-1), segmenter.classifier.embeddings)
+    labels, scores = segmenter(image, scores=True)
+    assert_rounded(scores, F.interpolate(maps[None], size, mode="bilinear")[0], 1, 128)
+    assert torch.equal(labels, scores.argmax(0))
+    assert torch.equal(segmenter(image, dtype=torch.uint8), labels.byte())
+
+
+def test_blocks_of_every_kind_of_image(tmp_path: Path) -> None:
+    scene = render(seed=4, index=1, height=120, width=200).image
+    Image.fromarray(scene).save(tmp_path / "a.png")
+    segmenter = Segmenter(Tiny(), CLASSES, InferenceConfig(block_size=64), max_side=150)
+    labels = [
+        segmenter(image) for image in (scene, Image.fromarray(scene), tmp_path / "a.png", ImageRows.of(tensor(scene)))
+    ]
+    assert all(torch.equal(found, labels[0]) for found in labels) and labels[0].shape == (120, 200)
+    assert segmenter.features(scene).shape[:2] == segmenter.grid((120, 200)) == (11, 19)  # 90 x 150 pixels
+    whole = Segmenter(Tiny(), CLASSES)
+    assert torch.equal(whole(ImageRows.of(tensor(scene))), whole(scene))
+
+
+@pytest.mark.parametrize("thresholds", [Thresholds(probability=0.9), Thresholds(area=0.05)])
+def test_thresholds_apply_to_blocks(thresholds: Thresholds) -> None:
+    image = tensor(render(seed=4, index=2, height=150, width=150).image)
+    config = InferenceConfig(block_size=64)
+    plain, segmenter = (Segmenter(Tiny(), CLASSES, config, thresholds=used) for used in (None, thresholds))
+    maps = patch_similarities(plain.features(image), plain.classifier.embeddings, None, 8)
+    expected = label_map(maps, plain.classifier.owner, (150, 150), thresholds)
+    assert torch.equal(segmenter(image), expected) and not torch.equal(plain(image), expected)
+
+
+def test_settings_that_need_the_whole_image(anyup: str) -> None:
+    for settings in ({"refine": LPOSS()}, {"upsampler": anyup}, {"patch_fit": "paper"}):
+        with pytest.raises(UserError, match="block_size cannot be combined"):
+            InferenceConfig(block_size=64, **settings)
+    with pytest.raises(UserError, match="block_size"):
+        InferenceConfig(block_size=0)
+    assert Segmenter(Tiny(), CLASSES, InferenceConfig("sliding", 16, block_size=64)).blocks is None
+
+
+def test_a_large_image_in_one_pass_is_warned_about(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spar_lightning.segmentation.segmenter.MANY", 100)
+    Segmenter(Tiny(), CLASSES).features(torch.zeros(3, 80, 80, dtype=torch.uint8))
+    Segmenter(Tiny(), CLASSES, InferenceConfig(attention="windowed")).features(
+        torch.zeros(3, 88, 88, dtype=torch.uint8)
+    )
+    assert not caplog.text
+    Segmenter(Tiny(), CLASSES).features(torch.zeros(3, 80, 88, dtype=torch.uint8))
+    assert "110 patches" in caplog.text and "block_size" in caplog.text and "max_side" in caplog.text

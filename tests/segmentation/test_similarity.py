@@ -11,8 +11,8 @@ from torch import Tensor
 
 from spar_lightning.backbones import Tiny
 from spar_lightning.segmentation import similarity as module
-from spar_lightning.segmentation.label_map import Thresholds, label_map
-from spar_lightning.segmentation.similarity import PatchSimilarities, WindowSimilarities
+from spar_lightning.segmentation.label_map import SimilarityMaps, Thresholds, label_map
+from spar_lightning.segmentation.similarity import WindowSimilarities, patch_similarities
 from spar_lightning.sliding_window import Blend, DenseEncoder, SlidingWindow
 from tests.rounding import assert_rounded
 from tests.test_sliding_window import Local, blended
@@ -33,7 +33,7 @@ def on_canvas(encoder: DenseEncoder, image: Tensor, text: Tensor, stride: int, b
     return canvas / count
 
 
-def all_rows(maps: PatchSimilarities | WindowSimilarities, names: int) -> Tensor:
+def all_rows(maps: SimilarityMaps, names: int) -> Tensor:
     return torch.cat(list(maps.rows(torch.arange(names))), dim=1)
 
 
@@ -74,7 +74,7 @@ def test_a_window_as_large_as_the_image_is_the_single_pass() -> None:
     owner = torch.arange(6)
     with torch.no_grad():
         patches, windows = (
-            PatchSimilarities(tiny(image[None])[0], text),
+            patch_similarities(tiny(image[None])[0], text, None, 8),
             WindowSimilarities(SlidingWindow(tiny, 16), image, text),
         )
         single, sliding = (label_map(maps, owner, (48, 64), Thresholds()) for maps in (patches, windows))
