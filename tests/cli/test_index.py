@@ -197,3 +197,27 @@ def test_errors(spar: Run) -> None:
         code, _, err = spar(*args)
         assert code == 2 and message in err, err
     assert not Path("idx/shards").exists()
+
+
+@pytest.mark.usefixtures("photos")
+def test_blocks(spar: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --block_size, images are not shrunk, large ones are stored in parts, and queries equal predictions."""
+    for module in ("build", "parts"):
+        monkeypatch.setattr(f"spar_lightning.feature_index.{module}.PART", 20_000)
+    Image.fromarray(render(3, 8, 1100, 64).image).save("photos/large.png")
+    options = ("--weights", "tiny", "--block_size", "64")
+    code, out, _ = spar("index", "photos", *options, "--out", "idx", "--dtype", "float32")
+    assert code == 0 and "7 images to do, 0 done" in out and "7 images in idx" in out
+    code, out, _ = spar("index", "photos", *options, "--out", "idx", "--dtype", "float32")
+    assert code == 0 and "0 images to do, 7 done" in out
+    assert spar("query", "idx", "--classes", CLASSES, "--out", "found", "--all")[0] == 0
+    assert spar("predict", "photos", *options, "--classes", CLASSES, "--out", "predicted")[0] == 0
+    names = sorted(path.relative_to("predicted/labels") for path in Path("predicted/labels").rglob("*.png"))
+    assert len(names) == 7
+    for name in names:
+        mine, theirs = (np.array(Image.open(folder / "labels" / name)) for folder in map(Path, ("found", "predicted")))
+        assert np.array_equal(mine, theirs)
+    code, _, err = spar("index", "photos", "--weights", "tiny", "--block_size", "32", "--out", "idx")
+    assert code == 2 and "block_size" in err
+    code, _, err = spar("index", "photos", *options, "--inference", "sliding", "--out", "other")
+    assert code == 2 and "Leave out one of them" in err
