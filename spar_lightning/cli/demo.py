@@ -3,15 +3,17 @@
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from jsonargparse import ArgumentParser
 from PIL import Image
 
 from spar_lightning.cli.backbone_arguments import split_backbone_arguments
 from spar_lightning.cli.parser import Parser
+from spar_lightning.datamodules.sa1b import SA1B
 from spar_lightning.datasets.folder_reader import images_below
 from spar_lightning.datasets.scene_renderer import render
 from spar_lightning.demo.limits import SHOWN
@@ -41,7 +43,8 @@ def parser() -> Parser:
         "together with --config, or name of a backbone such as siglip2")  # fmt: skip
     add("--config", type=str, help="YAML file of the run, if the weights do not name their network")
     add("--classes", type=str, default=CLASSES, help="Class names at the start")
-    add("--images", type=str, help="Folder of example images; synthetic images by default")
+    add("--images", type=str, help="Folder of example images; by default those of the run's last validation set, or "
+        "synthetic ones")  # fmt: skip
     add("--index", type=str, help="Folder of spar index: adds a tab that searches its images")
     add("--host", type=str, default="127.0.0.1", help="Address to listen on; 0.0.0.0 serves other machines, too")
     add("--port", type=int | None, help="Port; a free one from 7860 on by default")
@@ -70,7 +73,7 @@ def run(args: Sequence[str]) -> int:
     # Errors of the removal are ignored: the server may still be writing an upload.
     with tempfile.TemporaryDirectory(prefix="spar-demo-", ignore_cleanup_errors=True) as place:
         os.environ["GRADIO_TEMP_DIR"] = place
-        examples = _rendered(Path(place)) if given.images is None else _chosen(Path(given.images), Path(place))
+        examples = _chosen(_below(given.images) or _of_run(student.run), Path(place)) or _rendered(Path(place))
         page = build(side_by_side, examples, given.classes, stored, Path(place))
         try:
             print(f"{serve(page, given.host, given.port)} (stop with Ctrl-C)", flush=True)
@@ -89,14 +92,33 @@ def _rendered(folder: Path) -> list[Path]:
     return paths
 
 
-def _chosen(folder: Path, place: Path) -> list[Path]:
-    """Copy images of a folder, evenly spread, as small pictures to `place`, and return their paths."""
-    names = images_below(folder)
+def _below(folder: str | None) -> list[Path]:
+    """Return the images of the folder given by --images."""
+    if folder is None:
+        return []
+    names = images_below(Path(folder))
     if not names:
         raise UserError(f"--images {folder} contains no images.")
+    return [Path(folder, name) for name in names]
+
+
+def _of_run(run: Mapping[str, Any]) -> list[Path]:
+    """Return the images of the last validation set of a run; none if they are not on this machine."""
+    options = ArgumentParser(exit_on_error=False)
+    options.add_subclass_arguments(SA1B, "data")
+    try:
+        *_, benchmark = options.instantiate_classes(options.parse_object({"data": run["data"]})).data.benchmarks
+        benchmark.open()
+    except Exception:  # no run, another data module, no validation set, moved files: there are other examples
+        return []
+    return list(benchmark.paths)
+
+
+def _chosen(images: Sequence[Path], place: Path) -> list[Path]:
+    """Copy evenly spread images as small pictures to `place`, and return their paths."""
     paths: list[Path] = []
-    for name in names[:: max(1, len(names) // MOST_EXAMPLES)][:MOST_EXAMPLES]:
-        pixels = as_pixels(folder / name, SHOWN)
-        paths.append(place / f"{len(paths)} {Path(name).stem}.png")
+    for path in images[:: max(1, len(images) // MOST_EXAMPLES)][:MOST_EXAMPLES]:
+        pixels = as_pixels(path, SHOWN)
+        paths.append(place / f"{len(paths)} {path.stem}.png")
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(paths[-1])
     return paths
