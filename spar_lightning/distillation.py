@@ -93,6 +93,7 @@ class Distillation(LightningModule, Teacher):
         if teacher not in ("sliding", "single"):
             raise UserError(f"teacher must be sliding or single, but got {teacher!r}.")
         self.config = InferenceConfig(**inference)
+        self.config.check_blocks()
         backbone = backbone.with_attention(self.config.windowed)
         self.student = backbone
         self.trainable, self.lora_rank = list(trainable), lora_rank

@@ -5,6 +5,7 @@ A message says what was given, what is allowed and how to fix it. This module im
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral
 
 
 class UserError(ValueError):
@@ -22,8 +23,10 @@ def user_error(error: BaseException | None) -> UserError | None:
 
 
 def check_at_least(minimum: int, **values: int | None) -> None:
-    """Raise UserError if any value is below `minimum`; None is ignored."""
+    """Raise UserError if any value is not a whole number or below `minimum`; None is ignored."""
     for name, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+            raise UserError(f"{name} must be a whole number, but got {value!r}.")
         if value is not None and value < minimum:
             raise UserError(f"{name} must be at least {minimum}, but got {value}.")
 

@@ -168,6 +168,7 @@ def load_student(
     with without_weights() if exists else nullcontext():
         network, settings = _instantiate(block, str(config or source))
     settings = replace(settings, **changed)
+    settings.check_blocks()
     network = network.with_attention(settings.windowed)
     if exists:
         return Student(network, settings, block, content, load_weights(network, str(path)))

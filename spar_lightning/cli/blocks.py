@@ -1,22 +1,11 @@
-"""Images in blocks (`--block_size`): check of the option, and a progress bar for the blocks of one image."""
+"""Progress bar for images in blocks (`--block_size`)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from tqdm import tqdm
 
-from spar_lightning.errors import UserError
 from spar_lightning.segmentation.segmenter import Segmenter
-
-
-def check_block_size(given: Mapping[str, Any], segmenter: Segmenter) -> None:
-    """Raise UserError if the option --block_size was given, but has no effect."""
-    if given.get("block_size") is not None and segmenter.blocks is None:
-        raise UserError(
-            "--block_size divides images for the single pass, but inference is sliding, which divides them into "
-            "windows already. Leave out one of them."
-        )
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from spar_lightning.feature_cache.extract import encoded
 from spar_lightning.feature_cache.index import CacheIndex, shard_names
 from spar_lightning.feature_cache.manifest import read_manifest
 from spar_lightning.feature_cache.shard import CacheError, FeatureShard
+from spar_lightning.feature_index.parts import complete, image_of
 from spar_lightning.files.atomic import is_dead
 from spar_lightning.files.leases import Claims
 from spar_lightning.formatting import bytes_text
@@ -32,7 +33,8 @@ def show(root: Path) -> int:
     index.refresh()
     shards = [root / "shards" / name for name in sorted(shard_names(root))]
     size = sum(path.stat().st_size for path in shards)
-    print(f"{root}: {len(index):,} images with features, {bytes_text(size)}; shards: {len(shards):,}")
+    images = complete([key.decode() for key in index.sources()[0].tolist()])  # an index has parts of large images
+    print(f"{root}: {len(images):,} images with features, {bytes_text(size)}; shards: {len(shards):,}")
     print(f"fingerprint {manifest['fingerprint']}")
     for part in ("identity", "made"):
         print(f"{part}:")
@@ -40,8 +42,9 @@ def show(root: Path) -> int:
     for tokens in folders(root):
         sizes = [path.stat().st_size for path in (tokens / "shards").glob("*.h5")]
         print(f"{tokens.name}: activations of the frozen blocks, {bytes_text(sum(sizes))}; shards: {len(sizes):,}")
-    for key, (item, name) in index.rejected().items():
-        print(f"cannot be used: {key} ({item.reason}), listed in shards/{name}")
+    unusable = {image_of(key): found for key, found in index.rejected().items()}
+    for image, (item, name) in unusable.items():
+        print(f"cannot be used: {image} ({item.reason}), listed in shards/{name}")
     for folder in (root, *folders(root)):
         for name, holder in _in_progress(folder):
             print(f"in progress: {(folder / name).relative_to(root)} by {holder}")

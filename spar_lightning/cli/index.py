@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from spar_lightning.cli.backbone_arguments import split_backbone_arguments
-from spar_lightning.cli.blocks import block_bar, check_block_size
+from spar_lightning.cli.blocks import block_bar
 from spar_lightning.cli.error_messages import out_of_memory
 from spar_lightning.cli.parser import Parser
 from spar_lightning.datasets.image_source import is_image
@@ -74,7 +74,6 @@ def run(args: Sequence[str]) -> int:
     student.backbone.to(usable_device(given.device))
     whole = given.block_size is not None and "max_side" not in changed  # a limit would leave nothing to divide
     segmenter = student.segmenter({}, None if whole else given.max_side)
-    check_block_size(changed, segmenter)
     index = WritableIndex(
         Path(given.out), segmenter, given.dtype, Origin(given.weights, given.config, arguments, given.images)
     )
@@ -82,8 +81,10 @@ def run(args: Sequence[str]) -> int:
     todo = index.missing(images)
     names = set(map(image_of, map(bytes.decode, todo.keys.tolist())))
     needed, free = float(index.sizes(todo).sum()), shutil.disk_usage(index.root).free
+    total = sum(image_of(key.decode()) in names for key in index.divided(images).keys.tolist())
+    parts = f" ({len(todo):,} of their {total:,} parts)" if total > len(names) else ""
     print(
-        f"{len(names):,} images to do, {len(images) - len(names):,} done. Features: about {bytes_text(needed)}",
+        f"{len(names):,} images to do{parts}, {len(images) - len(names):,} done. Features: about {bytes_text(needed)}",
         flush=True,
     )
     if needed > free:

@@ -28,6 +28,7 @@ from spar_lightning.refinement.base import Refinement
 from spar_lightning.segmentation.config import InferenceConfig
 
 BASES = {"backbone": Backbone, "data": SA1B, "refine": Refinement}  # by the last part of a key
+TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
 # Imported, so that their names are known.
 LOSSES = (nn.MSELoss, CosineLoss, MSECosineLoss, GramLoss, ClassSimilarityLoss)
 
@@ -95,6 +96,10 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
             f"{found[1]} has settings but no class. Pass the class first: --{found[1]} CLASS. "
             f"Allowed: {', '.join(_classes(found[1]))}."
         )
+    if found := re.search(r'key "([\w.]+)": Does not validate .*Subtypes: \[(.+?)\] .*Given value: (.+)$', text):
+        types = re.findall(r"<class '(\w+)'>", found[2])
+        if set(types) <= set(TYPES):
+            return f"{found[1]}: got {found[3]!r}. Allowed: {' or '.join(TYPES[name] for name in types)}."
     if "arguments are required" in text:
         return f"{text}. They usually come from a configuration: --config quickstart."
     return re.sub(r'^Parser key "([\w.]+)":', r"\1:", text)

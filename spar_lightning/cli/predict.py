@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from spar_lightning.cli.backbone_arguments import split_backbone_arguments
-from spar_lightning.cli.blocks import block_bar, check_block_size
+from spar_lightning.cli.blocks import block_bar
 from spar_lightning.cli.class_options import given_classes
 from spar_lightning.cli.error_messages import out_of_memory
 from spar_lightning.cli.parser import Parser
@@ -94,7 +94,6 @@ def run(args: Sequence[str]) -> int:
     student = load_student(given.weights, given.config, settings, arguments)
     student.backbone.to(device)
     segmenter = student.segmenter(classes, given.max_side)
-    check_block_size(changed, segmenter)
     if given.pca and segmenter.blocks is not None:
         raise UserError("--pca compares networks on whole images. Leave out --block_size, or set it to null.")
     folder = PredictionFolder(out, classes)

@@ -122,7 +122,9 @@ class FeatureCache:
         places: list[int] = np.flatnonzero(find(np.sort(key_array(keys)), images.keys) >= 0).tolist()
         return places
 
-    def build(self, images: Images, make: Make, show: bool = True, what: str = "teacher features") -> None:
+    def build(
+        self, images: Images, make: Make, show: bool = True, what: str = "teacher features", unit: str = "image"
+    ) -> None:
         """Compute the missing features, together with all other processes that call this method.
 
         Returns when all images are done, including those that other processes work on. Finished shards are kept if
@@ -133,6 +135,7 @@ class FeatureCache:
             make: Function that computes samples from images.
             show: Whether to show a progress bar.
             what: Title of the progress bar.
+            unit: What the bar counts.
 
         Raises:
             CacheError: Too many images are unusable.
@@ -151,7 +154,7 @@ class FeatureCache:
             )
         sweep(self.root / "tmp")
         bar: tqdm[Any]
-        with tqdm(total=len(todo), desc=what, unit="image", disable=not show) as bar:
+        with tqdm(total=len(todo), desc=what, unit=unit, disable=not show) as bar:
             # Repeat until nothing is missing: another process may have planned some of these images differently.
             while len(todo):
                 self._build(images, self.plan.extend(todo, self.index.numbers), make, bar)

@@ -94,6 +94,7 @@ class WritableIndex(FeatureCache):
         super().__init__(root, identity, made)
         self.plan = ShardPlan(root / "plan", root / "tmp", lambda images: self.sizes(images) / PART)
         self._partial: tuple[str, PartialFeatures] | None = None  # digest of the image that was read last
+        self._damaged: dict[str, str] = {}  # digest of large images that cannot be read, and the reason
 
     def sizes(self, images: Images) -> NDArray[np.float64]:
         """Return the approximate size of the features of each image or part in bytes."""
@@ -143,7 +144,8 @@ class WritableIndex(FeatureCache):
 
     def add(self, images: Images, show: bool = True) -> None:
         """Compute the features of new images, together with all other processes that call this method."""
-        self.build(self.divided(images), self._make, show, "features")
+        entries = self.divided(images)
+        self.build(entries, self._make, show, "features", "image" if len(entries) == len(images) else "part")
 
     def _make(self, sources: Iterable[Source]) -> Iterator[Entry | Rejected]:
         """Yield the features of each image or part, or the reason why it cannot be read."""
@@ -153,10 +155,15 @@ class WritableIndex(FeatureCache):
                 yield found
                 continue
             source, image, preview, record = found
+            if source.digest in self._damaged:  # all parts of the image are lost
+                yield Rejected(source.key, source.digest, self._damaged[source.digest])
+                continue
             try:
                 features = self._features(source, image)
                 values, ranges = stored(features, self.dtype, source.key)
             except (CacheError, ImageError) as error:  # the other images may be fine
+                if part_of(source.key) is not None:
+                    self._damaged[source.digest] = str(error)
                 yield Rejected(source.key, source.digest, str(error))
             else:
                 yield Entry(source.key, source.digest, preview, values, record, ranges)

@@ -71,9 +71,9 @@ class FeatureIndex:
         index = CacheIndex(self.root, manifest["fingerprint"])
         index.refresh()
         shards, keys, shard, row = index.places()
-        if not len(keys):
-            raise CacheError(f"{root} contains no images. Run spar index to the end.")
         images = complete([key.decode() for key in keys.tolist()])
+        if not images:
+            raise CacheError(f"{root} contains no complete image. Run spar index to the end.")
         self.names, self._parts = list(images), list(images.values())
         self.unfinished = 0
         if (self.root / "plan").exists():  # a copy may have the shards only

@@ -122,7 +122,7 @@ def open_image(content: bytes | IO[bytes], limited: bool = True) -> Iterator[Ima
     try:
         image = _open(file)
     except UnidentifiedImageError as error:
-        raise ImageError("not an image in a known format") from error
+        raise ImageError("not an image in a known format, or damaged") from error
     with image:
         if limited and image.width * image.height > LARGEST:
             raise ImageError(
@@ -135,6 +135,7 @@ def open_image(content: bytes | IO[bytes], limited: bool = True) -> Iterator[Ima
 def _open(file: IO[bytes]) -> Image.Image:
     """Open an image without Pillow's limit on its size, which is replaced by `LARGEST`."""
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about damaged EXIF data, without the name of the file
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             return Image.open(file)

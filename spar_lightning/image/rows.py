@@ -106,6 +106,7 @@ def _decoded(path: Path, turn: int, sixteen: bool) -> Iterator[Tensor]:
     """Decode a file with libvips and yield bands of rows (3, n, W) uint8; `turn` is the EXIF orientation."""
     import pyvips
 
+    logging.getLogger("pyvips").setLevel(logging.ERROR)  # one line for each damaged tile
     try:
         # An image that has to be turned cannot be decoded in order: libvips then decodes it to a temporary file.
         access = "sequential" if turn == 1 else "random"

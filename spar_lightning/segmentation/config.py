@@ -41,8 +41,9 @@ class InferenceConfig:
         attention: Attention of the single pass: `full` (the paper), `windowed` (each patch attends to as many patches
             as in pretraining), or settings such as {reach: 1.25, tile: 4}.
         blend: Weights of overlapping windows: `mean` (the paper), `hann`.
-        block_size: Single pass: divide images with a longer side into overlapping blocks of this side in pixels, whose
-            features are blended. Memory is then bounded for images of any size. Null processes images as a whole.
+        block_size: Side in pixels, such as 1024, of the overlapping blocks into which the single pass divides larger
+            images. The features of blocks are blended (Hann weights), and memory does not grow with the image. Null
+            processes images as a whole, which refine, upsampler and patch_fit: paper need.
 
     Raises:
         UserError: If a setting is out of range.
@@ -71,16 +72,25 @@ class InferenceConfig:
         check_at_least(1, stride=self.stride, window_batch=self.window_batch, block_size=self.block_size)
         if self.refine is not None and not isinstance(self.refine, Refinement):
             raise UserError(f"refine must be a Refinement such as LPOSS(preset='spar'), but got {self.refine!r}.")
-        if self.block_size is not None and (
-            self.refine is not None or self.upsampler != BILINEAR or self.patch_fit != "aligned"
-        ):
-            raise UserError(
-                "block_size cannot be combined with refine, with an upsampler other than bilinear, or with patch_fit: "
-                "paper, which need the whole image. Set them to null, bilinear and aligned, or leave out block_size."
-            )
+        if self.block_size is not None:
+            whole = {"refine": None, "upsampler": BILINEAR, "patch_fit": "aligned"}
+            for name, needed in whole.items():
+                if getattr(self, name) != needed:
+                    raise UserError(
+                        f"block_size cannot be combined with {name}, which needs the whole image. Set {name} to "
+                        f"{needed or 'null'}, or leave out block_size."
+                    )
         prompt_templates(self.templates)
         if self.upsampler != BILINEAR:
             check_weights(self.upsampler)
+
+    def check_blocks(self) -> None:
+        """Raise UserError if block_size is set, but has no effect."""
+        if self.block_size is not None and self.inference == "sliding":
+            raise UserError(
+                "block_size divides images for the single pass, but inference is sliding, which divides them into "
+                "windows already. Set inference to single, or leave out block_size."
+            )
 
     @property
     def windowed(self) -> WindowedAttention | None:

@@ -163,15 +163,22 @@ class Segmenter:
 
     def _features(self, pixels: Tensor) -> Tensor:
         """Return the features (h, w, d) of a network's input (3, H', W')."""
-        patches = pixels[0].numel() // self.backbone.patch_size**2
-        if patches > MANY and not (self.windows or self.blocks or self.backbone.windowed):
-            log.warning(
-                "An image has %s patches, which attend to each other in a single pass: this takes very long. Set "
-                "block_size (such as 1024) or max_side.",
-                f"{patches:,}",
-            )
+        self._warn_of_many(pixels.shape[-2], pixels.shape[-1])
         features: Tensor = (self.windows or self.blocks or self.backbone)(pixels[None])[0]
         return features
+
+    def _warn_of_many(self, height: int, width: int) -> None:
+        """Log a warning if very many patches attend to each other in one pass."""
+        if self.windows is not None or self.backbone.windowed is not None:
+            return
+        limit = max(height, width) if self.blocks is None else self.blocks.window
+        patches = min(height, limit) * min(width, limit) // self.backbone.patch_size**2
+        if patches > MANY:
+            log.warning(
+                "%s patches attend to each other in a single pass, which takes very long. Set block_size (such as "
+                "1024) or max_side.",
+                f"{patches:,}",
+            )
 
     def rows(self, image: ImageRows) -> ImageRows:
         """Return an image at the size of the network's input, except that its sides may not be multiples of patches."""
@@ -198,6 +205,7 @@ class Segmenter:
         """
         assert self.blocks is not None
         size = aligned_size(*image.size, self.backbone.patch_size)
+        self._warn_of_many(*size)
         pixels = (band.to(self.device) for band in image.bands())  # uint8: a quarter of the memory of fp32
         if size != image.size:
             resized = bands((band.float() for band in pixels), image.size, size)
@@ -263,7 +271,12 @@ def _blocks(backbone: Backbone, config: InferenceConfig) -> SlidingWindow:
     """Return the single pass over overlapping blocks; neighbors share a quarter of their side."""
     assert config.block_size is not None
     patch = backbone.patch_size
-    side = max(1, config.block_size // patch)  # in patches
+    side = config.block_size // patch  # in patches
+    if side * patch < backbone.window:
+        raise UserError(
+            f"block_size {config.block_size} is smaller than the images of {backbone.window} pixels with which the "
+            f"network was pretrained. Use at least {backbone.window}; 1024 is usual."
+        )
     return SlidingWindow(backbone, (side - side // 4) * patch, side * patch, config.window_batch, "hann")
 
 

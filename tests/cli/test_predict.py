@@ -336,16 +336,16 @@ def test_shrunk_images_give_the_same_results(odd: Path, predict: Predict, tmp_pa
 def test_blocks(odd: Path, predict: Predict, tmp_path: Path, capsys: Capture) -> None:
     """Images in blocks have the label maps of the segmenter, and a bar with a rate."""
     images = [odd / name for name in ("a.png", "exif.jpg", "one.png", "long.jpg", "sub")]
-    options = ("--classes", CLASSES, "--block_size", "32", "--scores", "--features", "--max_side", "600")
+    options = ("--classes", CLASSES, "--block_size", "64", "--scores", "--features", "--max_side", "600")
     assert predict(*images, *options) == 0
-    segmenter = spar.load("tiny", CLASSES, config=tmp_path / "tiny.yaml", block_size=32, max_side=600)
+    segmenter = spar.load("tiny", CLASSES, config=tmp_path / "tiny.yaml", block_size=64, max_side=600)
     for name, file in {"a": "a.png", "exif": "exif.jpg", "one": "one.png", "long": "long.jpg"}.items():
         found = np.array(Image.open(tmp_path / "out" / "labels" / f"{name}.png"))
         assert np.array_equal(found, segmenter(odd / file).numpy())
     assert (tmp_path / "out" / "overlays" / "long.png").exists()
     with safe_open(tmp_path / "out" / "features" / "long.safetensors", "numpy") as file:
         assert file.get_tensor("features").shape == (5, 75, 128)
-    assert predict(odd / "corrupt.jpg", odd / "a.png", "--classes", CLASSES, "--block_size", "32") == 1
+    assert predict(odd / "corrupt.jpg", odd / "a.png", "--classes", CLASSES, "--block_size", "64") == 1
     assert "corrupt.jpg" in capsys.readouterr().err
 
 
@@ -355,11 +355,11 @@ def test_the_bar_counts_blocks(monkeypatch: pytest.MonkeyPatch, capsys: Capture)
             super().__init__(**{**options, "disable": False, "mininterval": 0})
 
     monkeypatch.setattr("spar_lightning.cli.blocks.tqdm", Shown)
-    segmenter = spar.load("tiny", block_size=32)
+    segmenter = spar.load("tiny", block_size=64)
     assert segmenter.blocks is not None
-    count = segmenter.blocks.count(48, 72)
+    count = segmenter.blocks.count(96, 144)
     with block_bar(segmenter, count, "a.png"):
-        segmenter.features(SCENE)
+        segmenter.features(SCENE.repeat(2, 0).repeat(2, 1))
     segmenter.features(SCENE)  # is not counted
     last = capsys.readouterr().err.split("\r")[-3:]
     assert count == 6 and any("a.png: 100%" in line and "6/6" in line and "block/s" in line for line in last)
@@ -369,7 +369,8 @@ def test_the_bar_counts_blocks(monkeypatch: pytest.MonkeyPatch, capsys: Capture)
     ("args", "sentence"),
     [
         (["--block_size", "0"], "block_size must be at least 1"),
-        (["--block_size", "64", "--inference", "sliding"], "Leave out one of them"),
+        (["--block_size", "63"], "block_size 63 is smaller than the images of 64 pixels"),
+        (["--block_size", "64", "--inference", "sliding"], "inference is sliding"),
         (["--block_size", "64", "--pca"], "--pca compares networks on whole images"),
         (["--block_size", "64", "--refine", "LPOSS"], "block_size cannot be combined with refine"),
     ],
@@ -379,9 +380,16 @@ def test_mistakes_with_blocks(args: list[str], sentence: str, odd: Path, predict
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["block_size", "max_side"])
+def test_a_value_that_is_not_a_number(option: str, odd: Path, predict: Predict, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        predict(odd / "a.png", "--classes", CLASSES, f"--{option}", "large")
+    assert f"{option}: got 'large'. Allowed: a whole number or null." in capsys.readouterr().err
+
+
 def test_features_beyond_memory_are_a_line(
     odd: Path, predict: Predict, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr("spar_lightning.cli.predict.MOST", 10_000)
-    assert predict(odd / "a.png", "--features", "--block_size", "32") == 1
+    assert predict(odd / "a.png", "--features", "--block_size", "64") == 1
     assert "features of 6 x 9 patches take up to 27.6 kB, more than 10 kB" in capsys.readouterr().err

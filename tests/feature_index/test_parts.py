@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from spar_lightning.cli import main
 from spar_lightning.datasets.image_source import Source
 from spar_lightning.datasets.image_table import Images
 from spar_lightning.datasets.scene_renderer import render
@@ -104,14 +105,39 @@ def test_an_image_with_missing_parts_is_not_listed(photos: Path, tmp_path: Path)
     assert found.names == whole.names and torch.equal(found.features(1), features)
 
 
-def test_a_damaged_image_is_listed_once(photos: Path, tmp_path: Path) -> None:
+def test_a_damaged_image_is_listed_once(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+
+    def counted(path: Path) -> rows.ImageRows:
+        opened.append(path)
+        return rows.as_rows(path)
+
+    monkeypatch.setattr(build, "as_rows", counted)
     content = (photos / "b.png").read_bytes()
     (photos / "b.png").write_bytes(content[: len(content) // 2])
     index = written(tmp_path, photos)
     assert len(index.index.rejected()) > 1
+    assert opened.count(photos / "b.png") < len(index.index.rejected())  # parts behind the damage are not tried
     found = FeatureIndex(tmp_path)
     assert found.names == ["a.png", "side.jpg"] and list(found.rejected) == ["b.png"] and found.unfinished == 0
     assert "b.png cannot be read as an image" in found.rejected["b.png"]
+    assert main(["cache", "info", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path}: 2 images with features" in said and said.count("cannot be used: b.png (") == 1
+
+
+def test_an_index_without_a_complete_image(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.png", "side.jpg"):
+        (photos / name).unlink()
+    written(tmp_path, photos)
+    (tmp_path / "shards" / "00001.h5").unlink()
+    assert main(["query", str(tmp_path), "--classes", "red dot; plain"]) == 2
+    assert "contains no complete image. Run spar index to the end" in capsys.readouterr().err
+    index = ["index", str(photos), "--weights", "tiny", "--block_size", "64", "--dtype", "float32"]
+    assert main([*index, "--out", str(tmp_path)]) == 0
+    assert "1 images to do (1 of their 5 parts), 0 done" in capsys.readouterr().out
 
 
 def test_an_image_that_changes_during_the_build(photos: Path, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_other_settings_and_folders_are_rejected(photos: Path, tmp_path: Path) -
     with pytest.raises(CacheError, match="is a cache for training, not an index"):
         FeatureIndex(tmp_path / "cache")
     WritableIndex(tmp_path / "empty", load_student("tiny").segmenter({}), "float16", Origin("tiny"))
-    with pytest.raises(CacheError, match="contains no images"):
+    with pytest.raises(CacheError, match="contains no complete image"):
         FeatureIndex(tmp_path / "empty")
     with pytest.raises(CacheError, match="does not contain a feature cache or an index"):
         FeatureIndex(tmp_path / "nothing")

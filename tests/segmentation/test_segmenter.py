@@ -20,6 +20,7 @@ from spar_lightning.segmentation.label_map import Thresholds, bands, label_map
 from spar_lightning.segmentation.segmenter import Segmenter
 from spar_lightning.segmentation.similarity import patch_similarities
 from spar_lightning.sliding_window import SlidingWindow
+from spar_lightning.student import load
 from tests.rounding import assert_rounded
 
 
@@ -210,6 +211,13 @@ def test_settings_that_need_the_whole_image(anyup: str) -> None:
     with pytest.raises(UserError, match="block_size"):
         InferenceConfig(block_size=0)
     assert Segmenter(Tiny(), CLASSES, InferenceConfig("sliding", 16, block_size=64)).blocks is None
+    for wrong in ("large", 512.0, True):
+        with pytest.raises(UserError, match="block_size must be a whole number"):
+            InferenceConfig(block_size=wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="block_size 63 is smaller than the images of 64 pixels"):
+        Segmenter(Tiny(), CLASSES, InferenceConfig(block_size=63))
+    with pytest.raises(UserError, match="inference is sliding"):
+        load("tiny", CLASSES, block_size=64, inference="sliding")
 
 
 def test_a_large_image_in_one_pass_is_warned_about(
@@ -223,3 +231,7 @@ def test_a_large_image_in_one_pass_is_warned_about(
     assert not caplog.text
     Segmenter(Tiny(), CLASSES).features(torch.zeros(3, 80, 88, dtype=torch.uint8))
     assert "110 patches" in caplog.text and "block_size" in caplog.text and "max_side" in caplog.text
+    caplog.clear()
+    blocks = Segmenter(Tiny(), CLASSES, InferenceConfig(block_size=88))
+    blocks.features(torch.zeros(3, 80, 300, dtype=torch.uint8))
+    assert "110 patches" in caplog.text
