@@ -5,12 +5,14 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Final
 
 from spar_lightning.datasets.image_source import is_image
 from spar_lightning.datasets.shard_error import ShardError
-from spar_lightning.datasets.shard_stream import LARGEST
 from spar_lightning.datasets.tar_reader import Member
 from spar_lightning.files.walk import files_below
+
+WHOLE: Final = 1 << 26  # bytes; larger files are not read as a whole
 
 
 def status(file: Path) -> os.stat_result:
@@ -49,7 +51,7 @@ def walk_folder(location: str) -> Iterator[Member]:
         if not stat.S_ISREG(found.st_mode):  # a device or a named pipe
             continue
         try:
-            content = path.read_bytes() if found.st_size <= LARGEST else path
+            content = path.read_bytes() if found.st_size <= WHOLE else path
         except OSError as error:
             raise ShardError(f"{location}: {name} cannot be read ({error.strerror}). Make it readable.") from error
         yield Member(str(PurePosixPath(name).with_suffix("")), name, 0, content)

@@ -255,7 +255,7 @@ def test_large_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder, they are not read as a whole, with the same result."""
     Image.fromarray(render(1, 0, 64, 72).image).save(tmp_path / "a.png")
     expected = scan(str(tmp_path))
-    monkeypatch.setattr(folder_reader, "LARGEST", 1000)
+    monkeypatch.setattr(folder_reader, "WHOLE", 1000)
     found = scan(str(tmp_path))
     assert found[0] == expected[0] and found.rows["height"] == 64 and found[0].size > 1000
 

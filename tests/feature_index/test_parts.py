@@ -137,7 +137,7 @@ def test_an_index_without_a_complete_image(photos: Path, tmp_path: Path, capsys:
     assert "contains no complete image. Run spar index to the end" in capsys.readouterr().err
     index = ["index", str(photos), "--weights", "tiny", "--block_size", "64", "--dtype", "float32"]
     assert main([*index, "--out", str(tmp_path)]) == 0
-    assert "1 images to do (1 of their 5 parts), 0 done" in capsys.readouterr().out
+    assert "1 images to do (1 of their 7 parts), 0 done" in capsys.readouterr().out
 
 
 def test_an_image_that_changes_during_the_build(photos: Path, tmp_path: Path) -> None:
