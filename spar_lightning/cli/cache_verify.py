@@ -42,7 +42,7 @@ def show(root: Path) -> int:
     for tokens in folders(root):
         sizes = [path.stat().st_size for path in (tokens / "shards").glob("*.h5")]
         print(f"{tokens.name}: activations of the frozen blocks, {bytes_text(sum(sizes))}; shards: {len(sizes):,}")
-    unusable = {image_of(key): found for key, found in index.rejected().items()}
+    unusable = {image_of(key): found for key, found in index.rejected().items() if image_of(key) not in images}
     for image, (item, name) in unusable.items():
         print(f"cannot be used: {image} ({item.reason}), listed in shards/{name}")
     for folder in (root, *folders(root)):

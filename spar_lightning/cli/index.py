@@ -72,16 +72,17 @@ def run(args: Sequence[str]) -> int:
     settings |= {"upsampler": BILINEAR, "refine": None}
     student = load_student(given.weights, given.config, settings, arguments)
     student.backbone.to(usable_device(given.device))
-    whole = given.block_size is not None and "max_side" not in changed  # a limit would leave nothing to divide
+    whole = student.config.block_size is not None and "max_side" not in changed  # a limit would leave nothing to divide
     segmenter = student.segmenter({}, None if whole else given.max_side)
     index = WritableIndex(
         Path(given.out), segmenter, given.dtype, Origin(given.weights, given.config, arguments, given.images)
     )
     images = scan_all(given.images, index.root, whole_names=True)
-    todo = index.missing(images)
+    entries = index.divided(images)
+    todo = index.missing(entries)
     names = set(map(image_of, map(bytes.decode, todo.keys.tolist())))
     needed, free = float(index.sizes(todo).sum()), shutil.disk_usage(index.root).free
-    total = sum(image_of(key.decode()) in names for key in index.divided(images).keys.tolist())
+    total = sum(image_of(key.decode()) in names for key in entries.keys.tolist())
     parts = f" ({len(todo):,} of their {total:,} parts)" if total > len(names) else ""
     print(
         f"{len(names):,} images to do{parts}, {len(images) - len(names):,} done. Features: about {bytes_text(needed)}",
@@ -94,7 +95,7 @@ def run(args: Sequence[str]) -> int:
         )
     try:
         with block_bar(segmenter, index.blocks(todo), "blocks"):
-            index.add(images)
+            index.add(entries)
     except Stopped:
         print("Stopped. To continue, run the same command again.", flush=True)
         raise
@@ -108,11 +109,10 @@ def run(args: Sequence[str]) -> int:
     print(f"{len(complete(list(map(bytes.decode, index.index.sources()[0].tolist())))):,} images in {index.root}")
     if others:
         print(f"{len(others)} other files without the suffix of an image were skipped, such as {others[0]}")
-    wanted, unusable = set(images.keys.tolist()), index.index.rejected().items()
-    rejected = {image_of(key): item for key, (item, _) in unusable if image_of(key).encode() in wanted}
+    rejected = index.unusable(images)
     if rejected:
         print(f"{len(rejected)} images cannot be read:")
-        print("\n".join(f"  {key}: {item.reason}" for key, item in rejected.items()))
+        print("\n".join(f"  {name}: {reason}" for name, reason in rejected.items()))
     return 1 if rejected else 0
 
 

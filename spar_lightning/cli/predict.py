@@ -114,11 +114,8 @@ def run(args: Sequence[str]) -> int:
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
-                failed.append(
-                    NoResultError(
-                        f"{file} is too large for the memory of {segmenter.device}. Set --block_size or --max_side."
-                    )
-                )
+                said = f"{file} is too large for the memory of {segmenter.device}."
+                failed.append(NoResultError(f"{said} Use a smaller --block_size or --max_side."))
     finally:
         code = _report(done, failed, others, out)
     return code
@@ -140,7 +137,9 @@ def _predict(
     else:
         original = as_rows(file)
         image, shown, size = segmenter.rows(original), original.at_most(LONGEST), original.size
-        blocks = segmenter.blocks.count(*image.size)
+        h, w = segmenter.grid(size)
+        patch, passes = segmenter.backbone.patch_size, bool(folder.labels) + given.features
+        blocks = passes * segmenter.blocks.count(h * patch, w * patch)
     height, width = size
     with block_bar(segmenter, blocks, name.name):
         if given.scores:

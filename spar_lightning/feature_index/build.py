@@ -14,11 +14,12 @@ from torch import Tensor
 from spar_lightning.datasets.augmentation import Record
 from spar_lightning.datasets.image_source import Source
 from spar_lightning.datasets.image_table import Images
+from spar_lightning.datasets.shard_error import ShardError
 from spar_lightning.feature_cache.cache import FeatureCache
 from spar_lightning.feature_cache.extract import Dtype, ahead, stored
 from spar_lightning.feature_cache.plan import ShardPlan
 from spar_lightning.feature_cache.shard import CacheError, Entry, Rejected
-from spar_lightning.feature_index.parts import PART, PartialFeatures, divided, part_of
+from spar_lightning.feature_index.parts import PART, PartialFeatures, complete, divided, image_of, part_of
 from spar_lightning.image.codec import ImageError, decode_image, encode_jpeg, image_size
 from spar_lightning.image.resize import at_most
 from spar_lightning.image.rows import ImageRows, as_rows
@@ -88,7 +89,7 @@ class WritableIndex(FeatureCache):
             "patch_fit": segmenter.config.patch_fit,
             "max_side": segmenter.max_side,
             "dtype": dtype,
-            **({} if segmenter.blocks is None else {"block_size": segmenter.blocks.window}),
+            **({} if segmenter.blocks is None else {"block_size": segmenter.blocks.window, "part_bytes": PART}),
         }
         made = {**vars(origin.absolute()), "torch": torch.__version__, "device": str(segmenter.device)}
         super().__init__(root, identity, made)
@@ -123,7 +124,7 @@ class WritableIndex(FeatureCache):
         sizes = self.sizes(images)
         for i in np.flatnonzero(sizes > PART).tolist():
             if part_of(images[i].key) is None:
-                rows, _ = self.segmenter.grid(_size(images[i]))
+                rows, _ = self.segmenter.grid(_size(images[i].file or images[i].read()))
                 large[i] = (rows, max(1, int(rows * PART / sizes[i])))
         return divided(images, large) if large else images
 
@@ -139,8 +140,28 @@ class WritableIndex(FeatureCache):
         return round(count)
 
     def missing(self, images: Images) -> Images:
-        """Return the images, or their parts, that have neither features nor an entry in the list of unusable images."""
-        return super().missing(self.divided(images))
+        """Return the images, or their parts, that have neither features nor an entry in the list of unusable images.
+
+        Raises:
+            CacheError: An image differs from the one with this name, whose features are complete.
+        """
+        todo = super().missing(self.divided(images))
+        keys, digests = self.index.sources()
+        whole = {name: digests[parts[0]] for name, parts in complete(list(map(bytes.decode, keys.tolist()))).items()}
+        for i, key in enumerate(todo.keys.tolist()):
+            name = image_of(key.decode())
+            if name in whole and (whole[name] != todo.rows["digest"][i]).any():
+                raise CacheError(
+                    f"Image {name} differs from the image with this name in {self.root}. Set {self.option} to another "
+                    "folder, or restore the original image."
+                )
+        return todo
+
+    def unusable(self, images: Images) -> dict[str, str]:
+        """Return those of the images that cannot be read, and the reason of each."""
+        digests = {key.decode(): images[i].digest for i, key in enumerate(images.keys.tolist())}
+        found = {image_of(key): item for key, (item, _) in self.index.rejected().items()}
+        return {name: item.reason for name, item in found.items() if digests.get(name) == item.digest}
 
     def add(self, images: Images, show: bool = True) -> None:
         """Compute the features of new images, together with all other processes that call this method."""
@@ -150,27 +171,28 @@ class WritableIndex(FeatureCache):
     def _make(self, sources: Iterable[Source]) -> Iterator[Entry | Rejected]:
         """Yield the features of each image or part, or the reason why it cannot be read."""
         read = ahead(self._read, sources, 1)  # one thread, because streams are sequential
+        found: _Ready | Entry | Rejected
         for found in ahead(self._decoded, read, THREADS):
-            if isinstance(found, Rejected):
-                yield found
-                continue
-            source, image, preview, record = found
-            if source.digest in self._damaged:  # all parts of the image are lost
-                yield Rejected(source.key, source.digest, self._damaged[source.digest])
-                continue
-            try:
-                features = self._features(source, image)
-                values, ranges = stored(features, self.dtype, source.key)
-            except (CacheError, ImageError) as error:  # the other images may be fine
-                if part_of(source.key) is not None:
-                    self._damaged[source.digest] = str(error)
-                yield Rejected(source.key, source.digest, str(error))
-            else:
-                yield Entry(source.key, source.digest, preview, values, record, ranges)
+            if not isinstance(found, Rejected):
+                found = self._entry(found)
+            if isinstance(found, Rejected) and part_of(found.key) is not None:
+                self._damaged[found.digest] = found.reason
+            yield found
+
+    def _entry(self, ready: _Ready) -> Entry | Rejected:
+        """Return the features of an image or part, or the reason why it has none; other images may be fine."""
+        source, image, preview, record = ready
+        if source.digest in self._damaged:  # without this part, the others are not needed
+            return Rejected(source.key, source.digest, self._damaged[source.digest])
+        try:
+            values, ranges = stored(self._features(source, image), self.dtype, source.key)
+        except (CacheError, ImageError) as error:
+            return Rejected(source.key, source.digest, str(error))
+        return Entry(source.key, source.digest, preview, values, record, ranges)
 
     def _read(self, source: Source) -> tuple[Source, bytes | Path]:
-        """Return the bytes of an image; for a part of an image in a folder, its path."""
-        return source, (source.file if part_of(source.key) else None) or source.read()
+        """Return the bytes of an image; with `block_size` for an image in a folder, its path."""
+        return source, (source.file if self.segmenter.blocks is not None else None) or source.read()
 
     def _decoded(self, item: tuple[Source, bytes | Path]) -> _Ready | Rejected:
         """Decode an image, except for the parts of a large one; record its size before `max_side`, and its preview."""
@@ -179,13 +201,17 @@ class WritableIndex(FeatureCache):
         part, preview = part_of(source.key), b""
         try:
             if part is not None:
-                image, (height, width) = content, _size(source)
-                if not part.first:  # one preview per image
+                image, (height, width) = content, _size(content)
+                if not part.first:  # one preview per image, for which the image is read to the end
                     preview = encode_jpeg(_rows(content).at_most(PREVIEW))
             else:
-                assert isinstance(content, bytes)
-                image = decode_image(content, True, source.key, self.segmenter.max_side)
-                height, width = image_size(content, upright=True)
+                height, width = _size(content)
+                limit = self.segmenter.max_side
+                if isinstance(content, bytes):
+                    image = decode_image(content, True, source.key, limit)
+                else:
+                    source.check()
+                    image = as_rows(content).at_most(limit or max(height, width))
                 preview = encode_jpeg(at_most(image, PREVIEW))
         except ImageError as error:
             return Rejected(source.key, source.digest, str(error))
@@ -209,9 +235,12 @@ def _rows(content: Path | bytes) -> ImageRows:
     return as_rows(content) if isinstance(content, Path) else ImageRows.of(decode_image(content, upright=True))
 
 
-def _size(source: Source) -> tuple[int, int]:
+def _size(content: Path | bytes) -> tuple[int, int]:
     """Return the height and width of an image in pixels, turned upright."""
-    if source.file is None:
-        return image_size(source.read(), upright=True)
-    with source.file.open("rb") as file:
-        return image_size(file, upright=True)
+    if isinstance(content, bytes):
+        return image_size(content, upright=True)
+    try:
+        with content.open("rb") as file:
+            return image_size(file, upright=True)
+    except OSError as error:
+        raise ShardError(f"{content} cannot be read ({error.strerror}). Restore the file.") from error

@@ -1,8 +1,8 @@
 """Parts of large images: consecutive rows of patches, each computed and stored on its own.
 
 The features of a large image do not fit into memory. With `block_size` they are computed from top to bottom, and every
-part is an entry of the index: NAME#FIRST-LAST:ROWS, in rows of patches. No image has such a name, because names in an
-index end with the suffix of an image.
+part is an entry of the index: NAME#FIRST-LAST:ROWS:DIGEST, in rows of patches, with the start of the digest of the
+image. No image has such a name, because names in an index end with the suffix of an image.
 """
 
 import re
@@ -20,18 +20,19 @@ PART: Final = 2**27  # bytes of stored features, per part and per shard
 
 
 class Part(NamedTuple):
-    """Rows of patches `first` to `last - 1` of the image `name`, whose grid has `rows` rows."""
+    """Rows of patches `first` to `last - 1` of the image `name` with this digest, whose grid has `rows` rows."""
 
     name: str
     first: int
     last: int
     rows: int
+    digest: str
 
 
 def part_of(key: str) -> Part | None:
     """Return the part with this key, or None if the key is the name of a whole image."""
-    found = re.fullmatch(r"(.*)#(\d+)-(\d+):(\d+)", key, re.DOTALL)
-    return Part(found[1], int(found[2]), int(found[3]), int(found[4])) if found else None
+    found = re.fullmatch(r"(.*)#(\d+)-(\d+):(\d+):([0-9a-f]{8})", key, re.DOTALL)
+    return Part(found[1], int(found[2]), int(found[3]), int(found[4]), found[5]) if found else None
 
 
 def image_of(key: str) -> str:
@@ -56,7 +57,8 @@ def divided(images: Images, large: Mapping[int, tuple[int, int]]) -> Images:
             continue
         rows, most = large[i]
         bounds = np.linspace(0, rows, -(-rows // most) + 1).round().astype(int).tolist()
-        keys += [f"{key.decode()}#{first}-{last}:{rows}" for first, last in pairwise(bounds)]
+        end = f"{rows}:{images[i].digest[:8]}"
+        keys += [f"{key.decode()}#{first}-{last}:{end}" for first, last in pairwise(bounds)]
         taken += [i] * (len(bounds) - 1)
     table, column = images.rows[taken], key_array(keys)
     types = [("key", column.dtype), *(item for item in table.dtype.descr if item[0] != "key")]
@@ -68,16 +70,16 @@ def divided(images: Images, large: Mapping[int, tuple[int, int]]) -> Images:
 
 def complete(keys: Sequence[str]) -> dict[str, list[int]]:
     """Return the indices of the keys of each image of which all parts are there, from top to bottom."""
-    found: dict[str, list[tuple[int, int, int, int]]] = {}
+    found: dict[tuple[str, int, str], list[tuple[int, int, int]]] = {}
     for i, key in enumerate(keys):
-        part = part_of(key) or Part(key, 0, 1, 1)
-        found.setdefault(part.name, []).append((part.first, part.last, part.rows, i))
+        part = part_of(key) or Part(key, 0, 1, 1, "")
+        found.setdefault((part.name, part.rows, part.digest), []).append((part.first, part.last, i))
     whole = {}
-    for name, parts in found.items():
+    for (name, rows, _), parts in found.items():
         parts.sort()
-        ends = [0, *(last for _, last, _, _ in parts)]
-        if ends[:-1] == [first for first, _, _, _ in parts] and ends[-1] == parts[-1][2]:
-            whole[name] = [i for _, _, _, i in parts]
+        ends = [0, *(last for _, last, _ in parts)]
+        if ends[:-1] == [first for first, _, _ in parts] and ends[-1] == rows:
+            whole[name] = [i for _, _, i in parts]
     return whole
 
 

@@ -80,7 +80,8 @@ class FeatureIndex:
             planned, numbers, _ = ShardPlan(self.root / "plan", self.root / "tmp").read()
             todo = np.setdiff1d(planned["key"][~np.isin(numbers, index.numbers)], keys)
             self.unfinished = len({image_of(key.decode()) for key in todo.tolist()})
-        self.rejected = {image_of(key): item.reason for key, (item, _) in index.rejected().items()}
+        unusable = {image_of(key): item.reason for key, (item, _) in index.rejected().items()}
+        self.rejected = {name: reason for name, reason in unusable.items() if name not in images}
         self._samples = CachedFeatures(self.root / "shards", shards, keys, shard, row, manifest["fingerprint"])
 
     def __len__(self) -> int:

@@ -4,10 +4,11 @@ libvips decodes large files row by row (extra `large`). Pillow decodes the whole
 files, without libvips, and for the few kinds of pixels that libvips converts differently, such as CMYK.
 """
 
-import importlib.util
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +32,7 @@ from spar_lightning.image.resize import BAND, bands_at_most
 
 LARGE: Final = 2**25  # pixels; files with fewer are decoded by Pillow
 FORMATS: Final = ("JPEG", "PNG", "TIFF", "WEBP")
+EXTRA_SAMPLES: Final = 338  # TIFF tag
 MODES: Final = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I;16B", "I;16L")
 
 log = logging.getLogger("spar_lightning")
@@ -52,7 +54,7 @@ class ImageRows:
     def of(cls, pixels: Tensor) -> "ImageRows":
         """Return an image (3, H, W) uint8 in memory as rows."""
         height, width = pixels.shape[-2:]
-        return cls((height, width), lambda: iter(pixels.split(max(1, BAND // width), dim=1)))
+        return cls((height, width), lambda: (band.cpu() for band in pixels.split(max(1, BAND // width), dim=1)))
 
     def whole(self) -> Tensor:
         """Return the whole image (3, H, W)."""
@@ -75,7 +77,8 @@ def as_rows(image: ImageLike | ImageRows) -> ImageRows:
     if isinstance(image, ImageRows):
         return image
     path = Path(expand_home(image)) if isinstance(image, str | Path) else None
-    return (None if path is None else _streamed(path)) or ImageRows.of(as_pixels(image))
+    streamed = _streamed(path) if path is not None and os.path.isfile(path) else None
+    return streamed or ImageRows.of(as_pixels(image))
 
 
 def _streamed(path: Path) -> ImageRows | None:
@@ -85,28 +88,45 @@ def _streamed(path: Path) -> ImageRows | None:
             width, height = image.size
             if width * height < LARGE or image.format not in FORMATS or image.mode not in MODES:
                 return None
-            if importlib.util.find_spec("pyvips") is None:
-                log.warning(
-                    "%s is decoded as a whole, which takes %s. To decode it row by row, install the extra: "
-                    'pip install "spar-lightning[large]".',
-                    *(path, bytes_text(7 * width * height)),  # 4 bytes per pixel in Pillow, 3 in the tensor
-                )
+            if 1 in getattr(image, "tag_v2", {}).get(EXTRA_SAMPLES, ()):  # colors that are multiplied by alpha
                 return None
             sixteen, turn = has_16_bits(image), orientation(image)
-            next(_decoded(path, turn, sixteen))  # libvips may lack the compression of the file
+            if image.format != "TIFF" and TURNS[turn][1]:  # Pillow turns TIFF itself, also in the size
+                width, height = height, width
+            try:
+                next(_decoded(path, (height, width), turn, sixteen))
+            except (ImageError, ImportError, OSError) as error:  # such as an unknown compression
+                advice = 'To decode it row by row, install libvips: pip install "spar-lightning[large]".'
+                log.warning(
+                    "%s is decoded as a whole, which takes %s. %s",
+                    *(path, bytes_text(7 * width * height)),  # 4 bytes per pixel in Pillow, 3 in the tensor
+                    error if isinstance(error, ImageError) else advice,
+                )
+                return None
             warn_of_pages(image, str(path))
-    except (ImageError, OSError):  # as_pixels explains it, or can decode it
+    except MemoryError:
+        raise
+    except Exception:  # Pillow raises many types; as_pixels explains the error
         return None
-    if image.format != "TIFF" and TURNS[turn][1]:  # Pillow turns TIFF itself, also in the size
-        width, height = height, width
-    return ImageRows((height, width), lambda: _decoded(path, turn, sixteen))
+    return ImageRows((height, width), lambda: _decoded(path, (height, width), turn, sixteen))
 
 
-def _decoded(path: Path, turn: int, sixteen: bool) -> Iterator[Tensor]:
-    """Decode a file with libvips and yield bands of rows (3, n, W) uint8; `turn` is the EXIF orientation."""
+_warn_if_dark_once = cache(warn_if_dark)
+
+
+def _decoded(path: Path, size: tuple[int, int], turn: int, sixteen: bool) -> Iterator[Tensor]:
+    """Decode a file with libvips and yield bands of rows (3, n, W) uint8.
+
+    Args:
+        path: Path of the file.
+        size: Expected height H and width W, after turning.
+        turn: EXIF orientation.
+        sixteen: Whether channels have 16 bits.
+    """
     import pyvips
 
     logging.getLogger("pyvips").setLevel(logging.ERROR)  # one line for each damaged tile
+    pyvips.cache_set_max(0)  # it would keep pixels of files that have changed, and temporary files
     try:
         # An image that has to be turned cannot be decoded in order: libvips then decodes it to a temporary file.
         access = "sequential" if turn == 1 else "random"
@@ -117,6 +137,8 @@ def _decoded(path: Path, turn: int, sixteen: bool) -> Iterator[Tensor]:
             image = image.autorot()
         # Gray becomes RGB, and of 16 bits the higher ones remain. The first three bands are those without alpha.
         image = image.colourspace("srgb").extract_band(0, n=3)
+        if (image.height, image.width) != size:
+            raise ImageError(f"{path} cannot be read as an image: its size is damaged.")
         region, rows, highest = pyvips.Region.new(image), max(1, BAND // image.width), 0
         for top in range(0, image.height, rows):
             count = min(rows, image.height - top)
@@ -128,4 +150,4 @@ def _decoded(path: Path, turn: int, sixteen: bool) -> Iterator[Tensor]:
         reason = " ".join(str(error).split())
         raise ImageError(f"{path} cannot be read as an image: {reason}.") from error
     if sixteen:
-        warn_if_dark(highest, str(path))
+        _warn_if_dark_once(highest, str(path))

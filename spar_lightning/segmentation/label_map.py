@@ -121,7 +121,7 @@ def score_map(maps: SimilarityMaps, owner: Tensor, size: tuple[int, int]) -> Ten
     """
     scores = torch.full((int(owner.max()) + 1, *size), -torch.inf, device=owner.device)
     names = torch.arange(len(owner), device=owner.device)
-    for chunk in names.split(min(maps.names_at_once, max(1, BAND // size[1]))):
+    for chunk in names.split(maps.names_at_once):
         for rows, cosines in bands(maps.rows(chunk), maps.size, size):
             index = owner[chunk][:, None, None].expand_as(cosines)
             scores[:, rows] = scores[:, rows].scatter_reduce(0, index, cosines.float(), "amax")
@@ -133,10 +133,10 @@ def _decide(
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """Yield, for bands of rows, the best similarity, its class, and logsumexp(scale * similarity) over `names`.
 
-    If all names fit in one step, only a band is in memory. Otherwise, the best of the names so far is kept for the
-    whole map, which is yielded as one band.
+    If the source has all names at once, only a band is in memory. Otherwise, the best of the names so far is kept for
+    the whole map, which is yielded as one band.
     """
-    chunks = names.split(min(maps.names_at_once, max(1, BAND // size[1])))
+    chunks = names.split(maps.names_at_once)
     if len(chunks) == 1:
         for rows, cosines in bands(maps.rows(names), maps.size, size):
             yield rows, *_best(cosines, owner[names], scale)

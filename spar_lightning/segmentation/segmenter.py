@@ -2,7 +2,8 @@
 
 Single-pass and sliding-window inference implement one interface, from a normalized image to the similarities of the
 names. All later steps are shared. The segmentation map has the size of the given image, even if the network processed
-another size. With `block_size`, the image is read row by row, so that memory does not grow with its height.
+another size. With `block_size`, the image is read row by row, so that memory does not grow with its height (except
+with `resize`, which needs the whole image).
 """
 
 import logging
@@ -120,7 +121,7 @@ class Segmenter:
         The result is on the device of the image if the image is a tensor, otherwise on the CPU.
 
         Args:
-            image: Path, PIL image, array or tensor of any size (see `as_pixels`).
+            image: Path, PIL image, array or tensor of any size (see `as_pixels`), or rows of an image.
             scores: If True, also return the class scores (C, H, W) in fp32: the largest similarity of each class's
                 names.
             size: Height H and width W of the result; None uses those of the image.
@@ -157,9 +158,22 @@ class Segmenter:
         the network's input (see `pixels`).
         """
         if self.blocks is not None:
-            return torch.cat(list(self.feature_rows(self.rows(as_rows(image))))).to(_place(image))
+            return self._from_blocks(as_rows(image), _place(image))
         given = image.whole() if isinstance(image, ImageRows) else as_pixels(image)
         return self._features(self.pixels(given)).to(given.device)
+
+    def _from_blocks(self, image: ImageRows, place: torch.device) -> Tensor:
+        """Return the features (h, w, d) of an image in blocks on the device `place`, without a second copy of them."""
+        features: Tensor | None = None
+        done, grid = 0, self.grid(image.size)
+        for part in self.feature_rows(self.rows(image)):
+            if features is None:
+                features = torch.empty(*grid, part.shape[-1], dtype=part.dtype, device=place)
+            features[done : done + len(part)] = part
+            done += len(part)
+        assert features is not None
+        assert done == grid[0]
+        return features
 
     def _features(self, pixels: Tensor) -> Tensor:
         """Return the features (h, w, d) of a network's input (3, H', W')."""

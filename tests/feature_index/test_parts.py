@@ -16,6 +16,7 @@ from spar_lightning.datasets.image_table import Images
 from spar_lightning.datasets.scene_renderer import render
 from spar_lightning.datasets.shard_index import scan_all
 from spar_lightning.feature_cache.extract import Dtype
+from spar_lightning.feature_cache.shard import CacheError
 from spar_lightning.feature_index import FeatureIndex, Origin, WritableIndex, build, parts
 from spar_lightning.feature_index.parts import Part, PartialFeatures, complete, divided, image_of, part_of
 from spar_lightning.image import rows
@@ -140,6 +141,58 @@ def test_an_index_without_a_complete_image(photos: Path, tmp_path: Path, capsys:
     assert "1 images to do (1 of their 7 parts), 0 done" in capsys.readouterr().out
 
 
+def build_again(root: Path, photos: Path) -> tuple[WritableIndex, Images, FeatureIndex]:
+    index = written(root, photos)
+    return index, scan_all([str(photos)], root, show=False, whole_names=True), FeatureIndex(root)
+
+
+@pytest.mark.parametrize("size", [(330, 90), (40, 40)])
+def test_an_image_that_was_replaced_is_an_error(size: tuple[int, int], photos: Path, tmp_path: Path) -> None:
+    written(tmp_path, photos)
+    for name in ("b.png", "a.png"):  # formerly in parts, and whole
+        content = (photos / name).read_bytes()
+        Image.fromarray(render(3, 7, *size).image).save(photos / name)
+        with pytest.raises(CacheError, match=f"Image {name} .*differs"):
+            written(tmp_path, photos)
+        (photos / name).write_bytes(content)
+    assert FeatureIndex(tmp_path).names == ["a.png", "b.png", "side.jpg"]
+
+
+def test_a_damaged_image_can_be_repaired(photos: Path, tmp_path: Path) -> None:
+    """The parts above the damage are computed again, because they have the digest of the damaged file."""
+    noise = np.random.default_rng(0).integers(0, 256, (1600, 90, 3), np.uint8)
+    Image.fromarray(noise).save(photos / "b.png")
+    good = (photos / "b.png").read_bytes()
+    place = len(good) * 3 // 4
+    (photos / "b.png").write_bytes(good[:place] + bytes(100) + good[place + 100 :])
+    index, images, found = build_again(tmp_path, photos)
+    assert list(index.unusable(images)) == list(found.rejected) == ["b.png"] and found.names == ["a.png", "side.jpg"]
+    (photos / "b.png").write_bytes(good)
+    index, images, found = build_again(tmp_path, photos)
+    assert index.unusable(images) == found.rejected == {} and found.names == ["a.png", "b.png", "side.jpg"]
+    torch.testing.assert_close(found.features(1), segmenter().features(photos / "b.png"))
+
+
+def test_an_unreadable_file_is_replaced_by_a_large_image(photos: Path, tmp_path: Path) -> None:
+    good = (photos / "b.png").read_bytes()
+    (photos / "b.png").write_bytes(b"nothing")
+    index, images, found = build_again(tmp_path, photos)
+    assert list(index.unusable(images)) == list(found.rejected) == ["b.png"]
+    (photos / "b.png").write_bytes(good)
+    index, images, found = build_again(tmp_path, photos)
+    assert index.unusable(images) == found.rejected == {} and found.names == ["a.png", "b.png", "side.jpg"]
+
+
+def test_a_limit_of_the_side_is_applied_to_large_files(photos: Path, tmp_path: Path) -> None:
+    network = load_student("tiny", inference=BLOCKS).segmenter({}, 100)
+    index = WritableIndex(tmp_path, network, "float32", Origin("tiny"))
+    index.add(scan_all([str(photos)], tmp_path, show=False, whole_names=True), show=False)
+    found = FeatureIndex(tmp_path)
+    assert found.names == ["a.png", "b.png", "side.jpg"] and found.size(1) == (250, 90)
+    for i, name in enumerate(found.names):
+        torch.testing.assert_close(found.features(i), network.features(photos / name))
+
+
 def test_an_image_that_changes_during_the_build(photos: Path, tmp_path: Path) -> None:
     index = WritableIndex(tmp_path, segmenter(), "float16", Origin("tiny"))
     images = scan_all([str(photos)], tmp_path, show=False, whole_names=True)
@@ -170,17 +223,20 @@ def test_a_refinement_is_not_applied_to_blocks(photos: Path, tmp_path: Path, cap
 
 
 def test_names_of_parts() -> None:
-    assert part_of("a/b.png#3-17:20") == Part("a/b.png", 3, 17, 20)
+    one, two = "0123abcd", "4567abcd"
+    assert part_of(f"a/b.png#3-17:20:{one}") == Part("a/b.png", 3, 17, 20, one)
     assert part_of("a#3-17.png") is None and image_of("a#3-17.png") == "a#3-17.png"
-    assert image_of("odd#1-2:3.png#0-4:8") == "odd#1-2:3.png"
-    assert complete(["x#0-2:5", "a", "x#2-5:5", "y#0-2:5", "z#2-5:5", "w#0-1:2", "w#1-2:3"]) == {"x": [0, 2], "a": [1]}
+    assert image_of(f"odd#1-2:3:{one}.png#0-4:8:{two}") == f"odd#1-2:3:{one}.png"
+    keys = [f"x#0-2:5:{one}", "a", f"x#2-5:5:{one}", f"y#0-2:5:{one}", f"z#2-5:5:{one}", f"w#0-1:2:{one}"]
+    assert complete([*keys, f"w#1-2:3:{one}", f"x#0-5:6:{two}", f"y#2-5:5:{two}"]) == {"x": [0, 2], "a": [1]}
 
 
 def test_only_large_images_are_divided() -> None:
     sources = [Source(f"{name}.png", "photos", f"{name}.png", 0, 1, "00" * 16) for name in "abc"]
     images = Images.collect(sources, [(10, 10)] * 3)
     table = divided(images, {1: (10, 4)})
-    assert table.keys.tolist() == [b"a.png", b"b.png#0-3:10", b"b.png#3-7:10", b"b.png#7-10:10", b"c.png"]
+    parts_of_b = [f"b.png#{rows}:10:00000000".encode() for rows in ("0-3", "3-7", "7-10")]
+    assert table.keys.tolist() == [b"a.png", *parts_of_b, b"c.png"]
     assert [table[i].name for i in range(5)] == ["a.png", "b.png", "b.png", "b.png", "c.png"]
 
 

@@ -1,7 +1,8 @@
 """Images read in rows have the pixels that Pillow decodes, whatever their format, and the same errors."""
 
-import importlib.util
 import logging
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from spar_lightning.image import rows
 from spar_lightning.image.codec import ImageError, decode_image
@@ -51,6 +52,13 @@ def turned(orientation: int) -> Callable[[Path], None]:
     exif = Image.Exif()
     exif[0x112] = orientation
     return pillow("RGB", exif=exif)
+
+
+def with_multiplied_alpha(path: Path) -> None:
+    """Write a TIFF with colors that are multiplied by alpha."""
+    pillow("RGBA")(path)
+    image = Image.open(path)
+    image.save(path, tiffinfo={**image.tag_v2, 338: 1})  # type: ignore[attr-defined]
 
 
 def with_late_exif(path: Path) -> None:
@@ -99,7 +107,7 @@ def test_pixels_are_those_of_pillow(name: str, tmp_path: Path) -> None:
     assert torch.equal(read.at_most(50), shrunk) and torch.equal(read.at_most(500), expected)
 
 
-@pytest.mark.parametrize("save", [pillow("CMYK"), pillow("RGB", compression="zstd")])
+@pytest.mark.parametrize("save", [pillow("CMYK"), pillow("RGB", compression="zstd"), with_multiplied_alpha])
 def test_pillow_decodes_what_libvips_would_not(save: Callable[[Path], None], tmp_path: Path) -> None:
     save(tmp_path / "x.tif")
     assert torch.equal(as_rows(tmp_path / "x.tif").whole(), as_pixels(tmp_path / "x.tif"))
@@ -130,6 +138,45 @@ def test_damaged_files(name: str, damage: str, tmp_path: Path) -> None:
         assert as_rows(tmp_path / name).whole().shape == expected.shape
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_random_damage_is_no_other_error(seed: int, tmp_path: Path) -> None:
+    """A damaged file raises ImageError, or has rows of the size that it claims."""
+    generator = np.random.default_rng(seed)
+    name = ("RGB.png", "RGB.tif", "tiff_lzw.tif", "progressive.jpg")[seed % 4]
+    FILES[name](tmp_path / name)
+    content = bytearray((tmp_path / name).read_bytes())
+    for place in generator.integers(0, min(len(content), 400), 6).tolist():  # most in the header
+        content[place] = int(generator.integers(0, 256))
+    (tmp_path / name).write_bytes(content)
+    try:
+        read = as_rows(tmp_path / name)
+        assert read.whole().shape == (3, *read.size)
+    except ImageError as error:
+        assert name in str(error)
+
+
+def test_a_png_with_too_many_texts_is_decoded(tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", "x" * 2**22, zip=True)
+    SMOOTH.save(tmp_path / "a.png", pnginfo=info)
+    assert torch.equal(as_rows(tmp_path / "a.png").whole(), as_pixels(tmp_path / "a.png"))
+
+
+def test_a_file_that_has_changed_is_read_again(tmp_path: Path) -> None:
+    for name in ("turned6.jpg", "turned1.png"):
+        FILES[name](tmp_path / name)
+        as_rows(tmp_path / name).whole()
+        image = Image.open(tmp_path / name)
+        Image.new("RGB", image.size, "red").save(tmp_path / name, exif=image.getexif())
+        assert torch.equal(as_rows(tmp_path / name).whole(), as_pixels(tmp_path / name))
+
+
+def test_a_pipe_is_not_an_image(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match="No such image file"):
+        as_rows(tmp_path / "pipe.png")
+
+
 def test_a_file_that_is_missing_or_no_image(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(ImageError, match="not an image in a known format"):
@@ -149,7 +196,7 @@ def test_lost_content_is_named(tmp_path: Path, caplog: Log) -> None:
 
 def test_without_libvips(tmp_path: Path, caplog: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     SMOOTH.save(tmp_path / "a.png")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "pyvips", None)
     with caplog.at_level(logging.WARNING):
         read = as_rows(tmp_path / "a.png")
     assert torch.equal(read.whole(), as_pixels(SMOOTH))
