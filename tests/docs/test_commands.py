@@ -32,7 +32,7 @@ from tests.export.conftest import in_process as in_process
 TUTORIALS = [page for page in PAGES if page.parent.name == "tutorials"]
 # Patterns of lines that are run elsewhere: those of other programs, and those that take minutes even at small scale.
 ELSEWHERE = {
-    r'pip install -e "\.\[demo\]"$': ("pyproject.toml", "spar-lightning[demo,"),
+    r'pip install -e "\.\[(demo|large)\]"$': ("pyproject.toml", "spar-lightning[demo,large,"),
     r"spar demo": ("tests/demo/test_page.py", 'main(["demo"])'),
     r"pip install -e \.( && spar fit --config quickstart)?$": (".ci/run", "pip install -e"),
     r'pip install -e "\.\[test\]" && pytest$': (".ci/run", "test_command"),
