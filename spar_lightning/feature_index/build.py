@@ -166,7 +166,8 @@ class WritableIndex(FeatureCache):
     def add(self, images: Images, show: bool = True) -> None:
         """Compute the features of new images, together with all other processes that call this method."""
         entries = self.divided(images)
-        self.build(entries, self._make, show, "features", "image" if len(entries) == len(images) else "part")
+        parts = any(part_of(key.decode()) for key in entries.keys.tolist())
+        self.build(entries, self._make, show, "features", "part" if parts else "image")
 
     def _make(self, sources: Iterable[Source]) -> Iterator[Entry | Rejected]:
         """Yield the features of each image or part, or the reason why it cannot be read."""

@@ -206,7 +206,8 @@ def test_blocks(spar: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"spar_lightning.feature_index.{module}.PART", 20_000)
     Image.fromarray(render(3, 8, 1100, 64).image).save("photos/large.png")
     options = ("--weights", "tiny", "--block_size", "64")
-    code, out, _ = spar("index", "photos", *options, "--out", "idx", "--dtype", "float32")
+    code, out, err = spar("index", "photos", *options, "--out", "idx", "--dtype", "float32")
+    assert "part/s" in err
     assert code == 0 and "7 images to do (58 of their 58 parts), 0 done" in out and "7 images in idx" in out
     code, out, _ = spar("index", "photos", *options, "--out", "idx", "--dtype", "float32")
     assert code == 0 and "0 images to do, 7 done" in out
