@@ -33,8 +33,12 @@ def show(root: Path) -> int:
     index.refresh()
     shards = [root / "shards" / name for name in sorted(shard_names(root))]
     size = sum(path.stat().st_size for path in shards)
-    images = complete([key.decode() for key in index.sources()[0].tolist()])  # an index has parts of large images
-    print(f"{root}: {len(images):,} images with features, {bytes_text(size)}; shards: {len(shards):,}")
+    count, unusable = len(index), index.rejected()
+    if "index" in manifest["identity"]:  # it can contain parts of large images
+        images = complete([key.decode() for key in index.sources()[0].tolist()])
+        count = len(images)
+        unusable = {image_of(key): found for key, found in unusable.items() if image_of(key) not in images}
+    print(f"{root}: {count:,} images with features, {bytes_text(size)}; shards: {len(shards):,}")
     print(f"fingerprint {manifest['fingerprint']}")
     for part in ("identity", "made"):
         print(f"{part}:")
@@ -42,9 +46,8 @@ def show(root: Path) -> int:
     for tokens in folders(root):
         sizes = [path.stat().st_size for path in (tokens / "shards").glob("*.h5")]
         print(f"{tokens.name}: activations of the frozen blocks, {bytes_text(sum(sizes))}; shards: {len(sizes):,}")
-    unusable = {image_of(key): found for key, found in index.rejected().items() if image_of(key) not in images}
-    for image, (item, name) in unusable.items():
-        print(f"cannot be used: {image} ({item.reason}), listed in shards/{name}")
+    for key, (item, name) in unusable.items():
+        print(f"cannot be used: {key} ({item.reason}), listed in shards/{name}")
     for folder in (root, *folders(root)):
         for name, holder in _in_progress(folder):
             print(f"in progress: {(folder / name).relative_to(root)} by {holder}")
